@@ -1,0 +1,190 @@
+//! The plain values that flow through the stages: totals of a slot, sampled stacks, lifecycle events.
+//!
+//! A *slot* is the kernel side's unit of accounting: one program image, from `exec` until its last thread (of all
+//! processes forked from it without another `exec`) is gone. Userspace maps slots to services.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+pub use agent_ebpf::wire::{Cause, ConnFailure, Direction, DiskOp, FdKind, MemoryKind, StackKind};
+
+/// Identifies a program image while the agent runs; never reused within one run of the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotId(pub u32);
+
+/// Upper bounds in nanoseconds of the duration histograms' buckets: powers of two from 2^10 (1.02 µs) to 2^36
+/// (68.7 s); the last bucket has no bound.
+pub const HISTOGRAM_BUCKETS: usize = 28;
+
+/// A histogram of durations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Histogram {
+    /// Observations per bucket, not cumulated; bucket `i` holds durations up to `2^(10+i)` ns.
+    pub buckets: [u64; HISTOGRAM_BUCKETS],
+    /// Sum of all observed durations in nanoseconds.
+    pub sum_ns: u64,
+}
+
+/// The other end of connections, with ephemeral ports left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Peer {
+    /// Address and port of a listening side.
+    Server(IpAddr, u16),
+    /// Address of a connecting side; its port is ephemeral.
+    Client(IpAddr),
+    /// Past the bound on peers.
+    Other,
+}
+
+/// Totals of one system call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SyscallTotals {
+    /// Returned calls.
+    pub count: u64,
+    /// Failed calls by errno.
+    pub errors: BTreeMap<u16, u64>,
+    /// Durations, of an unbiased sample of calls scaled to `count`.
+    pub duration: Histogram,
+}
+
+/// Totals of the connections of one direction with one peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConnTotals {
+    /// Open now (gauge).
+    pub open: u64,
+    /// Established since the agent runs (`Out`: connects that succeeded; `In`: accepted).
+    pub opened: u64,
+    /// Established ones that ended.
+    pub closed: u64,
+    /// Failures by `ConnFailure`.
+    pub failures: [u64; ConnFailure::COUNT],
+    /// Payload bytes sent.
+    pub sent_bytes: u64,
+    /// Payload bytes received.
+    pub received_bytes: u64,
+    /// Retransmitted segments.
+    pub retransmits: u64,
+    /// Time from SYN to established.
+    pub connect: Histogram,
+    /// Age when closed.
+    pub age: Histogram,
+}
+
+/// Block I/O of one operation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DiskTotals {
+    /// Bytes moved.
+    pub bytes: u64,
+    /// Request latency.
+    pub duration: Histogram,
+}
+
+/// Everything counted for one slot (in a tick: since the tick before; gauges: now).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Nanoseconds off the CPU by `Cause`.
+    pub wait_ns: [u64; Cause::COUNT],
+    /// Durations of finished waits by `Cause`.
+    pub wait: [Histogram; Cause::COUNT],
+    /// Nanoseconds on the CPU in user mode.
+    pub cpu_user_ns: u64,
+    /// Nanoseconds on the CPU in the kernel.
+    pub cpu_system_ns: u64,
+    /// By system call number.
+    pub syscalls: BTreeMap<u16, SyscallTotals>,
+    /// Anonymous memory grown, in bytes.
+    pub memory_growth_bytes: u64,
+    /// Minor faults.
+    pub faults_minor: u64,
+    /// Major faults.
+    pub faults_major: u64,
+    /// Killed for memory.
+    pub oom_kills: u64,
+    /// By `DiskOp`.
+    pub disk: [DiskTotals; DiskOp::COUNT],
+    /// By direction and peer; `open` is a gauge.
+    pub conns: BTreeMap<(Direction, Peer), ConnTotals>,
+    /// Gauge: resident bytes by `MemoryKind`.
+    pub resident_bytes: [u64; MemoryKind::COUNT],
+    /// Gauge: open descriptors by `FdKind`.
+    pub fds: [u64; FdKind::COUNT],
+    /// Gauge: the lowest soft limit of descriptors among the processes, 0 when unknown.
+    pub fd_limit: u64,
+    /// Gauge: live processes.
+    pub processes: u64,
+    /// Gauge: live threads.
+    pub threads: u64,
+}
+
+/// What more is known of a sampled stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StackDetail {
+    /// Of a wait: its cause and the system call (`None` outside of one).
+    Wait(Cause, Option<u16>),
+    /// Of a system call sample: its number.
+    Syscall(u16),
+    /// Nothing more.
+    None,
+}
+
+/// A sampled stack as the kernel sent it. Weights are unbiased estimates in the unit of the kind.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StackSample {
+    /// Which program image.
+    pub slot: SlotId,
+    /// Process id (thread group).
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// What it tells about.
+    pub kind: StackKind,
+    /// More on it.
+    pub detail: StackDetail,
+    /// Nanoseconds, calls, bytes or connections that this sample stands for.
+    pub weight: f64,
+    /// User return addresses, innermost first.
+    pub user: Vec<u64>,
+    /// Kernel return addresses, innermost first.
+    pub kernel: Vec<u64>,
+    /// The walk ended before the entry of the thread.
+    pub truncated: bool,
+}
+
+/// What happened to program images and processes, in the order in which it happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lifecycle {
+    /// A new slot for process `pid`: by `exec` from the image `parent`, or found when the agent started (`None`).
+    Opened {
+        /// The new slot.
+        slot: SlotId,
+        /// Process id that got it.
+        pid: u32,
+        /// Slot that the process had before its `exec`.
+        parent: Option<SlotId>,
+        /// Kernel's name of the main thread.
+        comm: String,
+    },
+    /// The last thread of the slot is gone; its totals are final.
+    Closed {
+        /// The slot.
+        slot: SlotId,
+    },
+    /// A process (not a thread) ended.
+    Exited {
+        /// Its slot.
+        slot: SlotId,
+        /// Its id.
+        pid: u32,
+    },
+}
+
+/// One tick: everything that the kernel side counted since the tick before.
+#[derive(Clone, Debug, Default)]
+pub struct Tick {
+    /// Unix time of the tick's end, in nanoseconds.
+    pub at_unix_ns: u64,
+    /// Length of the tick in nanoseconds.
+    pub length_ns: u64,
+    /// Differences of counters, gauges as they are, by slot.
+    pub slots: Vec<(SlotId, Totals)>,
+}

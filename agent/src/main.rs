@@ -1,0 +1,3 @@
+//! The `tieback` command.
+
+fn main() {}

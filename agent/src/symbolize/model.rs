@@ -1,0 +1,63 @@
+//! What the symbolizer hands on.
+
+use std::sync::Arc;
+
+use super::{Service, SharedStack, StackDetail, StackKind};
+
+/// One resolved frame.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Frame {
+    /// Demangled function; `None` when no symbol covers the address.
+    pub function: Option<Arc<str>>,
+    /// Source file, as the debug information writes it.
+    pub file: Option<Arc<str>>,
+    /// Source line, 0 when unknown.
+    pub line: u32,
+    /// Path of the module as the process sees it, `[kernel]`, `[vdso]`, or `[unknown]`.
+    pub module: Arc<str>,
+    /// Build id of the module in hex.
+    pub build_id: Option<Arc<str>>,
+    /// Address in the module's own address space (file address for ELF; the raw address elsewhere).
+    pub address: u64,
+    /// Inlined into the next outer frame.
+    pub inlined: bool,
+    /// A kernel frame.
+    pub kernel: bool,
+}
+
+/// The frame that answers "which code of the service did it".
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Owner {
+    /// Function, or `(unknown)`.
+    pub function: Arc<str>,
+    /// Base path of the source file, else the module; empty only when nothing at all is known.
+    pub file: Arc<str>,
+}
+
+/// A resolved stack.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Stack {
+    /// Innermost first: kernel frames, then user frames.
+    pub frames: Vec<Frame>,
+    /// The owning frame.
+    pub owner: Owner,
+    /// The waiting is idleness (a condition variable, a parked worker, a thread join) although the kernel saw a futex.
+    pub idle: bool,
+    /// The walk did not reach the thread's entry.
+    pub truncated: bool,
+}
+
+/// A stack sample, attributed and resolved.
+#[derive(Clone, Debug)]
+pub struct SymbolizedSample {
+    /// Whose.
+    pub service: Arc<Service>,
+    /// What it tells about.
+    pub kind: StackKind,
+    /// More on it.
+    pub detail: StackDetail,
+    /// Weight in the unit of the kind.
+    pub weight: f64,
+    /// The stack.
+    pub stack: SharedStack,
+}
