@@ -1,1 +1,65 @@
-//! kernel
+//! What the running kernel has: type information, and the offsets that the kernel side needs.
+
+pub mod btf;
+
+use std::collections::BTreeMap;
+
+use agent_ebpf::offsets::{Field, Offsets};
+
+use btf::Btf;
+
+/// Everything about the kernel's structures that the object is told before it is loaded.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// Offsets; a missing one is [`agent_ebpf::offsets::MISSING`].
+    pub offsets: Offsets,
+    /// Why a field is missing, by its path.
+    pub missing: BTreeMap<String, (Field, String)>,
+    /// Mask of `in_iowait` in its byte.
+    pub iowait_mask: u32,
+    /// Bytes between two resident counters.
+    pub rss_stride: u32,
+}
+
+/// Finds every field in the kernel's BTF. A field named in `bogus` is looked up under a name that no kernel has: tests
+/// use it to see that one missing field disables one probe.
+#[must_use]
+pub fn layout(btf: &Btf<'_>, bogus: Option<Field>) -> Layout {
+    let mut layout =
+        Layout { offsets: Offsets::UNSET, missing: BTreeMap::new(), iowait_mask: 1, rss_stride: 8 };
+    for field in Field::ALL {
+        let mut why = String::new();
+        let bogus_path;
+        let paths = if bogus == Some(*field) {
+            bogus_path = format!("{}_bogus", field.paths()[0]);
+            vec![bogus_path.as_str()]
+        } else {
+            field.paths().to_vec()
+        };
+        let mut found = None;
+        for path in &paths {
+            match btf.place(path) {
+                Ok(place) => {
+                    found = Some((place, *path));
+                    break;
+                }
+                Err(error) => why = format!("{path}: {error}"),
+            }
+        }
+        match found {
+            Some((place, path)) => {
+                layout.offsets.set(*field, place.offset);
+                if *field == Field::TaskIowait {
+                    layout.iowait_mask = 1 << place.bit;
+                }
+                if *field == Field::MmRss && path.contains("[]") {
+                    layout.rss_stride = btf.size("percpu_counter").unwrap_or(8);
+                }
+            }
+            None => {
+                layout.missing.insert(paths[0].to_owned(), (*field, why));
+            }
+        }
+    }
+    layout
+}

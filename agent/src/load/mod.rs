@@ -1,1 +1,232 @@
-//! load
+//! Object → attached probes, one verdict each. The only stage that talks to the kernel's BPF side.
+
+mod attach;
+pub mod maps;
+pub mod status;
+
+use std::collections::BTreeSet;
+
+use agent_ebpf::{
+    classes::class_of,
+    probe::{Attach, Probe},
+    probes,
+    wire::{MAX_SLOTS, MAX_SYSCALLS, SLOT_FIRST, Tuning},
+};
+use anyhow::{Context as _, Result};
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{Array, Queue},
+};
+
+pub use maps::Plain;
+
+use self::status::{ProbeStatus, Verdict};
+use crate::kernel::Layout;
+
+/// The kernel side, compiled by `build.rs`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("TIEBACK_BPF_OBJECT"));
+
+/// Largest `pid_max` for which threads are kept in an array by their id (6.5 MB at 32,768).
+const DIRECT_PID_MAX: u32 = 65_536;
+
+/// What the loader must know of the host.
+#[derive(Clone, Debug)]
+pub struct Environment {
+    /// `/proc/sys/kernel/pid_max`.
+    pub pid_max: u32,
+    /// Online CPUs.
+    pub cpus: Vec<u32>,
+    /// Offsets.
+    pub layout: Layout,
+    /// Addresses of the file operations of eventfd, epoll, timerfd, inotify, signalfd; 0 where hidden.
+    pub anon_fops: [u64; 5],
+    /// Names of system calls by number.
+    pub syscalls: Vec<(u16, &'static str)>,
+    /// Probes that the configuration switches off.
+    pub disabled: BTreeSet<String>,
+    /// CPU samples a second.
+    pub cpu_hz: u32,
+}
+
+/// The loaded kernel side. Dropping it detaches and frees everything; so does the kernel when the agent is killed,
+/// because nothing is pinned.
+pub struct Loaded {
+    ebpf: Ebpf,
+    env: Environment,
+    statuses: Vec<ProbeStatus>,
+    links: attach::Links,
+    tuning: Tuning,
+}
+
+fn quantiles() -> impl Iterator<Item = u32> {
+    (1..=1024u32).map(|i| (-(f64::from(i) / 1024.0).ln() * 65_536.0).round() as u32)
+}
+
+impl Loaded {
+    /// Loads the object and attaches every probe that can be.
+    pub fn new(env: Environment) -> Result<Self> {
+        let btf = Btf::from_sys_fs().context(
+            "the kernel offers no type information at /sys/kernel/btf/vmlinux (CONFIG_DEBUG_INFO_BTF); \
+             Tieback needs Linux 5.18 or newer with BTF",
+        )?;
+        let direct = u32::from(env.pid_max <= DIRECT_PID_MAX);
+        let offsets = Plain(env.layout.offsets);
+        let agent = std::process::id();
+        let mut loader = EbpfLoader::new();
+        loader
+            .btf(Some(&btf))
+            .override_global("OFFSETS", &offsets, true)
+            .override_global("DIRECT", &direct, true)
+            .override_global("AGENT_TGID", &agent, true)
+            .override_global("IOWAIT_MASK", &env.layout.iowait_mask, true)
+            .override_global("RSS_STRIDE", &env.layout.rss_stride, true)
+            .override_global("ANON_FOPS", &env.anon_fops, true)
+            .map_max_entries("THREADS", if direct == 1 { env.pid_max } else { 1 })
+            .map_max_entries("THREADS_HASH", if direct == 1 { 1 } else { 65_536 });
+        let mut ebpf = loader.load(OBJECT).context(
+            "the kernel refused the BPF object; run as root or with CAP_BPF and CAP_PERFMON, and see `tieback doctor`",
+        )?;
+        prepare(&mut ebpf, &env)?;
+        let tuning = Tuning {
+            wait_mean: 1_000_000,
+            epoch: 1,
+            memory_pages: 256,
+            syscall_every: 64,
+            syscall_stack_every: 4096,
+            conn_every: 1,
+            round: 0,
+            cpu_period_ns: 1_000_000_000 / env.cpu_hz.max(1),
+        };
+        let mut loaded = Self { ebpf, env, statuses: Vec::new(), links: attach::Links::default(), tuning };
+        loaded.set_tuning(|_| ())?;
+        for probe in probes::ALL {
+            let status = loaded.start(probe, &btf);
+            match status.verdict {
+                Verdict::Ok => tracing::debug!(probe = probe.name, "attached"),
+                Verdict::Disabled => tracing::info!(probe = probe.name, reason = status.reason, "probe disabled"),
+                _ => tracing::warn!(
+                    probe = probe.name,
+                    verdict = status.verdict.as_str(),
+                    reason = status.reason,
+                    "probe does not run"
+                ),
+            }
+            loaded.statuses.push(status);
+        }
+        Ok(loaded)
+    }
+
+    fn start(&mut self, probe: &'static Probe, btf: &Btf) -> ProbeStatus {
+        let status = |verdict, reason: String| ProbeStatus { probe: probe.name, help: probe.help, verdict, reason };
+        if self.env.disabled.contains(probe.name) {
+            return status(Verdict::Disabled, "switched off by configuration".to_owned());
+        }
+        for (field, why) in self.env.layout.missing.values() {
+            if probe.fields.contains(field) {
+                return status(Verdict::Unsupported, format!("this kernel lacks a field that it reads: {why}"));
+            }
+        }
+        for hook in probe.hooks {
+            match attach::load(&mut self.ebpf, hook, btf) {
+                Ok(()) => {}
+                Err((verdict, reason)) => return status(verdict, format!("{}: {reason}", hook.program)),
+            }
+        }
+        match self.attach(probe) {
+            Ok(()) => status(Verdict::Ok, String::new()),
+            Err(error) => {
+                self.links.detach(probe.name);
+                status(Verdict::Broken, attach::explain(&error))
+            }
+        }
+    }
+
+    fn attach(&mut self, probe: &'static Probe) -> Result<()> {
+        for hook in probe.hooks {
+            self.links.attach(&mut self.ebpf, probe.name, hook, &self.env)?;
+        }
+        Ok(())
+    }
+
+    /// Verdicts of all probes.
+    #[must_use]
+    pub fn statuses(&self) -> &[ProbeStatus] {
+        &self.statuses
+    }
+
+    /// Whether a probe could be loaded and attached.
+    #[must_use]
+    pub fn works(&self, probe: &str) -> bool {
+        self.statuses.iter().any(|status| status.probe == probe && status.verdict == Verdict::Ok)
+    }
+
+    /// Attaches (`true`) or detaches a probe that works.
+    pub fn switch(&mut self, name: &str, on: bool) -> Result<()> {
+        if !self.works(name) || self.links.attached(name) == on {
+            return Ok(());
+        }
+        if !on {
+            self.links.detach(name);
+            return Ok(());
+        }
+        let probe = probes::ALL.iter().find(|probe| probe.name == name).context("no such probe")?;
+        self.attach(probe)
+    }
+
+    /// Runs an iterator probe once.
+    pub fn visit(&mut self, program: &str) -> Result<()> {
+        attach::visit(&mut self.ebpf, program)
+    }
+
+    /// Changes the knobs of the kernel side.
+    pub fn set_tuning(&mut self, change: impl FnOnce(&mut Tuning)) -> Result<()> {
+        change(&mut self.tuning);
+        let mut map: Array<_, Plain<Tuning>> =
+            Array::try_from(self.ebpf.map_mut("TUNING").context("the object has no map TUNING")?)?;
+        map.set(0, Plain(self.tuning), 0)?;
+        Ok(())
+    }
+
+    /// The knobs as they are.
+    #[must_use]
+    pub fn tuning(&self) -> &Tuning {
+        &self.tuning
+    }
+
+    /// Access to the maps, for `decode`.
+    pub fn maps(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Probes of which some program is an iterator that the agent runs on each tick.
+    pub fn iterators(&self) -> impl Iterator<Item = &'static str> {
+        probes::ALL
+            .iter()
+            .filter(|probe| self.links.attached(probe.name))
+            .flat_map(|probe| probe.hooks)
+            .filter(|hook| matches!(hook.attach, Attach::Iter(_)))
+            .map(|hook| hook.program)
+    }
+}
+
+/// Fills the tables that the programs read.
+fn prepare(ebpf: &mut Ebpf, env: &Environment) -> Result<()> {
+    let mut free: Queue<_, u32> =
+        Queue::try_from(ebpf.map_mut("FREE_SLOTS").context("the object has no map FREE_SLOTS")?)?;
+    for id in SLOT_FIRST..MAX_SLOTS {
+        free.push(id, 0).context("fill the list of free slots")?;
+    }
+    let mut classes: Array<_, u32> =
+        Array::try_from(ebpf.map_mut("WAIT_CLASSES").context("the object has no map WAIT_CLASSES")?)?;
+    for (nr, name) in &env.syscalls {
+        if u32::from(*nr) < MAX_SYSCALLS {
+            classes.set(u32::from(*nr), class_of(name), 0)?;
+        }
+    }
+    let mut table: Array<_, u32> =
+        Array::try_from(ebpf.map_mut("WAIT_QUANTILES").context("the object has no map WAIT_QUANTILES")?)?;
+    for (i, value) in (0u32..).zip(quantiles()) {
+        table.set(i, value, 0)?;
+    }
+    Ok(())
+}

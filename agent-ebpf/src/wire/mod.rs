@@ -155,3 +155,8 @@ index_enum! {
         Swap = "swap",
     }
 }
+
+mod events;
+mod state;
+pub use events::*;
+pub use state::*;

@@ -1,0 +1,87 @@
+//! Counters: runs of programs, losses, atomic sums, histograms.
+
+use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
+use crate::wire::{BUCKETS, Hist, Lost, Program};
+
+/// Runs by [`Program`].
+#[btf_map]
+static RUNS: PerCpuArray<u64, 32> = PerCpuArray::new();
+
+/// Losses by [`Program`] and [`Lost`].
+#[btf_map]
+static LOST: PerCpuArray<u64, 512> = PerCpuArray::new();
+
+/// Entries of `LOST` that each program has.
+pub(crate) const LOST_STRIDE: u32 = 16;
+
+/// Counts a run.
+#[inline(always)]
+pub(crate) fn run(program: Program) {
+    if let Some(runs) = RUNS.get_ptr_mut(program as u32) {
+        // SAFETY: the pointer is this CPU's element, and BPF programs of one CPU do not interleave here.
+        unsafe { *runs += 1 };
+    }
+}
+
+/// Counts a loss.
+#[inline(always)]
+pub(crate) fn lost(program: Program, why: Lost) {
+    if let Some(count) = LOST.get_ptr_mut(program as u32 * LOST_STRIDE + why as u32) {
+        // SAFETY: as in `run`.
+        unsafe { *count += 1 };
+    }
+}
+
+/// Adds to a counter that several CPUs write.
+#[inline(always)]
+pub(crate) fn add(counter: *mut u64, value: u64) {
+    // SAFETY: callers pass a pointer into a map value, 8-byte aligned by its type. The result is not used: the
+    // instruction without BPF_FETCH is the one that every kernel has.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, value) };
+}
+
+/// The bucket of a duration.
+#[inline(always)]
+fn bucket(ns: u64) -> usize {
+    let mut units = ns >> 10;
+    let mut bucket = 0;
+    // Binary search for the position of the highest set bit: no loop for the verifier to unroll.
+    if units >= 1 << 16 {
+        units >>= 16;
+        bucket += 16;
+    }
+    if units >= 1 << 8 {
+        units >>= 8;
+        bucket += 8;
+    }
+    if units >= 1 << 4 {
+        units >>= 4;
+        bucket += 4;
+    }
+    if units >= 1 << 2 {
+        units >>= 2;
+        bucket += 2;
+    }
+    if units >= 1 << 1 {
+        units >>= 1;
+        bucket += 1;
+    }
+    bucket + units.min(1) as usize
+}
+
+/// Adds a duration to a histogram.
+#[inline(always)]
+pub(crate) fn observe(hist: *mut Hist, ns: u64) {
+    let bucket = bucket(ns);
+    if bucket < BUCKETS {
+        // SAFETY: `hist` points into a map value and the index is below the array's length.
+        add(unsafe { (&raw mut (*hist).buckets).cast::<u64>().add(bucket) }, 1);
+    } else {
+        // SAFETY: as above, with the last index.
+        add(unsafe { (&raw mut (*hist).buckets).cast::<u64>().add(BUCKETS - 1) }, 1);
+    }
+    // SAFETY: `hist` points into a map value.
+    add(unsafe { &raw mut (*hist).sum_ns }, ns);
+}

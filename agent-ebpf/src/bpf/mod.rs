@@ -1,0 +1,8 @@
+//! Pieces that the programs share; BPF target only.
+
+pub(crate) mod count;
+pub(crate) mod file;
+pub(crate) mod sample;
+pub(crate) mod sock;
+pub(crate) mod state;
+pub(crate) mod task;

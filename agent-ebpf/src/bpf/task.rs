@@ -1,0 +1,129 @@
+//! Fields of tasks and saved registers.
+//!
+//! Where the verifier knows a pointer's BTF type, a field is a plain load (1 ns) at an offset that it sees as a constant,
+//! because the offsets stand in frozen read-only data; elsewhere it is `bpf_probe_read_kernel`.
+
+use aya_ebpf::helpers::{
+    bpf_probe_read_kernel,
+    generated::{bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_task_pt_regs},
+};
+
+use crate::offsets::{MISSING, Offsets};
+
+/// Filled in by the agent before it loads the object.
+#[unsafe(no_mangle)]
+static OFFSETS: Offsets = Offsets::UNSET;
+
+/// Reads one offset so that the compiler cannot assume its value.
+macro_rules! offset {
+    ($field:ident) => {
+        $crate::bpf::task::read_offset(core::mem::offset_of!($crate::offsets::Offsets, $field))
+    };
+}
+pub(crate) use offset;
+
+#[inline(always)]
+pub(crate) fn read_offset(at: usize) -> u32 {
+    // SAFETY: `at` is the place of a field of the static, which lives in read-only data.
+    unsafe { core::ptr::read_volatile((&raw const OFFSETS).cast::<u8>().add(at).cast::<u32>()) }
+}
+
+/// A pointer whose BTF type the verifier knows.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct Kernel(pub(crate) *const u8);
+
+impl Kernel {
+    /// A plain load at an offset; a bad address reads as zero (the kernel handles the exception).
+    #[inline(always)]
+    pub(crate) fn load<T: Copy>(self, offset: u32) -> T {
+        // SAFETY: the verifier checks type and bounds of BTF pointers; faults are handled by the kernel.
+        unsafe { core::ptr::read_volatile(self.0.add(offset as usize).cast::<T>()) }
+    }
+
+    /// Follows a pointer field to another typed pointer.
+    #[inline(always)]
+    pub(crate) fn follow(self, offset: u32) -> Self {
+        Self(self.load::<*const u8>(offset))
+    }
+
+    /// Reads through the helper: for pointers whose type the verifier does not know.
+    #[inline(always)]
+    pub(crate) fn read<T: Copy>(self, offset: u32) -> Option<T> {
+        // SAFETY: the helper checks the address.
+        unsafe { bpf_probe_read_kernel(self.0.wrapping_add(offset as usize).cast::<T>()) }.ok()
+    }
+
+    /// Follows a pointer through the helper.
+    #[inline(always)]
+    pub(crate) fn deref(self, offset: u32) -> Option<Self> {
+        self.read::<*const u8>(offset).filter(|pointer| !pointer.is_null()).map(Self)
+    }
+}
+
+/// The running task.
+#[inline(always)]
+pub(crate) fn current() -> Kernel {
+    // SAFETY: the helper has no preconditions.
+    Kernel(unsafe { bpf_get_current_task_btf() } as *const u8)
+}
+
+/// The run queue's clock as of the last update, in nanoseconds: what the scheduler itself accounts with. Reading it
+/// costs three loads, `bpf_ktime_get_ns` about 58 ns (COST.md 2.1).
+#[inline(always)]
+pub(crate) fn rq_clock(task: Kernel) -> u64 {
+    if offset!(cfs_rq_rq) == MISSING {
+        return now();
+    }
+    task.follow(offset!(task_cfs_rq)).follow(offset!(cfs_rq_rq)).load(offset!(rq_clock))
+}
+
+/// Monotonic time in nanoseconds.
+#[inline(always)]
+pub(crate) fn now() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// User registers of a task.
+#[derive(Clone, Copy)]
+pub(crate) struct Regs(Kernel);
+
+impl Regs {
+    /// Saved registers of a task; only meaningful for user threads.
+    #[inline(always)]
+    pub(crate) fn of(task: Kernel) -> Self {
+        // SAFETY: the verifier checks that the pointer is a task.
+        Self(Kernel(unsafe { bpf_task_pt_regs(task.0.cast_mut().cast()) } as *const u8))
+    }
+
+    /// System call number; negative outside of system calls. Only 32 bits count, as in the kernel.
+    #[inline(always)]
+    pub(crate) fn nr(self) -> i32 {
+        self.0.load::<u64>(offset!(regs_nr)) as i32
+    }
+
+    /// First argument.
+    #[inline(always)]
+    pub(crate) fn arg0(self) -> u64 {
+        self.0.load(offset!(regs_arg0))
+    }
+
+    /// Instruction pointer.
+    #[inline(always)]
+    pub(crate) fn ip(self) -> u64 {
+        self.0.load(offset!(regs_ip))
+    }
+
+    /// Stack pointer.
+    #[inline(always)]
+    pub(crate) fn sp(self) -> u64 {
+        self.0.load(offset!(regs_sp))
+    }
+
+    /// Frame pointer.
+    #[inline(always)]
+    pub(crate) fn fp(self) -> u64 {
+        self.0.load(offset!(regs_fp))
+    }
+}

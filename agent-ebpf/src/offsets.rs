@@ -1,0 +1,145 @@
+//! Kernel structure offsets. The agent resolves every field in the running kernel's BTF and writes the numbers into the
+//! object's read-only data before it loads; a field that is missing makes the probes that need it `unsupported`.
+
+/// An offset that the running kernel does not have.
+pub const MISSING: u32 = u32::MAX;
+
+macro_rules! offsets {
+    ($($(#[$meta:meta])* $field:ident : $variant:ident = $paths:expr,)+) => {
+        /// One number a field, in bytes from the start of the structure that its path names first.
+        #[derive(Clone, Copy, Debug)]
+        #[repr(C)]
+        pub struct Offsets { $($(#[$meta])* pub $field: u32,)+ }
+
+        impl Offsets {
+            /// What the object holds until the agent fills it in.
+            pub const UNSET: Self = Self { $($field: MISSING,)+ };
+
+            /// Sets one field.
+            pub fn set(&mut self, field: Field, offset: u32) {
+                match field { $(Field::$variant => self.$field = offset,)+ }
+            }
+        }
+
+        /// A kernel field that some probe reads.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Field { $($(#[$meta])* $variant,)+ }
+
+        impl Field {
+            /// Every field.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// Paths through BTF, the first that exists wins: `struct.member.member`, `[]` steps into an array's
+            /// element type, a `+N` at the end adds N bytes.
+            #[must_use]
+            pub const fn paths(self) -> &'static [&'static str] {
+                match self { $(Self::$variant => &$paths,)+ }
+            }
+        }
+    };
+}
+
+offsets! {
+    /// Thread id.
+    task_pid: TaskPid = ["task_struct.pid"],
+    /// Process id.
+    task_tgid: TaskTgid = ["task_struct.tgid"],
+    /// `PF_*` flags.
+    task_flags: TaskFlags = ["task_struct.flags"],
+    /// Name of the thread.
+    task_comm: TaskComm = ["task_struct.comm"],
+    /// Accumulated run queue delay (`CONFIG_SCHED_INFO`).
+    task_run_delay: TaskRunDelay = ["task_struct.sched_info.run_delay"],
+    /// When the thread was queued last, in the run queue's clock; 0 when it is not queued.
+    task_last_queued: TaskLastQueued = ["task_struct.sched_info.last_queued"],
+    /// The thread's fair run queue, set for every scheduling class (`CONFIG_FAIR_GROUP_SCHED`).
+    task_cfs_rq: TaskCfsRq = ["task_struct.se.cfs_rq"],
+    /// Run queue of a fair run queue.
+    cfs_rq_rq: CfsRqRq = ["cfs_rq.rq"],
+    /// Clock of a run queue, updated before `sched_switch`.
+    rq_clock: RqClock = ["rq.clock"],
+    /// The bit field that holds `in_iowait`: byte offset.
+    task_iowait: TaskIowait = ["task_struct.in_iowait"],
+    /// Open files.
+    task_files: TaskFiles = ["task_struct.files"],
+    /// Address space.
+    task_mm: TaskMm = ["task_struct.mm"],
+    /// Shared state of a process.
+    task_signal: TaskSignal = ["task_struct.signal"],
+    /// User time of the thread.
+    task_utime: TaskUtime = ["task_struct.utime"],
+    /// System time of the thread.
+    task_stime: TaskStime = ["task_struct.stime"],
+    /// Minor faults of the thread.
+    task_min_flt: TaskMinFlt = ["task_struct.min_flt"],
+    /// Major faults of the thread.
+    task_maj_flt: TaskMajFlt = ["task_struct.maj_flt"],
+    /// Live threads of a process.
+    signal_live: SignalLive = ["signal_struct.live"],
+    /// Resource limits.
+    signal_rlim: SignalRlim = ["signal_struct.rlim"],
+    /// Resident pages: per-CPU counters since Linux 6.2, atomics before.
+    mm_rss: MmRss = ["mm_struct.rss_stat[].count", "mm_struct.rss_stat.count"],
+    /// Table of descriptors.
+    files_fdt: FilesFdt = ["files_struct.fdt"],
+    /// Size of the table.
+    fdt_max: FdtMax = ["fdtable.max_fds"],
+    /// The table's array.
+    fdt_fd: FdtFd = ["fdtable.fd"],
+    /// Inode of an open file.
+    file_inode: FileInode = ["file.f_inode"],
+    /// Private data of an open file: the socket, for sockets.
+    file_private: FilePrivate = ["file.private_data"],
+    /// Operations of an open file.
+    file_op: FileOp = ["file.f_op"],
+    /// Mode of an inode.
+    inode_mode: InodeMode = ["inode.i_mode"],
+    /// Superblock of an inode.
+    inode_sb: InodeSb = ["inode.i_sb"],
+    /// Magic of a filesystem.
+    sb_magic: SbMagic = ["super_block.s_magic"],
+    /// Protocol half of a socket.
+    socket_sk: SocketSk = ["socket.sk"],
+    /// Address family.
+    sk_family: SkFamily = ["sock.__sk_common.skc_family"],
+    /// Connection state.
+    sk_state: SkState = ["sock.__sk_common.skc_state"],
+    /// Local port, host order.
+    sk_num: SkNum = ["sock.__sk_common.skc_num"],
+    /// Remote port, network order.
+    sk_dport: SkDport = ["sock.__sk_common.skc_dport"],
+    /// Remote IPv4 address.
+    sk_daddr: SkDaddr = ["sock.__sk_common.skc_daddr"],
+    /// Local IPv4 address.
+    sk_saddr: SkSaddr = ["sock.__sk_common.skc_rcv_saddr"],
+    /// Remote IPv6 address.
+    sk_daddr6: SkDaddr6 = ["sock.__sk_common.skc_v6_daddr"],
+    /// Local IPv6 address.
+    sk_saddr6: SkSaddr6 = ["sock.__sk_common.skc_v6_rcv_saddr"],
+    /// Network namespace.
+    sk_net: SkNet = ["sock.__sk_common.skc_net.net"],
+    /// Inode number of a network namespace.
+    net_inum: NetInum = ["net.ns.inum"],
+    /// Pending error.
+    sk_err: SkErr = ["sock.sk_err"],
+    /// Protocol.
+    sk_protocol: SkProtocol = ["sock.sk_protocol"],
+    /// Payload bytes that the peer acknowledged.
+    tcp_bytes_acked: TcpBytesAcked = ["tcp_sock.bytes_acked"],
+    /// Payload bytes received.
+    tcp_bytes_received: TcpBytesReceived = ["tcp_sock.bytes_received"],
+    /// Operation and flags of a block request.
+    rq_cmd_flags: RqCmdFlags = ["request.cmd_flags"],
+    /// Bytes left in a block request.
+    rq_data_len: RqDataLen = ["request.__data_len"],
+    /// System call number in the saved registers, negative outside of system calls.
+    regs_nr: RegsNr = ["pt_regs.orig_ax", "pt_regs.syscallno"],
+    /// First argument of a system call.
+    regs_arg0: RegsArg0 = ["pt_regs.di", "pt_regs.orig_x0"],
+    /// User instruction pointer.
+    regs_ip: RegsIp = ["pt_regs.ip", "pt_regs.pc"],
+    /// User stack pointer.
+    regs_sp: RegsSp = ["pt_regs.sp"],
+    /// User frame pointer.
+    regs_fp: RegsFp = ["pt_regs.bp", "pt_regs.regs+232"],
+}

@@ -1,0 +1,377 @@
+//! TCP connections: opened, accepted, failed, closed, open now, by peer. Facts that the socket keeps by itself (bytes)
+//! are read at close and on the tick, never hooked.
+
+use crate::{
+    offsets::Field,
+    probe::{Attach, Hook, Probe},
+};
+
+/// What it is.
+pub const PROBE: Probe = Probe {
+    name: "conn",
+    help: "TCP connections by peer: opened, accepted, failed, closed, open now, latency, age, bytes, retransmits.",
+    hooks: &[
+        Hook { program: "conn_state", attach: Attach::TpBtf(&["inet_sock_set_state"]) },
+        Hook { program: "conn_retransmit", attach: Attach::TpBtf(&["tcp_retransmit_skb"]) },
+    ],
+    fields: &[
+        Field::TaskPid,
+        Field::TaskTgid,
+        Field::SkFamily,
+        Field::SkState,
+        Field::SkNum,
+        Field::SkDport,
+        Field::SkDaddr,
+        Field::SkSaddr,
+        Field::SkNet,
+        Field::NetInum,
+        Field::SkErr,
+        Field::SkProtocol,
+        Field::TcpBytesAcked,
+        Field::TcpBytesReceived,
+    ],
+    metrics: &[
+        "tieback_connections",
+        "tieback_connections_opened_total",
+        "tieback_connections_closed_total",
+        "tieback_connection_failures_total",
+        "tieback_connect_duration_seconds",
+        "tieback_connection_age_seconds",
+        "tieback_connection_bytes_total",
+        "tieback_tcp_retransmits_total",
+        "tieback_code_connections_opened_total",
+    ],
+};
+
+#[cfg(target_arch = "bpf")]
+pub(crate) mod bpf {
+    use aya_ebpf::{
+        btf_maps::{Array, HashMap},
+        helpers::generated::{bpf_for_each_map_elem, bpf_get_prandom_u32},
+        macros::{btf_map, btf_tracepoint},
+        programs::BtfTracePointContext,
+    };
+    use core::ffi::c_void;
+
+    use crate::{
+        bpf::{
+            count::{add, lost, observe, run},
+            sample::{self, Level, What},
+            sock::{
+                CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT, Sock,
+            },
+            state::{sampled, thread, tuning},
+            task::{Kernel, current, now, offset},
+        },
+        wire::{
+            CONN_ADOPTED, CONN_CLOSED, CONN_ESTABLISHED, Conn, ConnFailure, ConnKey, ConnStats, Direction, ListenKey,
+            Lost, Program, SLOT_KERNEL, StackKind,
+        },
+    };
+
+    /// Connections that exist, by the address of their socket.
+    #[btf_map]
+    static CONNS: HashMap<u64, Conn, 65536> = HashMap::new();
+
+    /// Totals.
+    #[btf_map]
+    static CONN_STATS: HashMap<ConnKey, ConnStats, 8192> = HashMap::new();
+
+    /// Slots of listening sockets.
+    #[btf_map]
+    static CONN_LISTENERS: HashMap<ListenKey, u32, 4096> = HashMap::new();
+
+    /// A `ConnStats` whose every byte is zero.
+    #[btf_map]
+    static CONN_ZERO: Array<ConnStats, 1> = Array::new();
+
+    const ECONNRESET: i32 = 104;
+    const EPIPE: i32 = 32;
+    const ETIMEDOUT: i32 = 110;
+    const ECONNREFUSED: i32 = 111;
+    const EHOSTUNREACH: i32 = 113;
+    const ENETUNREACH: i32 = 101;
+
+    #[btf_tracepoint(function = "inet_sock_set_state")]
+    fn conn_state(ctx: BtfTracePointContext) -> i32 {
+        run(Program::ConnState);
+        let sock = Sock(Kernel(ctx.arg::<*const u8>(0)));
+        let old = ctx.arg::<u64>(1) as i32;
+        let new = ctx.arg::<u64>(2) as i32;
+        if !sock.is_tcp() {
+            return 0;
+        }
+        match (old, new) {
+            (_, LISTEN) => listen(sock),
+            (LISTEN, _) => {
+                let _ = CONN_LISTENERS.remove(&sock.listen_key());
+            }
+            (_, SYN_SENT) => connect(&ctx, sock),
+            (SYN_SENT, ESTABLISHED) => connected(sock),
+            (SYN_RECV, ESTABLISHED) => accepted(sock),
+            (_, FIN_WAIT1 | LAST_ACK | CLOSING) => closing(sock),
+            (_, CLOSE) => closed(sock, old),
+            _ => {}
+        }
+        0
+    }
+
+    #[btf_tracepoint(function = "tcp_retransmit_skb")]
+    fn conn_retransmit(ctx: BtfTracePointContext) -> i32 {
+        run(Program::ConnRetransmit);
+        let sock = ctx.arg::<u64>(0);
+        if let Some(conn) = CONNS.get_ptr_mut(sock)
+            // SAFETY: a map value.
+            && let Some(stats) = stats(unsafe { &(*conn).key })
+        {
+            // SAFETY: a map value.
+            add(unsafe { &raw mut (*stats).retransmits }, 1);
+        }
+        0
+    }
+
+    /// Slot of the running thread, `None` for the kernel's own.
+    #[inline(always)]
+    fn own_slot() -> Option<u32> {
+        let thread = thread(current().load(offset!(task_pid)))?;
+        // SAFETY: a map value.
+        let slot = unsafe { (*thread).slot };
+        (slot > SLOT_KERNEL).then_some(slot)
+    }
+
+    #[inline(always)]
+    fn stats(key: &ConnKey) -> Option<*mut ConnStats> {
+        if let Some(stats) = CONN_STATS.get_ptr_mut(key) {
+            return Some(stats);
+        }
+        let zero = CONN_ZERO.get(0)?;
+        if CONN_STATS.insert(key, zero, 1).is_err() && CONN_STATS.get_ptr_mut(key).is_none() {
+            lost(Program::ConnState, Lost::Counters);
+        }
+        CONN_STATS.get_ptr_mut(key)
+    }
+
+    #[inline(always)]
+    fn listen(sock: Sock) {
+        if let Some(slot) = own_slot() {
+            let _ = CONN_LISTENERS.insert(&sock.listen_key(), &slot, 0);
+        }
+    }
+
+    /// Slot of the listener that accepted on this socket's local address.
+    #[inline(always)]
+    fn listener(sock: Sock) -> Option<u32> {
+        let mut key = sock.listen_key();
+        // SAFETY: the value is copied at once.
+        if let Some(slot) = unsafe { CONN_LISTENERS.get(&key) } {
+            return Some(*slot);
+        }
+        key.addr = [0; 16];
+        // SAFETY: as above.
+        unsafe { CONN_LISTENERS.get(&key) }.copied()
+    }
+
+    #[inline(always)]
+    fn remember(sock: Sock, key: ConnKey, flags: u32) {
+        let conn = Conn { key, since: now(), sent: 0, received: 0, flags, pad: 0 };
+        if CONNS.insert(sock.0.0 as u64, &conn, 0).is_err() {
+            lost(Program::ConnState, Lost::Conns);
+        }
+    }
+
+    #[inline(always)]
+    fn connect(ctx: &BtfTracePointContext, sock: Sock) {
+        let Some(slot) = own_slot() else { return };
+        remember(sock, sock.key(slot, Direction::Out), 0);
+        let Some(tuning) = tuning() else { return };
+        let every = tuning.conn_every.max(1);
+        // SAFETY: the helper has no preconditions.
+        if every > 1 && (u64::from(unsafe { bpf_get_prandom_u32() }) * u64::from(every)) >> 32 != 0 {
+            return;
+        }
+        let task = current();
+        let tgid: u32 = task.load(offset!(task_tgid));
+        if !sampled(tgid) {
+            return;
+        }
+        let what = What {
+            program: Program::ConnState,
+            level: Level::Task,
+            kind: StackKind::Conn,
+            slot,
+            pid: tgid,
+            tid: task.load(offset!(task_pid)),
+            cause: 0,
+            nr: -1,
+            weight: u64::from(every),
+            kernel: false,
+        };
+        sample::take(sample::raw(ctx), &what);
+    }
+
+    #[inline(always)]
+    fn connected(sock: Sock) {
+        let Some(conn) = CONNS.get_ptr_mut(sock.0.0 as u64) else { return };
+        // SAFETY: map values.
+        unsafe {
+            let at = now();
+            // The destination may be rewritten between connect and now (NAT in a hook), so the key is the one of then.
+            if let Some(stats) = stats(&(*conn).key) {
+                add(&raw mut (*stats).opened, 1);
+                observe(&raw mut (*stats).connect, at.saturating_sub((*conn).since));
+            }
+            (*conn).since = at;
+            (*conn).flags |= CONN_ESTABLISHED;
+        }
+    }
+
+    #[inline(always)]
+    fn accepted(sock: Sock) {
+        let Some(slot) = listener(sock) else { return };
+        let key = sock.key(slot, Direction::In);
+        remember(sock, key, CONN_ESTABLISHED);
+        if let Some(stats) = stats(&key) {
+            // SAFETY: a map value.
+            add(unsafe { &raw mut (*stats).opened }, 1);
+        }
+    }
+
+    /// This side closes: the connection is not open any more, whatever the peer still sends.
+    #[inline(always)]
+    fn closing(sock: Sock) {
+        if let Some(conn) = CONNS.get_ptr_mut(sock.0.0 as u64)
+            // SAFETY: a map value.
+            && let Some(stats) = stats(unsafe { &(*conn).key })
+        {
+            count_closed(conn, stats);
+        }
+    }
+
+    #[inline(always)]
+    fn count_closed(conn: *mut Conn, stats: *mut ConnStats) {
+        // SAFETY: map values; the socket's lock is held by whoever changes its state.
+        unsafe {
+            if (*conn).flags & CONN_CLOSED != 0 || (*conn).flags & CONN_ESTABLISHED == 0 {
+                return;
+            }
+            (*conn).flags |= CONN_CLOSED;
+            add(&raw mut (*stats).closed, 1);
+            if (*conn).flags & CONN_ADOPTED == 0 {
+                observe(&raw mut (*stats).age, now().saturating_sub((*conn).since));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn closed(sock: Sock, old: i32) {
+        let address = sock.0.0 as u64;
+        let Some(conn) = CONNS.get_ptr_mut(address) else { return };
+        // SAFETY: a map value.
+        if let Some(stats) = stats(unsafe { &(*conn).key }) {
+            let error = sock.error();
+            // SAFETY: map values.
+            let established = unsafe { (*conn).flags } & CONN_ESTABLISHED != 0;
+            let failure = match error {
+                ECONNREFUSED => Some(ConnFailure::Refused),
+                ECONNRESET | EPIPE => Some(ConnFailure::Reset),
+                ETIMEDOUT => Some(ConnFailure::Timeout),
+                EHOSTUNREACH | ENETUNREACH => Some(ConnFailure::Unreachable),
+                0 if old == SYN_SENT => Some(ConnFailure::Aborted),
+                0 => None,
+                _ => Some(ConnFailure::Other),
+            };
+            if let Some(failure) = failure
+                && (!established || old == ESTABLISHED || old == CLOSE_WAIT)
+            {
+                // SAFETY: a map value and an index below the array's length.
+                add(unsafe { (&raw mut (*stats).failures).cast::<u64>().add(failure as usize) }, 1);
+            }
+            if established {
+                count_closed(conn, stats);
+                settle(sock, conn, stats);
+            }
+        }
+        let _ = CONNS.remove(address);
+    }
+
+    /// Adds what a socket moved since it was looked at last.
+    #[inline(always)]
+    fn settle(sock: Sock, conn: *mut Conn, stats: *mut ConnStats) {
+        let (sent, received) = sock.bytes();
+        // SAFETY: map values.
+        unsafe {
+            // `bytes_acked` counts the SYN of the connecting side as one byte (RFC 4898 tcpEStatsAppHCThruOctetsAcked).
+            if sent > (*conn).sent {
+                add(&raw mut (*stats).sent, sent - (*conn).sent);
+                (*conn).sent = sent;
+            }
+            if received > (*conn).received {
+                add(&raw mut (*stats).received, received - (*conn).received);
+                (*conn).received = received;
+            }
+        }
+    }
+
+    unsafe extern "C" fn visit(_map: *mut c_void, key: *const u64, conn: *mut Conn, _ctx: *mut c_void) -> i64 {
+        // SAFETY: the helper passes pointers to a key and its value.
+        unsafe {
+            let sock = Sock(Kernel(*key as *const u8));
+            if (*conn).flags & CONN_ESTABLISHED != 0
+                && (*conn).flags & CONN_CLOSED == 0
+                && matches!(sock.state(), ESTABLISHED | CLOSE_WAIT)
+                && let Some(stats) = CONN_STATS.get_ptr_mut(&(*conn).key)
+            {
+                settle(sock, conn, stats);
+            }
+        }
+        0
+    }
+
+    /// Looks at every open connection.
+    #[inline(always)]
+    pub(crate) fn harvest() {
+        // SAFETY: the callback has the signature that the helper wants.
+        unsafe {
+            bpf_for_each_map_elem(
+                (&raw const CONNS).cast_mut().cast(),
+                visit as *mut c_void,
+                core::ptr::null_mut(),
+                0,
+            )
+        };
+    }
+
+    /// Takes up a socket that is open in a process: one that is older than the agent, or whose owner changed.
+    #[inline(always)]
+    pub(crate) fn adopt(sock: Sock, slot: u32) {
+        if !sock.is_tcp() {
+            return;
+        }
+        match sock.state() {
+            LISTEN => {
+                let key = sock.listen_key();
+                if CONN_LISTENERS.get_ptr_mut(&key).is_none() {
+                    let _ = CONN_LISTENERS.insert(&key, &slot, 1);
+                }
+            }
+            ESTABLISHED | CLOSE_WAIT => {
+                if CONNS.get_ptr_mut(sock.0.0 as u64).is_some() {
+                    return;
+                }
+                let direction = if listener(sock).is_some() { Direction::In } else { Direction::Out };
+                let key = sock.key(slot, direction);
+                let (sent, received) = sock.bytes();
+                let conn =
+                    Conn { key, since: now(), sent, received, flags: CONN_ESTABLISHED | CONN_ADOPTED, pad: 0 };
+                if CONNS.insert(sock.0.0 as u64, &conn, 1).is_err() {
+                    return;
+                }
+                if let Some(stats) = stats(&key) {
+                    // SAFETY: a map value.
+                    add(unsafe { &raw mut (*stats).adopted }, 1);
+                }
+            }
+            _ => {}
+        }
+    }
+}

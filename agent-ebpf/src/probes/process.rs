@@ -1,0 +1,238 @@
+//! Lives of processes and the harvest of what the kernel counts by itself.
+
+use crate::{
+    offsets::Field,
+    probe::{Attach, Hook, Probe},
+};
+
+/// What it is.
+pub const PROBE: Probe = Probe {
+    name: "process",
+    help: "Lives of processes (fork, exec, exit) and the tick's harvest of what the kernel counts by itself.",
+    hooks: &[
+        Hook { program: "process_fork", attach: Attach::TpBtf(&["sched_process_fork"]) },
+        Hook { program: "process_exec", attach: Attach::TpBtf(&["sched_process_exec"]) },
+        Hook { program: "process_harvest", attach: Attach::Iter("task") },
+    ],
+    fields: &[
+        Field::TaskPid,
+        Field::TaskTgid,
+        Field::TaskFlags,
+        Field::TaskComm,
+        Field::TaskRunDelay,
+        Field::TaskMm,
+        Field::TaskSignal,
+        Field::TaskUtime,
+        Field::TaskStime,
+        Field::TaskMinFlt,
+        Field::TaskMajFlt,
+        Field::SignalLive,
+        Field::SignalRlim,
+        Field::MmRss,
+    ],
+    metrics: &["tieback_processes", "tieback_memory_resident_bytes", "tieback_page_faults_total", "tieback_fd_limit"],
+};
+
+#[cfg(target_arch = "bpf")]
+mod bpf {
+    use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+    use core::ffi::c_void;
+
+    use crate::{
+        bpf::{
+            count::{add, run},
+            state::{adopt, begin, hold, open_slot, release, reset, rss_pages, slot, thread, tuning},
+            task::{Kernel, current, offset, rq_clock},
+        },
+        probes::conn,
+        wire::{Cause, MemoryKind, Program, SLOT_KERNEL, SLOT_NONE, STATE_ON, STATE_UNSEEN, Slot, Sums, Thread},
+    };
+
+    #[btf_tracepoint(function = "sched_process_fork")]
+    fn process_fork(ctx: BtfTracePointContext) -> i32 {
+        run(Program::ProcessFork);
+        let parent = Kernel(ctx.arg::<*const u8>(0));
+        let child = Kernel(ctx.arg::<*const u8>(1));
+        let tid: u32 = parent.load(offset!(task_pid));
+        let mut id = SLOT_NONE;
+        if let Some(thread) = thread(tid) {
+            // SAFETY: a map value.
+            id = unsafe { (*thread).slot };
+        }
+        if id == SLOT_NONE {
+            id = adopt(parent.0, true, Program::ProcessFork);
+        }
+        begin(child, id, Program::ProcessFork);
+        0
+    }
+
+    #[btf_tracepoint(function = "sched_process_exec")]
+    fn process_exec(ctx: BtfTracePointContext) -> i32 {
+        run(Program::ProcessExec);
+        let task = Kernel(ctx.arg::<*const u8>(0));
+        let old_tid: u32 = ctx.arg::<u64>(1) as u32;
+        let tid: u32 = task.load(offset!(task_pid));
+        let Some(now) = thread(tid) else { return 0 };
+        if old_tid != tid {
+            // Another thread than the leader called exec and took over the leader's id.
+            if let Some(old) = thread(old_tid) {
+                fold(now);
+                // SAFETY: map values of equal size.
+                unsafe {
+                    let (from, to) = (old.cast::<u64>(), now.cast::<u64>());
+                    let mut i = 0;
+                    while i < size_of::<Thread>() / 8 {
+                        core::ptr::write_volatile(to.add(i), core::ptr::read_volatile(from.add(i)));
+                        i += 1;
+                    }
+                }
+                reset(old);
+            }
+        }
+        // SAFETY: a map value.
+        unsafe {
+            if (*now).state == STATE_UNSEEN {
+                adopt(task.0, true, Program::ProcessExec);
+            }
+            let parent = (*now).slot;
+            let tgid: u32 = task.load(offset!(task_tgid));
+            let id = open_slot(task, tgid, parent, Program::ProcessExec);
+            // The past belongs to the old image; the future to the new one.
+            if id != parent {
+                let clock = rq_clock(task);
+                if (*now).state == STATE_ON && clock > (*now).since {
+                    (*now).cpu_ns += clock - (*now).since;
+                    (*now).since = clock;
+                }
+                hold(id);
+                fold(now);
+                (*now).slot = id;
+            }
+            (*now).anon_pages = 0;
+            (*now).growth_pages = 0;
+            (*now).sys_nr = 0;
+        }
+        0
+    }
+
+    /// Adds a thread's sums to its slot and starts them anew; the slot loses a thread.
+    #[inline(always)]
+    fn fold(thread: *mut Thread) {
+        // SAFETY: map values.
+        unsafe {
+            let t = &mut *thread;
+            let Some(slot) = slot(t.slot) else { return };
+            let dead = &raw mut (*slot).dead;
+            add(&raw mut (*dead).cpu_ns, t.cpu_ns);
+            t.cpu_ns = 0;
+            let mut cause = 0;
+            while cause < Cause::COUNT {
+                add((&raw mut (*dead).wait_ns).cast::<u64>().add(cause), t.wait_ns[cause]);
+                t.wait_ns[cause] = 0;
+                cause += 1;
+            }
+            release(slot, t.slot, t.tgid, Program::ProcessExec);
+        }
+    }
+
+    const RLIMIT_NOFILE: u32 = 7;
+
+    /// Visits every thread on each tick: takes up the unseen ones and sums the live ones into their slots.
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = "iter/task")]
+    fn process_harvest(ctx: *mut c_void) -> i32 {
+        // SAFETY: the context of `iter/task` is `{ meta, task }`.
+        let task = Kernel(unsafe { *ctx.cast::<*const u8>().add(1) });
+        if task.0.is_null() {
+            return 0;
+        }
+        let Some(tuning) = tuning() else { return 0 };
+        let tid: u32 = task.load(offset!(task_pid));
+        // SAFETY: `meta` is `{ seq, session_id, seq_num }`, include/linux/bpf.h.
+        let visited: u64 = Kernel(unsafe { *ctx.cast::<*const u8>() }).load(16);
+        if visited == 0 {
+            conn::bpf::harvest();
+        }
+        let known = match thread(tid) {
+            // SAFETY: a map value.
+            Some(thread) => unsafe { (*thread).state != STATE_UNSEEN },
+            None => false,
+        };
+        if !known {
+            adopt(task.0, false, Program::ProcessFork);
+        }
+        let Some(thread) = thread(tid) else { return 0 };
+        // SAFETY: a map value; racing writes of the scheduler only make this tick's view a little old.
+        let t = unsafe { &*thread };
+        if t.slot <= SLOT_KERNEL {
+            return 0;
+        }
+        let Some(slot) = slot(t.slot) else { return 0 };
+        // SAFETY: a map value; only this iterator writes the live part.
+        let s = unsafe { &mut *slot };
+        refresh(s, tuning.round);
+        let clock = rq_clock(current());
+        let running = clock.saturating_sub(t.since);
+        s.live.cpu_ns += t.cpu_ns;
+        let mut cause = 0;
+        while cause < Cause::COUNT {
+            s.live.wait_ns[cause] += t.wait_ns[cause];
+            cause += 1;
+        }
+        if t.state == STATE_ON {
+            s.live.cpu_ns += running;
+        } else if (t.cause as usize) < Cause::COUNT {
+            s.live.wait_ns[t.cause as usize] += running;
+        }
+        s.live.utime += task.load::<u64>(offset!(task_utime));
+        s.live.stime += task.load::<u64>(offset!(task_stime));
+        s.live.min_flt += task.load::<u64>(offset!(task_min_flt));
+        s.live.maj_flt += task.load::<u64>(offset!(task_maj_flt));
+        s.threads += 1;
+        if task.load::<u32>(offset!(task_tgid)) == tid {
+            leader(task, s);
+        }
+        0
+    }
+
+    /// What counts once a process.
+    #[inline(always)]
+    fn leader(task: Kernel, s: &mut Slot) {
+        s.processes += 1;
+        let mm = task.follow(offset!(task_mm));
+        if !mm.0.is_null() {
+            s.rss_pages[MemoryKind::File as usize] += rss_pages(mm, 0) as u64;
+            s.rss_pages[MemoryKind::Anon as usize] += rss_pages(mm, 1) as u64;
+            s.rss_pages[MemoryKind::Swap as usize] += rss_pages(mm, 2) as u64;
+            s.rss_pages[MemoryKind::Shmem as usize] += rss_pages(mm, 3) as u64;
+        }
+        let limit: u64 = task
+            .follow(offset!(task_signal))
+            .read(offset!(signal_rlim).wrapping_add(RLIMIT_NOFILE * 16))
+            .unwrap_or(0);
+        if s.fd_limit == 0 || limit < s.fd_limit {
+            s.fd_limit = limit;
+        }
+    }
+
+    /// Empties the live part at the first thread of a round.
+    #[inline(always)]
+    fn refresh(s: &mut Slot, round: u32) {
+        if s.round == round {
+            return;
+        }
+        s.round = round;
+        s.live = Sums {
+            cpu_ns: 0,
+            wait_ns: [0; Cause::COUNT],
+            utime: 0,
+            stime: 0,
+            min_flt: 0,
+            maj_flt: 0,
+        };
+        s.processes = 0;
+        s.threads = 0;
+        s.rss_pages = [0; MemoryKind::COUNT];
+        s.fd_limit = 0;
+    }
+}

@@ -1,0 +1,169 @@
+//! System calls: exact counts and errors while attached, durations and callers of a sample.
+
+use crate::{
+    offsets::Field,
+    probe::{Attach, Hook, Probe},
+};
+
+/// What it is.
+pub const PROBE: Probe = Probe {
+    name: "syscall",
+    help: "System calls by number: counts and errors while attached, durations and callers of a sample.",
+    hooks: &[
+        Hook { program: "syscall_enter", attach: Attach::TpBtf(&["sys_enter"]) },
+        Hook { program: "syscall_exit", attach: Attach::TpBtf(&["sys_exit"]) },
+    ],
+    fields: &[Field::TaskPid, Field::RegsNr, Field::RegsIp, Field::RegsSp, Field::RegsFp],
+    metrics: &[
+        "tieback_syscalls_total",
+        "tieback_syscall_errors_total",
+        "tieback_syscall_duration_seconds",
+        "tieback_code_syscalls_total",
+    ],
+};
+
+#[cfg(target_arch = "bpf")]
+mod bpf {
+    use aya_ebpf::{
+        btf_maps::HashMap,
+        helpers::generated::bpf_get_prandom_u32,
+        macros::{btf_map, btf_tracepoint},
+        programs::BtfTracePointContext,
+    };
+
+    use crate::{
+        bpf::{
+            count::{add, lost, observe, run},
+            sample::{self, Level, What},
+            state::{sampled, thread, tuning},
+            task::{current, now, offset},
+        },
+        wire::{BUCKETS, Hist, Lost, MAX_SYSCALLS, Program, SLOT_KERNEL, StackKind, SyscallKey, Thread, Tuning},
+    };
+
+    /// Calls and errors.
+    #[btf_map]
+    static SYSCALL_COUNTS: HashMap<SyscallKey, u64, 16384> = HashMap::new();
+
+    /// Durations of the timed calls.
+    #[btf_map]
+    static SYSCALL_HISTS: HashMap<SyscallKey, Hist, 8192> = HashMap::new();
+
+    #[btf_tracepoint(function = "sys_enter")]
+    fn syscall_enter(ctx: BtfTracePointContext) -> i32 {
+        run(Program::SyscallEnter);
+        let nr: u32 = ctx.arg::<u64>(1) as u32;
+        let tid: u32 = current().load(offset!(task_pid));
+        let Some(thread) = thread(tid) else { return 0 };
+        // SAFETY: a map value; only this thread writes these fields.
+        let t = unsafe { &mut *thread };
+        if t.slot <= SLOT_KERNEL {
+            return 0;
+        }
+        t.sys_nr = nr.wrapping_add(1);
+        t.sys_at = 0;
+        if t.sys_skip > 0 {
+            t.sys_skip -= 1;
+        } else if let Some(tuning) = tuning() {
+            t.sys_skip = skip(tuning.syscall_every);
+            t.sys_at = now();
+        }
+        0
+    }
+
+    /// How many calls to pass over: uniform with the mean `every - 1`, so that no pattern of calls resonates with it.
+    #[inline(always)]
+    fn skip(every: u32) -> u32 {
+        if every <= 1 {
+            return 0;
+        }
+        // SAFETY: the helper has no preconditions.
+        let random = u64::from(unsafe { bpf_get_prandom_u32() });
+        (random * u64::from(2 * every - 1) >> 32) as u32
+    }
+
+    #[btf_tracepoint(function = "sys_exit")]
+    fn syscall_exit(ctx: BtfTracePointContext) -> i32 {
+        run(Program::SyscallExit);
+        let ret = ctx.arg::<u64>(1) as i64;
+        let tid: u32 = current().load(offset!(task_pid));
+        let Some(thread) = thread(tid) else { return 0 };
+        // SAFETY: a map value; only this thread writes these fields.
+        let t = unsafe { &mut *thread };
+        // A call that was entered before the hooks were attached is not counted: its entry fell outside of the window.
+        if t.sys_nr == 0 || t.slot <= SLOT_KERNEL {
+            return 0;
+        }
+        let nr = t.sys_nr - 1;
+        t.sys_nr = 0;
+        if nr >= MAX_SYSCALLS {
+            lost(Program::SyscallExit, Lost::Unmatched);
+            return 0;
+        }
+        let mut key = SyscallKey { slot: t.slot, nr: nr as u16, errno: 0 };
+        count(&key);
+        if t.sys_at != 0 {
+            time(&key, now().saturating_sub(t.sys_at));
+            t.sys_at = 0;
+        }
+        if ret < 0 && ret >= -4095 {
+            key.errno = -ret as u16;
+            count(&key);
+        }
+        if t.sys_stack_skip > 0 {
+            t.sys_stack_skip -= 1;
+        } else if let Some(tuning) = tuning() {
+            caller(&ctx, tid, t, nr, tuning);
+        }
+        0
+    }
+
+    #[inline(always)]
+    fn caller(ctx: &BtfTracePointContext, tid: u32, t: &mut Thread, nr: u32, tuning: &Tuning) {
+        // The first call of a thread only draws, or short-lived threads would all be sampled.
+        let first = t.sys_skip == 0 && t.sys_stack_skip == 0;
+        t.sys_stack_skip = skip(tuning.syscall_stack_every);
+        if first && tuning.syscall_stack_every > 1 || !sampled(t.tgid) {
+            return;
+        }
+        let what = What {
+            program: Program::SyscallExit,
+            level: Level::Task,
+            kind: StackKind::Syscall,
+            slot: t.slot,
+            pid: t.tgid,
+            tid,
+            cause: 0,
+            nr: nr as i32,
+            weight: u64::from(tuning.syscall_stack_every),
+            kernel: false,
+        };
+        sample::take(sample::raw(ctx), &what);
+    }
+
+    #[inline(always)]
+    fn count(key: &SyscallKey) {
+        if let Some(counter) = SYSCALL_COUNTS.get_ptr_mut(key) {
+            add(counter, 1);
+            return;
+        }
+        // Two CPUs may insert at once: only one wins, and both then add.
+        let _ = SYSCALL_COUNTS.insert(key, 0, 1);
+        match SYSCALL_COUNTS.get_ptr_mut(key) {
+            Some(counter) => add(counter, 1),
+            None => lost(Program::SyscallExit, Lost::Counters),
+        }
+    }
+
+    #[inline(never)]
+    fn time(key: &SyscallKey, ns: u64) {
+        if SYSCALL_HISTS.get_ptr_mut(key).is_none() {
+            let zero = Hist { buckets: [0; BUCKETS], sum_ns: 0 };
+            let _ = SYSCALL_HISTS.insert(key, &zero, 1);
+        }
+        match SYSCALL_HISTS.get_ptr_mut(key) {
+            Some(hist) => observe(hist, ns),
+            None => lost(Program::SyscallExit, Lost::Counters),
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Records of the ring buffer. Each starts with its kind.
+
+use super::Cause;
+
+/// User frames of a sample at most.
+pub const USER_FRAMES: usize = 127;
+/// Kernel frames of a sample at most.
+pub const KERNEL_FRAMES: usize = 64;
+
+/// [`SlotEvent::kind`]: a program image began.
+pub const EVENT_OPENED: u32 = 1;
+/// [`SlotEvent::kind`]: the last thread of an image ended.
+pub const EVENT_CLOSED: u32 = 2;
+/// [`SlotEvent::kind`]: a process ended.
+pub const EVENT_EXITED: u32 = 3;
+/// [`WaitDone::kind`].
+pub const EVENT_WAIT_DONE: u32 = 4;
+/// [`StackEvent::kind`].
+pub const EVENT_STACK: u32 = 5;
+
+/// Life of slots and processes.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct SlotEvent {
+    /// `EVENT_OPENED`, `EVENT_CLOSED` or `EVENT_EXITED`.
+    pub kind: u32,
+    /// Slot.
+    pub slot: u32,
+    /// Process.
+    pub pid: u32,
+    /// Slot before the `exec`, `SLOT_NONE` when the image was found.
+    pub parent: u32,
+    /// Name of the thread.
+    pub comm: [u8; 16],
+}
+
+/// A sampled wait ended: how long it was.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct WaitDone {
+    /// `EVENT_WAIT_DONE`.
+    pub kind: u32,
+    /// Forecast in units of 1024 ns.
+    pub expect: u32,
+    /// Mean of the threshold in units of 1024 ns.
+    pub mean: u32,
+    /// Padding.
+    pub pad: u32,
+    /// Id of the stack event.
+    pub sample: u64,
+    /// Nanoseconds blocked.
+    pub blocked_ns: u64,
+}
+
+/// A sampled stack; `user_len` and then `kernel_len` addresses follow, 8 bytes each.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct StackHeader {
+    /// `EVENT_STACK`.
+    pub kind: u32,
+    /// Slot.
+    pub slot: u32,
+    /// Process.
+    pub pid: u32,
+    /// Thread.
+    pub tid: u32,
+    /// `StackKind`.
+    pub stack_kind: u32,
+    /// Cause of a wait.
+    pub cause: u32,
+    /// System call number, -1 for none.
+    pub nr: i32,
+    /// Frames of the user half.
+    pub user_len: u16,
+    /// Frames of the kernel half.
+    pub kernel_len: u16,
+    /// 1 when the user walk ended before the outermost frame.
+    pub truncated: u32,
+    /// Padding.
+    pub pad: u32,
+    /// What the sample stands for: nanoseconds, calls, bytes, connections; the sample's id for waits.
+    pub weight: u64,
+}
+const _: () = assert!(size_of::<StackHeader>() == 48);
+
+index_enum! {
+    /// Why something was lost.
+    Lost {
+        /// The ring buffer was full.
+        Ring = "ring_full",
+        /// No slot was free: the image is counted for its parent.
+        Slots = "slots_full",
+        /// The table of threads was full.
+        Threads = "threads_full",
+        /// A counter table was full.
+        Counters = "counters_full",
+        /// The table of connections was full.
+        Conns = "connections_full",
+        /// The table of block requests was full.
+        Requests = "requests_full",
+        /// An event that could not be matched with its beginning.
+        Unmatched = "unmatched",
+        /// The user stack could not be read.
+        StackRead = "stack_unreadable",
+    }
+}
+
+index_enum! {
+    /// Programs of the object, for counting their runs.
+    Program {
+        /// `wait_switch`.
+        WaitSwitch = "wait_switch",
+        /// `process_fork`.
+        ProcessFork = "process_fork",
+        /// `process_exec`.
+        ProcessExec = "process_exec",
+        /// `cpu_clock`.
+        CpuClock = "cpu_clock",
+        /// `syscall_enter`.
+        SyscallEnter = "syscall_enter",
+        /// `syscall_exit`.
+        SyscallExit = "syscall_exit",
+        /// `memory_fault`.
+        MemoryFault = "memory_fault",
+        /// `memory_oom`.
+        MemoryOom = "memory_oom",
+        /// `disk_start`.
+        DiskStart = "disk_start",
+        /// `disk_done`.
+        DiskDone = "disk_done",
+        /// `conn_state`.
+        ConnState = "conn_state",
+        /// `conn_retransmit`.
+        ConnRetransmit = "conn_retransmit",
+    }
+}
+
+impl Cause {
+    /// `Cause` of a byte that this side wrote.
+    #[must_use]
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        Self::from_index(u32::from(byte))
+    }
+}

@@ -1,0 +1,294 @@
+//! What the kernel side keeps: per thread, per slot, per connection, and the knobs that the agent turns.
+
+use super::{Cause, ConnFailure, FdKind, MemoryKind};
+
+/// Buckets of a duration histogram: bucket `i` holds durations below `2^(10+i)` ns, the last everything above.
+pub const BUCKETS: usize = 28;
+/// Forecast entries of a thread's blocking places.
+pub const SITES: usize = 8;
+/// Slots at most; a power of two, because a slot id's low bits are its index.
+pub const MAX_SLOTS: u32 = 4096;
+/// Slot of nothing: the thread was never seen.
+pub const SLOT_NONE: u32 = 0;
+/// Slot of the kernel's own threads.
+pub const SLOT_KERNEL: u32 = 1;
+/// First slot that a program image can get.
+pub const SLOT_FIRST: u32 = 2;
+/// System call numbers that are told apart.
+pub const MAX_SYSCALLS: u32 = 512;
+
+/// [`Thread::state`]: not seen yet.
+pub const STATE_UNSEEN: u8 = 0;
+/// [`Thread::state`]: on a CPU.
+pub const STATE_ON: u8 = 1;
+/// [`Thread::state`]: off the CPU.
+pub const STATE_OFF: u8 = 2;
+/// [`Thread::state`]: created, not run yet.
+pub const STATE_NEW: u8 = 3;
+
+/// Everything kept of a thread, written only while it is switched (under its run queue's lock) or by itself.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Thread {
+    /// Slot of its program image, or one of the `SLOT_*` constants.
+    pub slot: u32,
+    /// Its process.
+    pub tgid: u32,
+    /// Since when it is in `state`, in the run queue's clock.
+    pub since: u64,
+    /// `run_delay` of the task when it left the CPU.
+    pub run_delay: u64,
+    /// Time on the CPU.
+    pub cpu_ns: u64,
+    /// Time off the CPU by cause.
+    pub wait_ns: [u64; Cause::COUNT],
+    /// Id of the stack sample taken when it went to sleep, 0 for none.
+    pub sample: u64,
+    /// Forecast that the sample was chosen by, in units of 1024 ns.
+    pub sample_expect: u32,
+    /// Sampling threshold `T` that the sample was chosen by, same unit.
+    pub sample_mean: u32,
+    /// Forecast wait left until the next sample, same unit.
+    pub credit: u32,
+    /// [`Tuning::epoch`] that `credit` was drawn in.
+    pub credit_epoch: u32,
+    /// Moving averages of the wait by blocking place, same unit.
+    pub forecast: [u32; SITES],
+    /// Anonymous pages of the process at its last fault (leaders only).
+    pub anon_pages: i64,
+    /// Growth of anonymous memory not sampled yet, in pages (leaders only).
+    pub growth_pages: u64,
+    /// When the running system call was entered, 0 when it is not timed.
+    pub sys_at: u64,
+    /// Number of the running system call, plus one; 0 for none.
+    pub sys_nr: u32,
+    /// Calls left until the next timed one.
+    pub sys_skip: u32,
+    /// `STATE_*`.
+    pub state: u8,
+    /// Cause of the running wait.
+    pub cause: u8,
+    /// Index into `forecast` of the running wait.
+    pub site: u8,
+    /// Padding.
+    pub pad: u8,
+    /// Calls left until the next sampled caller.
+    pub sys_stack_skip: u32,
+}
+const _: () = assert!(size_of::<Thread>() == 200);
+
+/// Sums over threads.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Sums {
+    /// Time on the CPU.
+    pub cpu_ns: u64,
+    /// Time off the CPU by cause.
+    pub wait_ns: [u64; Cause::COUNT],
+    /// `utime` as the kernel samples it.
+    pub utime: u64,
+    /// `stime` as the kernel samples it.
+    pub stime: u64,
+    /// Minor faults.
+    pub min_flt: u64,
+    /// Major faults.
+    pub maj_flt: u64,
+}
+const _: () = assert!(size_of::<Sums>() == 14 * 8);
+
+/// Everything summed for a slot.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Slot {
+    /// Full id of the present owner.
+    pub id: u32,
+    /// [`Tuning::round`] that the live part belongs to.
+    pub round: u32,
+    /// Live threads.
+    pub refs: u64,
+    /// Threads that ended.
+    pub dead: Sums,
+    /// Threads alive at the last harvest.
+    pub live: Sums,
+    /// Growth of anonymous memory in pages.
+    pub growth_pages: u64,
+    /// Processes killed for memory.
+    pub oom_kills: u64,
+    /// Live processes at the last harvest.
+    pub processes: u64,
+    /// Live threads at the last harvest.
+    pub threads: u64,
+    /// Resident pages at the last harvest.
+    pub rss_pages: [u64; MemoryKind::COUNT],
+    /// Lowest soft limit of descriptors at the last harvest.
+    pub fd_limit: u64,
+    /// Open descriptors at the last harvest of descriptors.
+    pub fds: [u64; FdKind::COUNT],
+    /// [`Tuning::round`] that `fds` belongs to.
+    pub fds_round: u64,
+}
+const _: () = assert!(size_of::<Slot>() == 16 + 2 * 112 + 8 * (4 + 4 + 1 + 9 + 1));
+
+/// Duration histogram with its sum.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Hist {
+    /// Observations by bucket.
+    pub buckets: [u64; BUCKETS],
+    /// Sum in nanoseconds.
+    pub sum_ns: u64,
+}
+
+/// Histograms of finished waits of a slot.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct WaitHists {
+    /// By cause.
+    pub causes: [Hist; Cause::COUNT],
+}
+
+/// Key of system call counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct SyscallKey {
+    /// Slot.
+    pub slot: u32,
+    /// System call number.
+    pub nr: u16,
+    /// 0 for all calls, else the errno that they failed with.
+    pub errno: u16,
+}
+
+/// Key of block I/O counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct DiskKey {
+    /// Slot.
+    pub slot: u32,
+    /// `DiskOp`.
+    pub op: u32,
+}
+
+/// Block I/O counters.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct DiskStats {
+    /// Bytes.
+    pub bytes: u64,
+    /// Latency.
+    pub latency: Hist,
+}
+
+/// A block request under way.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct DiskRequest {
+    /// When it started.
+    pub at: u64,
+    /// Who caused it.
+    pub slot: u32,
+    /// `DiskOp`.
+    pub op: u32,
+}
+
+/// Whom connections are counted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ConnKey {
+    /// Slot.
+    pub slot: u32,
+    /// Remote port for outgoing connections, 0 for accepted ones.
+    pub port: u16,
+    /// `Direction`.
+    pub direction: u8,
+    /// 4 or 6; 0 past the bound on peers.
+    pub family: u8,
+    /// Remote address; IPv4 in the first four bytes.
+    pub addr: [u8; 16],
+}
+const _: () = assert!(size_of::<ConnKey>() == 24);
+
+/// Counters of connections.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ConnStats {
+    /// Established.
+    pub opened: u64,
+    /// Found established when the agent started.
+    pub adopted: u64,
+    /// Ended after having been established (or adopted).
+    pub closed: u64,
+    /// By `ConnFailure`.
+    pub failures: [u64; ConnFailure::COUNT],
+    /// Payload bytes sent.
+    pub sent: u64,
+    /// Payload bytes received.
+    pub received: u64,
+    /// Retransmitted segments.
+    pub retransmits: u64,
+    /// SYN to established.
+    pub connect: Hist,
+    /// Age at close.
+    pub age: Hist,
+}
+
+/// A connection that exists.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Conn {
+    /// Whose and with whom.
+    pub key: ConnKey,
+    /// When the SYN was sent, or when it was established.
+    pub since: u64,
+    /// Bytes sent that are counted already.
+    pub sent: u64,
+    /// Bytes received that are counted already.
+    pub received: u64,
+    /// `CONN_*` flags.
+    pub flags: u32,
+    /// Padding.
+    pub pad: u32,
+}
+
+/// [`Conn::flags`]: established.
+pub const CONN_ESTABLISHED: u32 = 1;
+/// [`Conn::flags`]: counted as closed.
+pub const CONN_CLOSED: u32 = 2;
+/// [`Conn::flags`]: older than the agent, so its age is unknown.
+pub const CONN_ADOPTED: u32 = 4;
+
+/// A listening socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ListenKey {
+    /// Inode of the network namespace.
+    pub netns: u32,
+    /// Local port.
+    pub port: u16,
+    /// Padding.
+    pub pad: u16,
+    /// Local address, zero for any; IPv4 in the first four bytes.
+    pub addr: [u8; 16],
+}
+
+/// What the agent tells the kernel side while it runs.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Tuning {
+    /// Mean of forecast waiting between two wait samples, in units of 1024 ns.
+    pub wait_mean: u32,
+    /// Changes whenever `wait_mean` does.
+    pub epoch: u32,
+    /// Anonymous growth between two memory samples, in pages.
+    pub memory_pages: u32,
+    /// One of how many system calls is timed.
+    pub syscall_every: u32,
+    /// One of how many system calls has its caller sampled.
+    pub syscall_stack_every: u32,
+    /// One of how many connects has its caller sampled.
+    pub conn_every: u32,
+    /// Number of the harvest.
+    pub round: u32,
+    /// Nanoseconds that one CPU sample stands for.
+    pub cpu_period_ns: u32,
+}
