@@ -19,6 +19,7 @@ fn main() {
 }
 
 fn build() -> Result<(), Vec<String>> {
+    println!("cargo::rerun-if-env-changed={}", toolchain::PINNED);
     let toolchain =
         Toolchain::find().map_err(|missing| missing.iter().map(ToString::to_string).collect::<Vec<_>>())?;
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -4,7 +4,7 @@ use crate::{
     command, packages,
     toolchain::{self, LINKER_VERSION, Missing, Toolchain},
 };
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use std::{env, fs, path::Path, process::Command};
 
 /// Find or install what the build needs.
@@ -78,17 +78,27 @@ fn bpf_toolchain() -> Result<Toolchain> {
     if Toolchain::find().is_err_and(|missing| missing.contains(&Missing::Compiler)) {
         install_compiler()?;
     }
-    if let Err(missing) = Toolchain::find() {
-        for part in missing {
-            match part {
-                Missing::Linker { llvm } | Missing::OldLinker { needed: llvm, .. } => install_linker(llvm)?,
-                Missing::Compiler => bail!("{part}"),
-            }
+    if let Some(llvm) = wanted_linker()
+        && let Err(error) = install_linker(llvm)
+    {
+        // A nightly may be ahead of every LLVM that can be installed; Debian's compiler is not.
+        println!("setup: {error:#}; trying Debian's compiler instead");
+        install_debian_compiler().with_context(|| Missing::Linker { llvm }.to_string())?;
+        if let Some(older) = wanted_linker() {
+            install_linker(older)?;
         }
     }
     Toolchain::find().map_err(|missing| {
         let texts: Vec<_> = missing.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("{}", texts.join("\n"))
+    })
+}
+
+/// The LLVM of the bpf-linker that is missing, `None` when none is.
+fn wanted_linker() -> Option<u32> {
+    Toolchain::find().err()?.into_iter().find_map(|part| match part {
+        Missing::Linker { llvm } | Missing::OldLinker { needed: llvm, .. } => Some(llvm),
+        Missing::Compiler => None,
     })
 }
 
@@ -118,11 +128,11 @@ fn install_compiler() -> Result<()> {
             Err(error) => println!("setup: {error}; trying Debian's compiler instead"),
         }
     }
-    if Path::new("/usr/bin/apt-get").exists() && !packages::known("rust-web-src") {
-        packages::update()?;
-    }
+    install_debian_compiler().with_context(|| Missing::Compiler.to_string())
+}
+
+fn install_debian_compiler() -> Result<()> {
     packages::install(&["rustc-web".to_owned(), "rust-web-src".to_owned()])
-        .with_context(|| Missing::Compiler.to_string())
 }
 
 fn install_linker(llvm: u32) -> Result<()> {

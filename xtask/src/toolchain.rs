@@ -11,6 +11,9 @@ use std::{
     process::{Command, Stdio},
 };
 
+/// Names the rustup toolchain to prefer, for builds that pin one.
+pub(crate) const PINNED: &str = "TIEBACK_BPF_TOOLCHAIN";
+
 /// The bpf-linker release that is known to work.
 pub(crate) const LINKER_VERSION: &str = "0.13.0";
 
@@ -214,13 +217,14 @@ fn belongs_to_outer_cargo(key: &OsStr) -> bool {
             && !KEPT.iter().any(|kept| key.starts_with(kept))
 }
 
-/// Every compiler with the source of `core`: rustup's nightly, the default one, a distribution's.
+/// Every compiler with the source of `core`: rustup's nightly (or the pinned one), the default one, a distribution's.
 fn compilers() -> Vec<Compiler> {
     let own_cargo = env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from);
+    let preferred = env::var(PINNED).unwrap_or_else(|_| "nightly".to_owned());
     let nightly = output(
         // Never let rustup fetch a toolchain behind a build's back.
         Command::new("rustup")
-            .args(["which", "--toolchain", "nightly", "rustc"])
+            .args(["which", "--toolchain", &preferred, "rustc"])
             .env("RUSTUP_AUTO_INSTALL", "0"),
     )
     .and_then(|path| Some(Path::new(path.trim()).parent()?.parent()?.to_owned()));

@@ -16,6 +16,8 @@ pub(crate) struct Tally {
     pub(crate) skipped: u64,
     /// What failed, by name.
     pub(crate) failures: Vec<String>,
+    /// Inside the list of failed tests that the harness prints before its result.
+    listing: bool,
 }
 
 impl fmt::Display for Tally {
@@ -62,10 +64,13 @@ impl Tally {
                     _ => {}
                 }
             }
-        } else if let Some(test) = line.trim().strip_prefix("test ")
-            && let Some((name, "FAILED")) = test.split_once(" ... ")
-        {
-            self.failures.push(name.to_owned());
+        }
+        // Not from the line of the test itself: a child of the test may have written into it.
+        let line = line.trim_end();
+        match line.strip_prefix("    ") {
+            Some(name) if self.listing => self.failures.push(name.to_owned()),
+            _ if !line.is_empty() => self.listing = line == "failures:",
+            _ => {}
         }
     }
 }
@@ -126,25 +131,17 @@ mod tests {
     use super::{Tally, count, run_counted};
     use std::process::Command;
 
-    const OUTPUT: &[u8] =
-        b"running 3 tests\r\ntest a::b ... ok\ntest a::c ... FAILED\ntest d ... ignored\n\n\
+    const OUTPUT: &str = "running 3 tests\r\ntest a::b ... ok\ntest a::c ... noise of a child\nFAILED\ntest d ... ignored\n\n\
+        failures:\r\n\r\n---- a::c stdout ----\r\n    indented\n\nfailures:\r\n    a::c\r\n\r\n\
         test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 7 filtered out; finished in 1.23s\n\
         test result: ok. 40 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.00s\r\n";
 
     #[test]
     fn results_are_summed_and_passed_on_unchanged() {
         let mut shown = Vec::new();
-        let tally = count(OUTPUT, &mut shown).unwrap();
-        assert_eq!(shown, OUTPUT);
-        assert_eq!(
-            tally,
-            Tally {
-                passed: 41,
-                failed: 1,
-                skipped: 3,
-                failures: vec!["a::c".to_owned()]
-            }
-        );
+        let tally = count(OUTPUT.as_bytes(), &mut shown).unwrap();
+        assert_eq!(shown, OUTPUT.as_bytes());
+        assert_eq!(tally.failures, ["a::c"]);
         assert_eq!(tally.to_string(), "41 passed, 1 failed, 3 skipped");
     }
 
