@@ -12,12 +12,17 @@ use std::{
 /// Another apt may hold dpkg's lock, a machine's first minutes are the usual case.
 const DPKG_WAIT: &str = "DPkg::Lock::Timeout=120";
 
-/// Installs packages. Fails with the command to type where there is no apt or no way to become root.
+/// Installs those packages that are missing. Fails with the command to type where there is no apt or no way to become root.
 pub(crate) fn install(packages: &[String]) -> Result<()> {
-    if packages.is_empty() {
+    let missing: Vec<&str> = packages
+        .iter()
+        .map(String::as_str)
+        .filter(|package| !installed(package))
+        .collect();
+    if missing.is_empty() {
         return Ok(());
     }
-    let names = packages.join(" ");
+    let names = missing.join(" ");
     if command::find("apt-get").is_none() {
         bail!("this host has no apt-get; install by its own means what Debian calls: {names}");
     }
@@ -38,8 +43,15 @@ pub(crate) fn install(packages: &[String]) -> Result<()> {
         "--quiet",
         "--no-install-recommends",
     ])
-    .args(packages);
+    .args(missing);
     command::checked(apt.stdin(Stdio::null())).with_context(|| format!("install packages; by hand: {typed}"))
+}
+
+fn installed(package: &str) -> bool {
+    let status = Command::new("dpkg-query")
+        .args(["--show", "--showformat=${db:Status-Status}", package])
+        .output();
+    status.is_ok_and(|output| output.stdout == b"installed")
 }
 
 /// Whether the lists that apt has name this package.

@@ -81,6 +81,9 @@ fn bpf_toolchain() -> Result<Toolchain> {
     if let Some(llvm) = wanted_linker()
         && let Err(error) = install_linker(llvm)
     {
+        if has_debian_source() {
+            return Err(error);
+        }
         // A nightly may be ahead of every LLVM that can be installed; Debian's compiler is not.
         println!("setup: {error:#}; trying Debian's compiler instead");
         install_debian_compiler().with_context(|| Missing::Linker { llvm }.to_string())?;
@@ -131,6 +134,10 @@ fn install_compiler() -> Result<()> {
     install_debian_compiler().with_context(|| Missing::Compiler.to_string())
 }
 
+fn has_debian_source() -> bool {
+    Path::new("/usr/lib/rustlib/src/rust/library").exists()
+}
+
 fn install_debian_compiler() -> Result<()> {
     packages::install(&["rustc-web".to_owned(), "rust-web-src".to_owned()])
 }
@@ -151,9 +158,8 @@ fn install_linker(llvm: u32) -> Result<()> {
             candidates.clone().find(has_package).unwrap_or(llvm)
         }
     };
-    packages::install(&toolchain::linker_packages(version)).with_context(|| {
-        format!("bpf-linker is built with LLVM {version}; where that is out of reach, a release binary from its project does")
-    })?;
+    packages::install(&toolchain::linker_packages(version))
+        .with_context(|| format!("bpf-linker is built with LLVM {version}"))?;
     println!("setup: cargo install bpf-linker {LINKER_VERSION} (a few minutes)");
     let target = env::temp_dir().join(format!("tieback-bpf-linker-{}", std::process::id()));
     let built = command::checked(
