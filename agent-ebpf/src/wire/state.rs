@@ -94,6 +94,11 @@ pub struct Sums {
     /// Major faults.
     pub maj_flt: u64,
 }
+impl Sums {
+    /// No thread.
+    pub const ZERO: Self =
+        Self { cpu_ns: 0, wait_ns: [0; Cause::COUNT], utime: 0, stime: 0, min_flt: 0, maj_flt: 0 };
+}
 const _: () = assert!(size_of::<Sums>() == 14 * 8);
 
 /// Everything summed for a slot.
@@ -126,6 +131,24 @@ pub struct Slot {
     pub fds: [u64; FdKind::COUNT],
     /// [`Tuning::round`] that `fds` belongs to.
     pub fds_round: u64,
+}
+impl Slot {
+    /// A slot that nobody has.
+    pub const EMPTY: Self = Self {
+        id: 0,
+        round: 0,
+        refs: 0,
+        dead: Sums::ZERO,
+        live: Sums::ZERO,
+        growth_pages: 0,
+        oom_kills: 0,
+        processes: 0,
+        threads: 0,
+        rss_pages: [0; MemoryKind::COUNT],
+        fd_limit: 0,
+        fds: [0; FdKind::COUNT],
+        fds_round: 0,
+    };
 }
 const _: () = assert!(size_of::<Slot>() == 16 + 2 * 112 + 8 * (4 + 4 + 1 + 9 + 1));
 

@@ -1,4 +1,7 @@
 //! Map and ring bytes → plain values. What comes out here is what every later stage works on.
 
+pub mod events;
+pub mod harvest;
+mod keys;
 pub mod model;
 pub mod syscalls;

@@ -1,0 +1,216 @@
+//! Records of the ring buffer.
+
+use std::collections::HashMap;
+
+use agent_ebpf::wire::{
+    EVENT_CLOSED, EVENT_EXITED, EVENT_OPENED, EVENT_STACK, EVENT_WAIT_DONE, SLOT_FIRST, SlotEvent, StackHeader,
+    WaitDone,
+};
+
+use super::model::{Cause, Lifecycle, SlotId, StackDetail, StackKind, StackSample};
+
+/// Wait samples whose wait has not ended, at most.
+const MAX_PENDING: usize = 16_384;
+
+/// Turns records into lifecycle events and samples.
+#[derive(Debug, Default)]
+pub struct Events {
+    /// Wait samples whose length is not known yet.
+    pending: HashMap<u64, StackSample>,
+    /// Records that made no sense, or samples that could not be kept.
+    pub malformed: u64,
+    /// Ends of waits without a beginning, and beginnings that were given up.
+    pub unmatched: u64,
+}
+
+/// What a record says.
+#[derive(Debug, PartialEq)]
+pub enum Event {
+    /// A slot or process began or ended.
+    Life(Lifecycle),
+    /// A complete sample.
+    Sample(StackSample),
+}
+
+fn read<T: Copy>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() < size_of::<T>() {
+        return None;
+    }
+    // SAFETY: only `agent_ebpf::wire` records are read, for which every bit pattern is valid; the length was checked.
+    Some(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
+}
+
+/// Weight of a wait sample: waits are chosen with probability `1 - e^(-expect / mean)`, so dividing by it makes the sum
+/// over samples an unbiased estimate of the time waited (Horvitz and Thompson, 1952).
+#[must_use]
+pub fn wait_weight(blocked_ns: u64, expect: u32, mean: u32) -> f64 {
+    let probability = -(-f64::from(expect.max(1)) / f64::from(mean.max(1))).exp_m1();
+    blocked_ns as f64 / probability
+}
+
+impl Events {
+    /// Decodes one record.
+    pub fn decode(&mut self, bytes: &[u8]) -> Option<Event> {
+        let kind: u32 = read(bytes)?;
+        let event = match kind {
+            EVENT_OPENED | EVENT_CLOSED | EVENT_EXITED => read(bytes).map(|event| Event::Life(life(&event))),
+            EVENT_WAIT_DONE => {
+                let done: WaitDone = read(bytes)?;
+                let Some(mut sample) = self.pending.remove(&done.sample) else {
+                    self.unmatched += 1;
+                    return None;
+                };
+                sample.weight = wait_weight(done.blocked_ns, done.expect, done.mean);
+                return Some(Event::Sample(sample));
+            }
+            EVENT_STACK => {
+                let Some((header, sample)) = stack(bytes) else {
+                    self.malformed += 1;
+                    return None;
+                };
+                if sample.kind != StackKind::Wait {
+                    return Some(Event::Sample(sample));
+                }
+                if self.pending.len() >= MAX_PENDING {
+                    self.unmatched += self.pending.len() as u64;
+                    self.pending.clear();
+                }
+                self.pending.insert(header.weight, sample);
+                return None;
+            }
+            _ => None,
+        };
+        if event.is_none() {
+            self.malformed += 1;
+        }
+        event
+    }
+}
+
+fn life(event: &SlotEvent) -> Lifecycle {
+    let slot = SlotId(event.slot);
+    match event.kind {
+        EVENT_OPENED => {
+            let end = event.comm.iter().position(|byte| *byte == 0).unwrap_or(event.comm.len());
+            Lifecycle::Opened {
+                slot,
+                pid: event.pid,
+                parent: (event.parent >= SLOT_FIRST).then_some(SlotId(event.parent)),
+                comm: String::from_utf8_lossy(&event.comm[..end]).into_owned(),
+            }
+        }
+        EVENT_CLOSED => Lifecycle::Closed { slot },
+        _ => Lifecycle::Exited { slot, pid: event.pid },
+    }
+}
+
+fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample)> {
+    let header: StackHeader = read(bytes)?;
+    let frames = bytes.get(size_of::<StackHeader>()..)?;
+    let (user, kernel) = (usize::from(header.user_len), usize::from(header.kernel_len));
+    let mut addresses = frames.chunks_exact(8).map(|word| {
+        let mut raw = [0; 8];
+        raw.copy_from_slice(word);
+        u64::from_ne_bytes(raw)
+    });
+    if frames.len() / 8 < user + kernel {
+        return None;
+    }
+    let user: Vec<u64> = addresses.by_ref().take(user).collect();
+    let kernel: Vec<u64> = addresses.take(kernel).collect();
+    let kind = StackKind::from_index(header.stack_kind)?;
+    let nr = u16::try_from(header.nr).ok();
+    let detail = match kind {
+        StackKind::Wait => StackDetail::Wait(Cause::from_index(header.cause)?, nr),
+        StackKind::Syscall => StackDetail::Syscall(nr?),
+        _ => StackDetail::None,
+    };
+    let sample = StackSample {
+        slot: SlotId(header.slot),
+        pid: header.pid,
+        tid: header.tid,
+        kind,
+        detail,
+        weight: header.weight as f64,
+        user,
+        kernel,
+        truncated: header.truncated != 0,
+    };
+    Some((header, sample))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The estimator on a known mixture: many short waits and few long ones, chosen the way the kernel side does.
+    #[test]
+    fn weighted_samples_are_unbiased_on_a_mixture() {
+        let mut seed = 7u64;
+        let mut uniform = move || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            ((seed >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+        };
+        let mean = 4000u32; // 4.1 ms
+        let (mut shorts, mut longs, mut samples) = (Vec::new(), Vec::new(), 0u32);
+        let (waits, every) = (20_000, 500);
+        let draw = |u: f64| (-u.ln() * f64::from(mean)) as u32;
+        for _ in 0..30 {
+            let (mut short, mut long) = (0.0, 0.0);
+            let (mut truth_short, mut truth_long) = (0.0, 0.0);
+            let mut credit = draw(uniform());
+            let mut forecast = [976u32; 2];
+            for i in 0..waits {
+                let is_long = i % every == 0;
+                let length = ((if is_long { 50e6 } else { 20e3 }) * (0.5 + uniform())) as u64;
+                let expect = forecast[usize::from(is_long)];
+                if is_long { truth_long += length as f64 } else { truth_short += length as f64 }
+                if expect >= credit {
+                    credit = draw(uniform());
+                    samples += 1;
+                    let weight = wait_weight(length, expect, mean);
+                    if is_long { long += weight } else { short += weight }
+                } else {
+                    credit -= expect;
+                }
+                let units = (length >> 10).max(1) as u32;
+                let old = forecast[usize::from(is_long)];
+                forecast[usize::from(is_long)] = (old - old / 4 + units / 4).max(1);
+            }
+            shorts.push(short / truth_short - 1.0);
+            longs.push(long / truth_long - 1.0);
+        }
+        for errors in [shorts, longs] {
+            let n = errors.len() as f64;
+            let mean = errors.iter().sum::<f64>() / n;
+            let deviation = (errors.iter().map(|e| (e - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt();
+            assert!(mean.abs() < 3.0 * deviation / n.sqrt(), "bias {mean} with deviation {deviation}");
+        }
+        // 40 long waits of 50 ms and 0.4 s of short ones: at most about one sample per T of waiting, plus long ones.
+        assert!(samples < 30 * (40 + 400_000 / 4096 + 60), "{samples} samples");
+    }
+
+    #[test]
+    fn a_cut_record_is_counted() {
+        let mut events = Events::default();
+        assert_eq!(events.decode(&EVENT_STACK.to_ne_bytes()), None);
+        assert_eq!(events.decode(&99u32.to_ne_bytes()), None);
+        assert_eq!(events.malformed, 2);
+        assert_eq!(events.decode(&[]), None);
+    }
+
+    #[test]
+    fn an_opened_slot_names_its_parent() {
+        let mut event = SlotEvent { kind: EVENT_OPENED, slot: 4099, pid: 7, parent: 5, comm: [0; 16] };
+        event.comm[..2].copy_from_slice(b"sh");
+        // SAFETY: a plain record.
+        let bytes = unsafe {
+            std::slice::from_raw_parts((&raw const event).cast::<u8>(), size_of::<SlotEvent>())
+        };
+        let expected =
+            Lifecycle::Opened { slot: SlotId(4099), pid: 7, parent: Some(SlotId(5)), comm: "sh".to_owned() };
+        assert_eq!(Events::default().decode(bytes), Some(Event::Life(expected)));
+    }
+}
