@@ -1,1 +1,125 @@
-//! host
+//! Every read of `/proc`, `/sys` and `/etc` goes through here, under a root that tests replace.
+
+mod process;
+
+use std::fs;
+use std::io::{self, Read as _};
+use std::path::PathBuf;
+
+pub use process::{OtelEnv, ProcessFacts};
+
+/// The host, as its pseudo file systems show it.
+#[derive(Clone, Debug)]
+pub struct Host {
+    root: PathBuf,
+}
+
+impl Host {
+    /// `/` in production, a fixture in tests.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    fn path(&self, below: &str) -> PathBuf {
+        self.root.join(below)
+    }
+
+    /// Reads at most `limit` bytes of a file.
+    fn read(&self, below: &str, limit: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        fs::File::open(self.path(below))?.take(limit).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn text(&self, below: &str) -> io::Result<String> {
+        Ok(String::from_utf8_lossy(&self.read(below, 1 << 20)?).into_owned())
+    }
+
+    /// The running kernel's type information.
+    pub fn btf(&self) -> io::Result<Vec<u8>> {
+        self.read("sys/kernel/btf/vmlinux", 256 << 20)
+    }
+
+    /// Upper bound of process ids.
+    pub fn pid_max(&self) -> io::Result<u32> {
+        self.text("proc/sys/kernel/pid_max")?.trim().parse().map_err(io::Error::other)
+    }
+
+    /// Release of the kernel, like `uname -r`.
+    pub fn kernel_release(&self) -> io::Result<String> {
+        Ok(self.text("proc/sys/kernel/osrelease")?.trim().to_owned())
+    }
+
+    /// Online CPUs.
+    pub fn online_cpus(&self) -> io::Result<Vec<u32>> {
+        let text = self.text("sys/devices/system/cpu/online")?;
+        let mut cpus = Vec::new();
+        for part in text.trim().split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let first: u32 = first.parse().map_err(io::Error::other)?;
+            let last: u32 = last.parse().map_err(io::Error::other)?;
+            cpus.extend(first..=last);
+        }
+        Ok(cpus)
+    }
+
+    /// Addresses of kernel symbols, 0 for those that are missing or hidden by `kptr_restrict`.
+    pub fn kernel_symbols<const N: usize>(&self, names: [&str; N]) -> io::Result<[u64; N]> {
+        let mut found = [0; N];
+        for line in self.read("proc/kallsyms", 64 << 20)?.split(|byte| *byte == b'\n') {
+            let Ok(line) = std::str::from_utf8(line) else { continue };
+            let mut words = line.split_ascii_whitespace();
+            let (Some(address), Some(_), Some(name)) = (words.next(), words.next(), words.next()) else { continue };
+            if let Some(at) = names.iter().position(|wanted| *wanted == name) {
+                found[at] = u64::from_str_radix(address, 16).unwrap_or(0);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Resident bytes of the agent itself.
+    pub fn own_resident_bytes(&self) -> io::Result<u64> {
+        let text = self.text("proc/self/statm")?;
+        let pages: u64 = text.split(' ').nth(1).unwrap_or_default().parse().map_err(io::Error::other)?;
+        Ok(pages * 4096)
+    }
+
+    /// CPU seconds of the agent itself, from the scheduler's own account in nanoseconds.
+    pub fn own_cpu_seconds(&self) -> io::Result<f64> {
+        let mut total = 0.0;
+        for task in fs::read_dir(self.path("proc/self/task"))? {
+            let stat = fs::read_to_string(task?.path().join("schedstat"))?;
+            total += stat.split(' ').next().unwrap_or_default().parse::<f64>().map_err(io::Error::other)? / 1e9;
+        }
+        Ok(total)
+    }
+
+    /// Whether a file exists: the kill switch.
+    #[must_use]
+    pub fn exists(&self, path: &std::path::Path) -> bool {
+        path.exists()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_of_cpus() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("sys/devices/system/cpu");
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("online"), "0-2,5\n").unwrap();
+        assert_eq!(Host::new(root.path()).online_cpus().unwrap(), [0, 1, 2, 5]);
+    }
+
+    #[test]
+    fn this_process_is_read() {
+        let facts = Host::new("/").process(std::process::id()).unwrap();
+        assert_eq!(facts.pid, std::process::id());
+        assert!(facts.start_time > 0);
+        assert!(!facts.exe.is_empty());
+        assert!(Host::new("/").process(u32::MAX).is_err());
+    }
+}
