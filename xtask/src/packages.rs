@@ -38,6 +38,8 @@ pub(crate) fn install(packages: &[String]) -> Result<()> {
     apt.args([
         "-o",
         DPKG_WAIT,
+        "-o",
+        "Dpkg::Use-Pty=0",
         "install",
         "--yes",
         "--quiet",

@@ -39,6 +39,9 @@ const TEST_PROGRAMS: [(&str, &str); 20] = [
     ("runc", "runc"),
 ];
 
+/// Those of them that may come with a running service.
+const SERVERS: [&str; 4] = ["nginx", "postgresql", "prometheus", "redis-server"];
+
 /// Finds or installs everything; says what is used.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut wanted = Vec::new();
@@ -53,6 +56,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     wanted.sort();
     wanted.dedup();
+    if wanted.iter().any(|package| SERVERS.contains(&package.as_str())) {
+        println!(
+            "setup: Debian starts some servers once they are installed; the tests run their own and need none of those"
+        );
+    }
     packages::install(&wanted)?;
 
     let tools = bpf_toolchain()?;
