@@ -40,8 +40,8 @@ impl Default for SymbolizerConfig {
         Self {
             proc: PathBuf::from("/proc"),
             max_file_bytes: 512 << 20,
-            max_image_bytes: 64 << 20,
-            max_images_bytes: 96 << 20,
+            max_image_bytes: 48 << 20,
+            max_images_bytes: 64 << 20,
             image_idle: Duration::from_secs(60),
             max_processes: 1024,
             max_modules: 4096,

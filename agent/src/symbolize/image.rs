@@ -45,10 +45,23 @@ const DEBUG: &[&str] = &[
 
 /// Where a mapped part of the file is in its address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Segment {
-    pub(super) offset: u64,
-    pub(super) size: u64,
-    pub(super) address: u64,
+struct Segment {
+    offset: u64,
+    size: u64,
+    address: u64,
+}
+
+/// The loaded segments of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Segments(Vec<Segment>);
+
+impl Segments {
+    /// The address, in the file's own address space, of an offset in the file.
+    pub(super) fn address_of(&self, offset: u64) -> Option<u64> {
+        let inside = |s: &&Segment| offset.checked_sub(s.offset).is_some_and(|at| at < s.size);
+        let segment = self.0.iter().find(inside)?;
+        segment.address.checked_add(offset - segment.offset)
+    }
 }
 
 /// What tells whether two files are the same file.
@@ -68,7 +81,7 @@ pub(super) fn identity(metadata: &Metadata) -> FileIdentity {
 /// The headers of an ELF file.
 #[derive(Clone, Debug)]
 pub(super) struct Headers {
-    pub(super) segments: Vec<Segment>,
+    pub(super) segments: Segments,
     pub(super) build_id: Option<String>,
     names: Vec<String>,
     sections: Vec<Section>,
@@ -134,7 +147,7 @@ impl Headers {
             }
         }
         let mut headers = Self {
-            segments,
+            segments: Segments(segments),
             build_id: None,
             names: Vec::new(),
             sections: Vec::new(),
@@ -184,15 +197,6 @@ impl Headers {
             }
         }
         Ok(())
-    }
-
-    /// The address, in the file's own address space, of an offset in the file.
-    pub(super) fn address_of(&self, offset: u64) -> Option<u64> {
-        let segment = self
-            .segments
-            .iter()
-            .find(|s| offset.checked_sub(s.offset).is_some_and(|at| at < s.size))?;
-        segment.address.checked_add(offset - segment.offset)
     }
 
     /// Copies what [`SYMBOLS`] and, as far as `max_bytes` allows, [`DEBUG`] name.

@@ -4,12 +4,11 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::engine::{Engine, Part};
-use super::image::{self, FileIdentity, Headers, Image};
+use super::image::{self, FileIdentity, Headers, Image, Segments};
 use super::lru::Lru;
 use super::maps::Mapping;
 use super::open::{open_in_root, open_regular};
@@ -25,7 +24,8 @@ pub(super) struct Module {
     /// As the process sees it.
     pub(super) path: Arc<str>,
     pub(super) build_id: Option<Arc<str>>,
-    pub(super) headers: Rc<Headers>,
+    /// How its offsets become addresses.
+    pub(super) segments: Segments,
     identity: FileIdentity,
     /// Why no symbols can be read from it, once that is known.
     broken: Option<Outcome>,
@@ -133,7 +133,7 @@ impl Modules {
         let module = Module {
             path: Arc::clone(&key.1),
             build_id: headers.build_id.as_deref().map(Arc::from),
-            headers: Rc::new(headers),
+            segments: headers.segments,
             identity: key.0,
             broken: None,
         };
@@ -158,8 +158,7 @@ impl Modules {
             return Err(outcome);
         }
         if self.images.get(&id).is_none() {
-            let (headers, identity) = (Rc::clone(&module.headers), module.identity);
-            let image = load(config, via, &headers, identity);
+            let image = load(config, via, module.identity);
             if let (Err(outcome), Some(module)) = (&image, self.known.get(&id)) {
                 // A file out of reach may be reached through another process.
                 module.broken = (*outcome != Outcome::ProcessGone).then_some(*outcome);
@@ -210,22 +209,17 @@ impl Modules {
     }
 }
 
-fn load(
-    config: &SymbolizerConfig,
-    via: Via<'_>,
-    headers: &Headers,
-    identity: FileIdentity,
-) -> Result<Image, Outcome> {
+fn load(config: &SymbolizerConfig, via: Via<'_>, identity: FileIdentity) -> Result<Image, Outcome> {
     if &*via.mapping.path == "[vdso]" {
         let file = own_vdso(&config.proc)?;
         let len = file.metadata().map_err(|_| Outcome::ElfError)?.len();
-        return headers.copy(&file, len, config.max_image_bytes);
+        return Headers::read(&file)?.copy(&file, len, config.max_image_bytes);
     }
     let (file, found) = open(config, via)?;
     if found != identity {
         return Err(Outcome::ProcessGone);
     }
-    headers.copy(&file, identity.2, config.max_image_bytes)
+    Headers::read(&file)?.copy(&file, identity.2, config.max_image_bytes)
 }
 
 /// Opens the file behind a mapping: by the mapping itself (right whatever the mount namespace, and for deleted files;

@@ -133,9 +133,10 @@ impl Symbolizer {
     fn stack(&mut self, sample: &StackSample) -> (SharedStack, Vec<Outcome>) {
         let key = (sample.slot, sample.pid);
         let process = self.processes.get(&self.config, key, self.batch);
+        let known = process.is_some();
         let lock_wait = matches!(sample.detail, StackDetail::Wait(Cause::Lock, _));
         let stack_key = StackKey {
-            generation: process.map_or(0, |process| process.generation),
+            generation: process.as_ref().map_or(0, |process| process.generation),
             user: sample.user.clone(),
             kernel: sample.kernel.clone(),
             truncated: sample.truncated,
@@ -154,9 +155,15 @@ impl Symbolizer {
                     .resolve(*address, call_site(index, *address), &mut frames),
             );
         }
-        let mut stable = true;
+        let mut stable = known || sample.user.is_empty();
         for (index, address) in sample.user.iter().enumerate() {
-            let (outcome, fixed) = self.user(key, call_site(index, *address), &mut frames);
+            let address = call_site(index, *address);
+            if !known {
+                frames.push(bare(&self.unknown_module, address));
+                outcomes.push(Outcome::ProcessGone);
+                continue;
+            }
+            let (outcome, fixed) = self.user(key, address, &mut frames);
             outcomes.push(outcome);
             stable &= fixed;
         }
@@ -234,7 +241,7 @@ impl Symbolizer {
             return (Outcome::ElfError, false);
         };
         let (path, build_id) = (Arc::clone(&module.path), module.build_id.clone());
-        let Some(file_address) = module.headers.address_of(offset) else {
+        let Some(file_address) = module.segments.address_of(offset) else {
             frames.push(bare(&path, offset));
             return (Outcome::NoSymbol, true);
         };

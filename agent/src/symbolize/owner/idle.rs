@@ -80,3 +80,169 @@ fn says(function: &str) -> Option<Says> {
         .find(|(patterns, _)| patterns.iter().any(|p| glob::matches(p, function)))
         .map(|(_, says)| *says)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(function: &str) -> Frame {
+        Frame {
+            function: Some(function.into()),
+            file: None,
+            line: 0,
+            module: "/app/shop".into(),
+            build_id: None,
+            address: 1,
+            inlined: false,
+            kernel: false,
+        }
+    }
+
+    #[test]
+    fn idle_or_lock() {
+        for (functions, expected) in [
+            (
+                &[
+                    "futex_wait",
+                    "pthread_cond_wait@@GLIBC_2.3.2",
+                    "worker",
+                    "start_thread",
+                ][..],
+                true,
+            ),
+            (
+                &[
+                    "__futex_abstimed_wait_common",
+                    "___pthread_cond_timedwait64",
+                    "worker",
+                ],
+                true,
+            ),
+            (&["__lll_lock_wait", "pthread_mutex_lock", "work"], false),
+            (
+                &[
+                    "__lll_lock_wait",
+                    "__pthread_mutex_cond_lock",
+                    "pthread_cond_wait",
+                    "work",
+                ],
+                false,
+            ),
+            (&["__pthread_clockjoin_ex", "main"], true),
+            (&["sem_wait", "work"], false),
+            (&["pthread_rwlock_rdlock", "work"], false),
+            (
+                &[
+                    "syscall",
+                    "std::sys::pal::unix::futex::futex_wait",
+                    "std::sys::sync::mutex::futex::Mutex::lock_contended",
+                    "f",
+                ],
+                false,
+            ),
+            (
+                &[
+                    "syscall",
+                    "std::sys::pal::unix::futex::futex_wait",
+                    "std::sys::sync::condvar::futex::Condvar::wait",
+                    "f",
+                ],
+                true,
+            ),
+            (
+                &[
+                    "syscall",
+                    "std::sys::pal::unix::futex::futex_wait",
+                    "std::thread::park",
+                    "f",
+                ],
+                true,
+            ),
+            (
+                &[
+                    "syscall",
+                    "std::sys::sync::rwlock::futex::RwLock::read_contended",
+                    "f",
+                ],
+                false,
+            ),
+            (
+                &[
+                    "syscall",
+                    "parking_lot::condvar::Condvar::wait_until_internal",
+                    "tokio::runtime::park::Inner::park",
+                ],
+                true,
+            ),
+            (
+                &[
+                    "syscall",
+                    "parking_lot::raw_mutex::RawMutex::lock_slow",
+                    "tokio::runtime::park::Inner::park",
+                ],
+                false,
+            ),
+            (
+                &[
+                    "syscall",
+                    "std::sys::sync::condvar::futex::Condvar::wait",
+                    "rayon_core::sleep::Sleep::sleep",
+                ],
+                true,
+            ),
+            (
+                &[
+                    "runtime.futex",
+                    "runtime.futexsleep",
+                    "runtime.notesleep",
+                    "runtime.mPark",
+                    "runtime.stopm",
+                ],
+                true,
+            ),
+            (
+                &[
+                    "runtime.futex",
+                    "runtime.futexsleep",
+                    "runtime.lock2",
+                    "runtime.mallocgc",
+                ],
+                false,
+            ),
+            (
+                &[
+                    "pthread_cond_wait",
+                    "os::PlatformEvent::park()",
+                    "ObjectMonitor::EnterI(JavaThread*)",
+                ],
+                false,
+            ),
+            (
+                &[
+                    "pthread_cond_wait",
+                    "os::PlatformEvent::park()",
+                    "ObjectMonitor::wait(long, bool, JavaThread*)",
+                ],
+                true,
+            ),
+            (
+                &[
+                    "pthread_cond_timedwait",
+                    "Parker::park(bool, long)",
+                    "Unsafe_Park",
+                ],
+                true,
+            ),
+            (
+                &["pthread_cond_timedwait", "take_gil", "PyEval_RestoreThread"],
+                false,
+            ),
+            (&["pthread_cond_wait", "uv_cond_wait", "worker"], true),
+            (&["futex", "something"], false),
+            (&[], false),
+        ] {
+            let frames: Vec<_> = functions.iter().map(|function| frame(function)).collect();
+            assert_eq!(is_idle(&frames), expected, "{functions:?}");
+        }
+    }
+}
