@@ -229,6 +229,10 @@ impl Symbolizer {
         };
         let id = match module {
             Ok(id) => id,
+            // A memfd holds an executable (runc starts itself so) or what a JIT made.
+            Err(Outcome::ElfError) if mapping.path.starts_with("/memfd:") => {
+                return generated(&self.config, process, key.1, address, &mapping.path, frames);
+            }
             Err(outcome) => {
                 frames.push(bare(&mapping.path, offset));
                 return (outcome, true);

@@ -40,6 +40,9 @@ const fn files(runtime: &'static str, files: &'static [&'static str]) -> Row {
     }
 }
 
+/// Where code that a runtime made is mapped.
+const GENERATED: &[&str] = &["[jit]", "[anon*", "//anon*", "/memfd:*", "/dev/zero*", "[heap]"];
+
 /// All rows; the first that matches makes a frame foreign, a frame that none matches is the service's own.
 #[rustfmt::skip]
 pub(super) const ROWS: &[Row] = &[
@@ -74,7 +77,8 @@ pub(super) const ROWS: &[Row] = &[
         "malloc", "calloc", "realloc", "free", "cfree", "posix_memalign", "aligned_alloc", "memalign", "valloc", "reallocarray",
         "_int_malloc", "_int_free*", "_int_realloc", "_int_memalign", "malloc_consolidate", "sysmalloc*", "systrim*",
         "tcache_*", "unlink_chunk*", "arena_get*", "new_heap*", "grow_heap*", "alloc_new_heap*", "ptmalloc_*", "__malloc_*",
-        "je_*", "jemalloc_*", "_rjem_*", "tc_malloc*", "tc_free*", "tc_new*", "tc_delete*", "tcmalloc::*", "mi_*", "_mi_*",
+        "je_*", "jemalloc_*", "_rjem_*", "tc_malloc*", "tc_free*", "tc_new*", "tc_delete*", "tcmalloc::*", "mi_malloc*", "mi_calloc*", "mi_zalloc*", "mi_realloc*", "mi_free*",
+        "mi_new*", "mi_heap_*", "mi_aligned_*", "_mi_*",
         "rpmalloc*", "operator new*", "operator delete*",
     ]),
     modules("allocators", &["*/libjemalloc*.so*", "*/libtcmalloc*.so*", "*/libmimalloc*.so*", "*/libsnmalloc*.so*"]),
@@ -107,16 +111,25 @@ pub(super) const ROWS: &[Row] = &[
         "*/libjvm.so", "*/libjava.so", "*/libjli.so", "*/libnio.so", "*/libnet.so", "*/libzip.so", "*/libverify.so", "*/libj9*.so",
         "*/libextnet.so", "*/libjimage.so",
     ]),
-    functions("JVM, generated", &[
-        "Interpreter", "interpreter", "StubRoutines*", "call_stub", "*stub*[*", "vtable stub", "itable stub", "*Stub", "I2C/C2I*",
-        "java.*", "javax.*", "jdk.*", "sun.*", "com.sun.*", "Ljava/*", "Ljavax/*", "Ljdk/*", "Lsun/*", "Lcom/sun/*",
-        "void java.*", "int java.*", "long java.*", "boolean java.*", "void jdk.*", "int jdk.*", "long jdk.*", "void sun.*",
-        "java.lang.* java.*", "java.lang.* jdk.*",
-    ]),
-    functions("Node", &[
-        "v8::*", "node::*", "uv_*", "uv__*", "Builtins_*", "Builtin:*", "BytecodeHandler:*", "Stub:*", "RegExp:*", "napi_*", "cppgc::*",
-        "*node:internal/*", "*JS:*node:*", "*Function:*node:*", "*LazyCompile:*node:*",
-    ]),
+    Row {
+        runtime: "JVM, generated",
+        modules: GENERATED,
+        functions: &[
+            "Interpreter", "interpreter", "StubRoutines*", "call_stub", "*stub*[*", "vtable stub", "itable stub", "*Stub", "I2C/C2I*",
+            "java.*", "javax.*", "jdk.*", "sun.*", "com.sun.*", "Ljava/*", "Ljavax/*", "Ljdk/*", "Lsun/*", "Lcom/sun/*",
+            "void java.*", "int java.*", "long java.*", "boolean java.*", "void jdk.*", "int jdk.*", "long jdk.*", "void sun.*",
+            "java.lang.* java.*", "java.lang.* jdk.*",
+        ],
+        files: &[],
+    },
+    functions("Node", &["v8::*", "uv_*", "uv__*", "Builtins_*", "napi_*", "cppgc::*"]),
+    Row { runtime: "Node", modules: &["*/node", "*/nodejs", "*/libnode.so*"], functions: &["node::*", "main"], files: &[] },
+    Row {
+        runtime: "Node, generated",
+        modules: GENERATED,
+        functions: &["Builtin:*", "BytecodeHandler:*", "Stub:*", "RegExp:*", "* node:*", "*node:internal/*"],
+        files: &[],
+    },
     modules("Node", &["*/libnode.so*", "*/libuv.so*", "*/libv8*.so*"]),
     Row {
         runtime: "CPython",
@@ -131,7 +144,12 @@ pub(super) const ROWS: &[Row] = &[
     },
     modules("CPython", &["*/libpython*.so*", "*/lib-dynload/*.so"]),
     modules("Ruby, Perl, PHP, .NET", &["*/libruby*.so*", "*/libperl.so*", "*/libphp*.so*", "*/libcoreclr.so", "*/libclrjit.so", "*/libSystem.Native.so"]),
-    functions("Ruby, PHP", &["rb_*", "ruby_*", "vm_exec*", "vm_call_*", "zend_*", "php_*", "ZEND_*", "execute_ex"]),
+    Row {
+        runtime: "Ruby, PHP",
+        modules: &["*/ruby*", "*/php*"],
+        functions: &["rb_*", "ruby_*", "vm_*", "zend_*", "php_*", "ZEND_*", "execute_ex", "main"],
+        files: &[],
+    },
 ];
 
 /// The first elements of the import paths of Go's standard library.

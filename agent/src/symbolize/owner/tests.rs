@@ -268,3 +268,21 @@ fn the_users_rules_come_first() {
     let parsed: Result<OwnerRule, _> = serde_json::from_str(r#"{"functoin": "x"}"#);
     assert!(parsed.unwrap_err().to_string().contains("functoin"));
 }
+
+#[test]
+fn names_of_one_runtime_are_own_code_elsewhere() {
+    for function in [
+        "shop::OrderStub",
+        "rb_insert",
+        "mi_update",
+        "node::Graph::walk()",
+        "java.x",
+        "main",
+        "Py_x",
+    ] {
+        assert_eq!(
+            owner(&[(LIBC, "read", ""), (APP, function, "")]),
+            is(function, "shop")
+        );
+    }
+}
