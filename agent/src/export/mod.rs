@@ -1,1 +1,2 @@
 //! export
+pub mod profile;

@@ -1,12 +1,39 @@
 //! Stacks → frames with names, and the owning frame of each stack.
+//!
+//! [`Symbolizer`] lives on a thread of its own (it is not `Send`): addresses are looked up in a copy of the process's
+//! memory map, the file behind a mapping is copied piece by piece (symbols and debug sections only) into memory that
+//! nobody else can change, and blazesym reads that copy. So a file that is truncated, replaced, endless or no file at
+//! all costs a counter, not the agent.
 
 use std::sync::Arc;
 
 pub mod model;
+pub mod owner;
+
+mod config;
+mod engine;
+mod image;
+mod kernel;
+mod lru;
+mod maps;
+mod module;
+mod name;
+mod open;
+mod perf_map;
+mod process;
+mod resolver;
+mod stats;
+#[cfg(test)]
+mod tests;
+
+pub use config::SymbolizerConfig;
 pub use model::{Frame, Owner, Stack, SymbolizedSample};
+pub use owner::OwnerRule;
+pub use resolver::Symbolizer;
+pub use stats::{Outcome, SymbolizeStats};
 
 /// What later stages need of earlier ones: stages import only their neighbour.
-pub use crate::attribute::{Cause, Service, StackDetail, StackKind};
+pub use crate::attribute::{Cause, Service, SlotId, StackDetail, StackKind, StackSample};
 
 /// A shared, resolved stack.
 pub type SharedStack = Arc<Stack>;

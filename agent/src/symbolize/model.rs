@@ -13,11 +13,12 @@ pub struct Frame {
     pub file: Option<Arc<str>>,
     /// Source line, 0 when unknown.
     pub line: u32,
-    /// Path of the module as the process sees it, `[kernel]`, `[vdso]`, or `[unknown]`.
+    /// Path of the module as the process sees it, `[kernel]`, `[vdso]`, `[jit]`, or `[unknown]`.
     pub module: Arc<str>,
     /// Build id of the module in hex.
     pub build_id: Option<Arc<str>>,
-    /// Address in the module's own address space (file address for ELF; the raw address elsewhere).
+    /// Address in the module's own address space: file address for ELF (offset in the file while the file cannot be
+    /// read), else the address in the process. Of a caller it is within the call, one byte before the return address.
     pub address: u64,
     /// Inlined into the next outer frame.
     pub inlined: bool,

@@ -1,0 +1,55 @@
+//! Limits and sources of symbolization.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::OwnerRule;
+
+/// Everything that bounds the symbolizer; the defaults suit a host with a few hundred processes.
+#[derive(Clone, Debug)]
+pub struct SymbolizerConfig {
+    /// Where procfs is mounted.
+    pub proc: PathBuf,
+    /// Largest file that is opened for symbols, in bytes.
+    pub max_file_bytes: u64,
+    /// Most bytes of symbol tables and debug sections kept of one file; a file whose debug sections are larger keeps
+    /// its symbol tables only.
+    pub max_image_bytes: u64,
+    /// Most bytes kept of all files together.
+    pub max_images_bytes: u64,
+    /// A file that no look-up needed for this long is let go (resolved addresses stay cached).
+    pub image_idle: Duration,
+    /// Processes whose memory map is kept.
+    pub max_processes: usize,
+    /// Files known at one time.
+    pub max_modules: usize,
+    /// Resolved addresses kept.
+    pub max_addresses: usize,
+    /// Resolved stacks kept.
+    pub max_stacks: usize,
+    /// Largest perf map file (`/tmp/perf-PID.map`) that is read, in bytes.
+    pub max_perf_map_bytes: u64,
+    /// A memory map older than this is read again when its process is seen.
+    pub maps_max_age: Duration,
+    /// The user's owner rules, tried before the built-in ones.
+    pub owner_rules: Vec<OwnerRule>,
+}
+
+impl Default for SymbolizerConfig {
+    fn default() -> Self {
+        Self {
+            proc: PathBuf::from("/proc"),
+            max_file_bytes: 512 << 20,
+            max_image_bytes: 48 << 20,
+            max_images_bytes: 64 << 20,
+            image_idle: Duration::from_secs(60),
+            max_processes: 1024,
+            max_modules: 4096,
+            max_addresses: 65_536,
+            max_stacks: 4096,
+            max_perf_map_bytes: 32 << 20,
+            maps_max_age: Duration::from_secs(30),
+            owner_rules: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The one place that calls blazesym.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use blazesym::MaybeDefault;
+use blazesym::symbolize::evict::{Elf as EvictElf, Evict};
+use blazesym::symbolize::source::{Elf, Kernel, Source};
+use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer};
+
+use super::Outcome;
+use super::name::Names;
+
+/// One function at an address; several where functions were inlined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) function: Option<Arc<str>>,
+    pub(super) file: Option<Arc<str>>,
+    pub(super) line: u32,
+    pub(super) inlined: bool,
+}
+
+/// blazesym, with its panics caught. It keeps what it parsed until told to forget a file.
+#[derive(Debug)]
+pub(super) struct Engine {
+    symbolizer: Symbolizer,
+    names: Names,
+}
+
+impl Engine {
+    pub(super) fn new() -> Self {
+        Self {
+            symbolizer: fresh(),
+            names: Names::default(),
+        }
+    }
+
+    /// What is at an address of an ELF file, innermost first. `debug` also asks for lines and inlined functions.
+    pub(super) fn elf(&mut self, path: &Path, debug: bool, address: u64) -> Result<Vec<Part>, Outcome> {
+        let mut source = Elf::new(path);
+        source.debug_syms = debug;
+        match self.look_up(&Source::Elf(source), Input::VirtOffset(address)) {
+            // Debug information that cannot be read does not take the symbol table with it.
+            Err(Outcome::ElfError) if debug => self.elf(path, false, address),
+            result => result,
+        }
+    }
+
+    /// What is at a kernel address, by the kernel's own list of symbols.
+    pub(super) fn kernel(&mut self, kallsyms: &Path, address: u64) -> Result<Vec<Part>, Outcome> {
+        let kernel = Kernel {
+            kallsyms: MaybeDefault::Some(kallsyms.to_path_buf()),
+            vmlinux: MaybeDefault::None,
+            ..Kernel::default()
+        };
+        self.look_up(&Source::Kernel(kernel), Input::AbsAddr(address))
+    }
+
+    /// Drops what was parsed of a file.
+    pub(super) fn forget(&mut self, path: &Path) {
+        let evict = Evict::from(EvictElf::new(path));
+        let evicted = catch_unwind(AssertUnwindSafe(|| self.symbolizer.evict(&evict)));
+        if !matches!(evicted, Ok(Ok(()))) {
+            self.symbolizer = fresh();
+        }
+    }
+
+    /// Drops everything that was parsed.
+    pub(super) fn forget_all(&mut self) {
+        self.symbolizer = fresh();
+    }
+
+    fn look_up(&mut self, source: &Source<'_>, input: Input<u64>) -> Result<Vec<Part>, Outcome> {
+        let (symbolizer, names) = (&self.symbolizer, &mut self.names);
+        let found = catch_unwind(AssertUnwindSafe(|| {
+            match symbolizer.symbolize_single(source, input) {
+                Ok(Symbolized::Sym(symbol)) => Ok(parts(&symbol, names)),
+                Ok(Symbolized::Unknown(_)) => Err(Outcome::NoSymbol),
+                Err(_) => Err(Outcome::ElfError),
+            }
+        }));
+        found.unwrap_or_else(|_| {
+            // Its state may be half written.
+            self.symbolizer = fresh();
+            Err(Outcome::Panic)
+        })
+    }
+}
+
+fn fresh() -> Symbolizer {
+    // The images carry no debug links, so that no directory is ever searched for them.
+    Symbolizer::builder()
+        .set_debug_dirs(Some(std::iter::empty::<&Path>()))
+        .build()
+}
+
+fn parts(symbol: &Sym<'_>, names: &mut Names) -> Vec<Part> {
+    let mut parts = Vec::with_capacity(1 + symbol.inlined.len());
+    let mut push = |name: &str, code: Option<&CodeInfo<'_>>, inlined| {
+        parts.push(Part {
+            function: names.share(name),
+            file: code.and_then(|code| names.share(&code.to_path().to_string_lossy())),
+            line: code.and_then(|code| code.line).unwrap_or(0),
+            inlined,
+        });
+    };
+    push(&symbol.name, symbol.code_info.as_deref(), false);
+    for function in &symbol.inlined {
+        push(&function.name, function.code_info.as_ref(), true);
+    }
+    parts.reverse();
+    parts
+}

@@ -1,0 +1,273 @@
+//! Files that processes have mapped, and the copies of their symbols that are in memory.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::engine::{Engine, Part};
+use super::image::{self, FileIdentity, Headers, Image, Segments};
+use super::lru::Lru;
+use super::maps::Mapping;
+use super::open::{open_in_root, open_regular};
+use super::{Outcome, SymbolizerConfig};
+
+/// Numbers a file as some process sees it; never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ModuleId(u64);
+
+/// A file with code.
+#[derive(Debug)]
+pub(super) struct Module {
+    /// As the process sees it.
+    pub(super) path: Arc<str>,
+    pub(super) build_id: Option<Arc<str>>,
+    /// How its offsets become addresses.
+    pub(super) segments: Segments,
+    identity: FileIdentity,
+    /// Why no symbols can be read from it, once that is known.
+    broken: Option<Outcome>,
+}
+
+/// Whose mapping a file is reached through.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Via<'a> {
+    pub(super) pid: u32,
+    pub(super) alive: bool,
+    pub(super) mapping: &'a Mapping,
+}
+
+/// All known files, bounded in number and in bytes.
+#[derive(Debug)]
+pub(super) struct Modules {
+    known: Lru<ModuleId, Module>,
+    by_identity: HashMap<(FileIdentity, Arc<str>), ModuleId>,
+    /// By what `/proc/PID/maps` says: the only way to a file once its process is gone.
+    by_mapping: HashMap<(Arc<str>, u64, Arc<str>), ModuleId>,
+    images: Lru<ModuleId, (Image, Instant)>,
+    vdso: Option<Result<ModuleId, Outcome>>,
+    next: u64,
+    pub(super) image_bytes: u64,
+    pub(super) debug_skipped: u64,
+}
+
+impl Modules {
+    pub(super) fn new(config: &SymbolizerConfig) -> Self {
+        Self {
+            known: Lru::new(config.max_modules),
+            by_identity: HashMap::new(),
+            by_mapping: HashMap::new(),
+            images: Lru::new(config.max_modules),
+            vdso: None,
+            next: 0,
+            image_bytes: 0,
+            debug_skipped: 0,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    pub(super) fn get(&mut self, id: ModuleId) -> Option<&Module> {
+        self.known.get(&id).map(|module| &*module)
+    }
+
+    /// The file behind a mapping.
+    pub(super) fn find(&mut self, config: &SymbolizerConfig, via: Via<'_>) -> Result<ModuleId, Outcome> {
+        let mapping = via.mapping;
+        let by_mapping = (
+            Arc::clone(&mapping.device),
+            mapping.inode,
+            Arc::clone(&mapping.path),
+        );
+        if !via.alive
+            && let Some(id) = self.by_mapping.get(&by_mapping)
+        {
+            return Ok(*id);
+        }
+        let (file, identity) = open(config, via)?;
+        let key = (identity, Arc::clone(&mapping.path));
+        let id = match self.by_identity.get(&key) {
+            Some(id) => *id,
+            None => {
+                let headers = Headers::read(&file)?;
+                self.add(key, headers)
+            }
+        };
+        if self.by_mapping.len() >= config.max_modules {
+            let known = &self.known;
+            self.by_mapping.retain(|_, id| known.contains(id));
+        }
+        if self.by_mapping.len() < config.max_modules {
+            self.by_mapping.insert(by_mapping, id);
+        }
+        Ok(id)
+    }
+
+    /// The vDSO. The kernel maps the same pages into every process, so the agent's own serve for all.
+    pub(super) fn vdso(&mut self, config: &SymbolizerConfig) -> Result<ModuleId, Outcome> {
+        if let Some(known) = self.vdso
+            && known.map_or(true, |id| self.known.contains(&id))
+        {
+            return known;
+        }
+        let loaded = own_vdso(&config.proc).and_then(|file| {
+            let metadata = file.metadata().map_err(|_| Outcome::ElfError)?;
+            let headers = Headers::read(&file)?;
+            let image = headers.copy(&file, metadata.len(), config.max_image_bytes)?;
+            let id = self.add((image::identity(&metadata), "[vdso]".into()), headers);
+            self.image_bytes += image.bytes;
+            self.images.insert(id, (image, Instant::now()));
+            Ok(id)
+        });
+        self.vdso = Some(loaded);
+        loaded
+    }
+
+    fn add(&mut self, key: (FileIdentity, Arc<str>), headers: Headers) -> ModuleId {
+        let id = ModuleId(self.next);
+        self.next += 1;
+        let module = Module {
+            path: Arc::clone(&key.1),
+            build_id: headers.build_id.as_deref().map(Arc::from),
+            segments: headers.segments,
+            identity: key.0,
+            broken: None,
+        };
+        self.by_identity.insert(key, id);
+        for (_, gone) in self.known.insert(id, module) {
+            self.by_identity.remove(&(gone.identity, gone.path));
+        }
+        id
+    }
+
+    /// What is at an address of a file.
+    pub(super) fn look_up(
+        &mut self,
+        config: &SymbolizerConfig,
+        engine: &mut Engine,
+        id: ModuleId,
+        via: Via<'_>,
+        address: u64,
+    ) -> Result<Vec<Part>, Outcome> {
+        let module = self.known.get(&id).ok_or(Outcome::ElfError)?;
+        if let Some(outcome) = module.broken {
+            return Err(outcome);
+        }
+        if self.images.get(&id).is_none() {
+            let image = load(config, via, module.identity);
+            if let (Err(outcome), Some(module)) = (&image, self.known.get(&id)) {
+                // A file out of reach may be reached through another process.
+                module.broken = (*outcome != Outcome::ProcessGone).then_some(*outcome);
+            }
+            let image = image?;
+            self.debug_skipped += u64::from(image.debug_skipped);
+            self.make_room(config, engine, image.bytes);
+            self.image_bytes += image.bytes;
+            for (_, (old, _)) in self.images.insert(id, (image, Instant::now())) {
+                self.release(config, engine, &old);
+            }
+        }
+        let (image, used) = self.images.get(&id).ok_or(Outcome::ElfError)?;
+        *used = Instant::now();
+        let found = engine.elf(&image.path(&config.proc), image.debug, address);
+        if matches!(found, Err(Outcome::Panic))
+            && let Some(module) = self.known.get(&id)
+        {
+            module.broken = Some(Outcome::Panic);
+        }
+        found
+    }
+
+    /// Lets go of copies that nobody needed for a while.
+    pub(super) fn release_idle(&mut self, config: &SymbolizerConfig, engine: &mut Engine) {
+        while let Some((id, (_, used))) = self.images.oldest()
+            && used.elapsed() >= config.image_idle
+        {
+            let id = *id;
+            if let Some((image, _)) = self.images.remove(&id) {
+                self.release(config, engine, &image);
+            }
+        }
+    }
+
+    fn make_room(&mut self, config: &SymbolizerConfig, engine: &mut Engine, bytes: u64) {
+        while self.image_bytes.saturating_add(bytes) > config.max_images_bytes {
+            let Some((_, (image, _))) = self.images.pop_oldest() else {
+                break;
+            };
+            self.release(config, engine, &image);
+        }
+    }
+
+    fn release(&mut self, config: &SymbolizerConfig, engine: &mut Engine, image: &Image) {
+        self.image_bytes = self.image_bytes.saturating_sub(image.bytes);
+        engine.forget(&image.path(&config.proc));
+    }
+}
+
+fn load(config: &SymbolizerConfig, via: Via<'_>, identity: FileIdentity) -> Result<Image, Outcome> {
+    if &*via.mapping.path == "[vdso]" {
+        let file = own_vdso(&config.proc)?;
+        let len = file.metadata().map_err(|_| Outcome::ElfError)?.len();
+        return Headers::read(&file)?.copy(&file, len, config.max_image_bytes);
+    }
+    let (file, found) = open(config, via)?;
+    if found != identity {
+        return Err(Outcome::ProcessGone);
+    }
+    Headers::read(&file)?.copy(&file, identity.2, config.max_image_bytes)
+}
+
+/// Opens the file behind a mapping: by the mapping itself (right whatever the mount namespace, and for deleted files;
+/// needs `CAP_CHECKPOINT_RESTORE`), else by its path under the process's root, else, when the process is gone, by its
+/// path on the host. A path counts only if it leads to the inode that was mapped.
+fn open(config: &SymbolizerConfig, via: Via<'_>) -> Result<(File, FileIdentity), Outcome> {
+    let Via { pid, alive, mapping } = via;
+    let max = config.max_file_bytes;
+    let mut outcome = Outcome::ProcessGone;
+    if alive {
+        let process = config.proc.join(pid.to_string());
+        let range = format!("map_files/{:x}-{:x}", mapping.range.start, mapping.range.end);
+        match open_regular(&config.proc, &process.join(range), max) {
+            Ok((file, metadata)) => return Ok((file, image::identity(&metadata))),
+            Err(why @ (Outcome::TooLarge | Outcome::OddFile)) => return Err(why),
+            Err(_) => {}
+        }
+        match open_in_root(&config.proc, &process.join("root"), &mapping.path, max) {
+            Ok((file, metadata)) if metadata.ino() == mapping.inode => {
+                return Ok((file, image::identity(&metadata)));
+            }
+            Ok(_) => {}
+            Err(why) => outcome = why,
+        }
+    } else {
+        match open_regular(&config.proc, &PathBuf::from(&*mapping.path), max) {
+            Ok((file, metadata)) if metadata.ino() == mapping.inode => {
+                return Ok((file, image::identity(&metadata)));
+            }
+            Err(why @ Outcome::TooLarge) => outcome = why,
+            _ => {}
+        }
+    }
+    Err(outcome)
+}
+
+fn own_vdso(proc: &Path) -> Result<File, Outcome> {
+    use std::os::unix::fs::FileExt;
+    let maps = std::fs::read_to_string(proc.join("self/maps")).map_err(|_| Outcome::ElfError)?;
+    let mapping = super::maps::parse(&maps)
+        .into_iter()
+        .find(|m| &*m.path == "[vdso]");
+    let range = mapping.ok_or(Outcome::NoModule)?.range;
+    let len = usize::try_from(range.end - range.start).map_err(|_| Outcome::TooLarge)?;
+    let mut bytes = vec![0; len.min(1 << 20)];
+    let memory = File::open(proc.join("self/mem")).map_err(|_| Outcome::ElfError)?;
+    memory
+        .read_exact_at(&mut bytes, range.start)
+        .map_err(|_| Outcome::ElfError)?;
+    image::from_bytes(&bytes)
+}

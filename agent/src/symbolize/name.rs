@@ -1,0 +1,72 @@
+//! Names read from files of others: bounded, printable, shared.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// Longest name kept, in bytes; C++ templates reach tens of kilobytes.
+const MAX_LEN: usize = 512;
+
+/// Names seen, each kept once.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    known: HashSet<Arc<str>>,
+    prune_at: usize,
+}
+
+impl Names {
+    /// The shared form of a name, `None` when it is empty.
+    pub(super) fn share(&mut self, name: &str) -> Option<Arc<str>> {
+        let name = clean(name);
+        if name.is_empty() {
+            return None;
+        }
+        if let Some(known) = self.known.get(name.as_str()) {
+            return Some(Arc::clone(known));
+        }
+        if self.known.len() >= self.prune_at.max(4096) {
+            self.known.retain(|name| Arc::strong_count(name) > 1);
+            self.prune_at = self.known.len() * 2;
+        }
+        let name: Arc<str> = name.into();
+        self.known.insert(Arc::clone(&name));
+        Some(name)
+    }
+}
+
+fn clean(name: &str) -> String {
+    let mut out = String::with_capacity(name.len().min(MAX_LEN));
+    for c in name.trim().chars() {
+        if out.len() + c.len_utf8() > MAX_LEN {
+            out.push('…');
+            break;
+        }
+        out.push(if c.is_control() { '\u{fffd}' } else { c });
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounded_and_printable() {
+        let mut names = Names::default();
+        assert_eq!(names.share("  "), None);
+        assert_eq!(&*names.share("a\nb\u{1b}[1m").unwrap(), "a\u{fffd}b\u{fffd}[1m");
+        let long = names.share(&"é".repeat(1000)).unwrap();
+        assert_eq!(long.chars().count(), 257);
+        assert!(long.ends_with('…'));
+    }
+
+    #[test]
+    fn names_nobody_holds_are_dropped() {
+        let mut names = Names::default();
+        let kept = names.share("kept").unwrap();
+        for i in 0..20_000 {
+            names.share(&format!("name {i}"));
+        }
+        assert!(names.known.len() <= 4096, "{}", names.known.len());
+        assert!(Arc::ptr_eq(&kept, &names.share("kept").unwrap()));
+    }
+}

@@ -1,0 +1,248 @@
+//! Which waits on a futex are waiting for work, not for a lock.
+
+use super::super::Frame;
+use super::glob;
+
+/// How much a row's word counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Says {
+    /// Waiting for work, whatever is further out.
+    Idle,
+    /// Waiting for a lock, whatever is further out.
+    Lock,
+    /// Waiting for work, unless a frame further out says that a lock is built on it.
+    IdleUnless,
+}
+
+/// User frames that are looked at, innermost first, inlined ones included; a primitive is within these.
+const DEPTH: usize = 24;
+
+#[rustfmt::skip]
+const ROWS: &[(&[&str], Says)] = &[
+    // glibc and musl
+    (&["pthread_mutex_*lock*", "__pthread_mutex_*lock*", "___pthread_mutex_*lock*", "__GI___pthread_mutex_*lock*",
+       "__pthread_mutex_cond_lock*", "__lll_lock_wait*", "___lll_lock_wait*", "__GI___lll_lock_wait*", "pthread_rwlock_*", "__pthread_rwlock_*",
+       "___pthread_rwlock_*", "sem_wait*", "sem_timedwait*", "sem_clockwait*", "__new_sem_*", "do_futex_wait*",
+       "pthread_spin_*", "mtx_lock", "mtx_timedlock"], Says::Lock),
+    (&["pthread_join", "pthread_timedjoin_np", "pthread_clockjoin_np", "__pthread_clockjoin_ex", "___pthread_join", "__pthread_join*",
+       "__pthread_timedjoin*", "thrd_join"], Says::Idle),
+    (&["pthread_cond_wait*", "pthread_cond_timedwait*", "pthread_cond_clockwait*", "__pthread_cond_*wait*",
+       "___pthread_cond_*wait*", "__GI___pthread_cond_*wait*", "cnd_wait", "cnd_timedwait"], Says::IdleUnless),
+    // C++
+    (&["std::condition_variable::*", "std::_V2::condition_variable_any::*", "std::__1::condition_variable::*"], Says::IdleUnless),
+    (&["std::thread::join*", "std::__1::thread::join*"], Says::Idle),
+    (&["std::mutex::lock*", "std::timed_mutex::*", "std::recursive_mutex::*", "std::shared_mutex::*", "std::shared_timed_mutex::*"], Says::Lock),
+    // Rust
+    (&["std::sys::*mutex*", "std::sync::*mutex::*", "std::sync::*Mutex*", "std::sys::*rwlock*", "std::sync::*rwlock::*", "std::sync::*RwLock*",
+       "std::sys::*once*", "std::sync::*once::*", "parking_lot::raw_mutex::*", "parking_lot::raw_rwlock::*", "parking_lot::raw_fair_mutex::*",
+       "parking_lot::once::*", "<parking_lot::raw_*"], Says::Lock),
+    (&["std::sync::*condvar::*", "std::sync::*Condvar*", "std::sys::*condvar*", "std::sys::*Condvar*", "parking_lot::condvar::*"], Says::IdleUnless),
+    (&["std::thread::*park*", "std::thread::*join*", "std::thread::JoinHandle*", "std::sys::*::thread::Thread::join*",
+       "std::thread::*scope*", "tokio::*park*", "tokio::*Park*", "<tokio::*park*", "rayon_core::sleep::*", "rayon_core::latch::*",
+       "crossbeam_channel::context::Context::wait_until*", "crossbeam_channel::*recv*", "std::sync::mpmc::*recv*", "std::sync::mpmc::context::*",
+       "async_io::driver::*", "futures_executor::local_pool::*", "parking::*"], Says::Idle),
+    // Go
+    (&["runtime.lock", "runtime.lock2", "runtime.lockWithRank*"], Says::Lock),
+    (&["runtime.notesleep", "runtime.notetsleep*", "runtime.stopm", "runtime.mPark", "runtime.gcstopm", "runtime.stoplockedm",
+       "runtime.sysmon", "runtime.findRunnable", "runtime.findrunnable", "runtime.semasleep", "runtime.templateThread"], Says::Idle),
+    // JVM
+    (&["ObjectMonitor::enter*", "ObjectMonitor::EnterI*", "ObjectMonitor::ReenterI*", "Mutex::lock*", "Monitor::lock*", "ObjectSynchronizer::*enter*"], Says::Lock),
+    (&["ObjectMonitor::wait*", "Monitor::wait*", "MonitorLocker::wait*", "Unsafe_Park*", "Parker::park*", "JVM_Sleep*", "JavaThread::sleep*",
+       "WatcherThread::*", "GCTaskManager::*", "WorkerThread::run*", "WorkGang::*"], Says::Idle),
+    // CPython
+    (&["take_gil*", "PyEval_RestoreThread", "PyThread_acquire_lock*", "acquire_timed*", "lock_PyThread_acquire_lock*", "_PyMutex_Lock*"], Says::Lock),
+    // Node and libuv
+    (&["uv_mutex_lock", "uv_rwlock_*lock", "uv_sem_wait", "v8::base::Mutex::Lock*"], Says::Lock),
+    (&["uv_cond_wait", "uv_cond_timedwait", "v8::base::ConditionVariable::*", "uv_thread_join"], Says::Idle),
+];
+
+/// Whether the innermost waiting primitive of a stack waits for work.
+pub(super) fn is_idle(frames: &[Frame]) -> bool {
+    let mut idle = false;
+    for function in frames
+        .iter()
+        .filter(|f| !f.kernel)
+        .take(DEPTH)
+        .filter_map(|f| f.function.as_deref())
+    {
+        match says(function) {
+            Some(Says::Idle) => return true,
+            Some(Says::Lock) => return false,
+            Some(Says::IdleUnless) => idle = true,
+            None => {}
+        }
+    }
+    idle
+}
+
+fn says(function: &str) -> Option<Says> {
+    ROWS.iter()
+        .find(|(patterns, _)| patterns.iter().any(|p| glob::matches(p, function)))
+        .map(|(_, says)| *says)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(function: &str) -> Frame {
+        Frame {
+            function: Some(function.into()),
+            file: None,
+            line: 0,
+            module: "/app/shop".into(),
+            build_id: None,
+            address: 1,
+            inlined: false,
+            kernel: false,
+        }
+    }
+
+    #[test]
+    fn idle_or_lock() {
+        for (functions, expected) in [
+            (
+                &[
+                    "futex_wait",
+                    "pthread_cond_wait@@GLIBC_2.3.2",
+                    "worker",
+                    "start_thread",
+                ][..],
+                true,
+            ),
+            (
+                &[
+                    "__futex_abstimed_wait_common",
+                    "___pthread_cond_timedwait64",
+                    "worker",
+                ],
+                true,
+            ),
+            (&["__lll_lock_wait", "pthread_mutex_lock", "work"], false),
+            (
+                &[
+                    "__lll_lock_wait",
+                    "__pthread_mutex_cond_lock",
+                    "pthread_cond_wait",
+                    "work",
+                ],
+                false,
+            ),
+            (&["__pthread_clockjoin_ex", "main"], true),
+            (&["sem_wait", "work"], false),
+            (&["pthread_rwlock_rdlock", "work"], false),
+            (
+                &[
+                    "syscall",
+                    "std::sys::pal::unix::futex::futex_wait",
+                    "std::sys::sync::mutex::futex::Mutex::lock_contended",
+                    "f",
+                ],
+                false,
+            ),
+            (
+                &[
+                    "syscall",
+                    "std::sys::pal::unix::futex::futex_wait",
+                    "std::sys::sync::condvar::futex::Condvar::wait",
+                    "f",
+                ],
+                true,
+            ),
+            (
+                &[
+                    "syscall",
+                    "std::sys::pal::unix::futex::futex_wait",
+                    "std::thread::park",
+                    "f",
+                ],
+                true,
+            ),
+            (
+                &[
+                    "syscall",
+                    "std::sys::sync::rwlock::futex::RwLock::read_contended",
+                    "f",
+                ],
+                false,
+            ),
+            (
+                &[
+                    "syscall",
+                    "parking_lot::condvar::Condvar::wait_until_internal",
+                    "tokio::runtime::park::Inner::park",
+                ],
+                true,
+            ),
+            (
+                &[
+                    "syscall",
+                    "parking_lot::raw_mutex::RawMutex::lock_slow",
+                    "tokio::runtime::park::Inner::park",
+                ],
+                false,
+            ),
+            (
+                &[
+                    "syscall",
+                    "std::sys::sync::condvar::futex::Condvar::wait",
+                    "rayon_core::sleep::Sleep::sleep",
+                ],
+                true,
+            ),
+            (
+                &[
+                    "runtime.futex",
+                    "runtime.futexsleep",
+                    "runtime.notesleep",
+                    "runtime.mPark",
+                    "runtime.stopm",
+                ],
+                true,
+            ),
+            (
+                &[
+                    "runtime.futex",
+                    "runtime.futexsleep",
+                    "runtime.lock2",
+                    "runtime.mallocgc",
+                ],
+                false,
+            ),
+            (
+                &[
+                    "pthread_cond_wait",
+                    "os::PlatformEvent::park()",
+                    "ObjectMonitor::EnterI(JavaThread*)",
+                ],
+                false,
+            ),
+            (
+                &[
+                    "pthread_cond_wait",
+                    "os::PlatformEvent::park()",
+                    "ObjectMonitor::wait(long, bool, JavaThread*)",
+                ],
+                true,
+            ),
+            (
+                &[
+                    "pthread_cond_timedwait",
+                    "Parker::park(bool, long)",
+                    "Unsafe_Park",
+                ],
+                true,
+            ),
+            (
+                &["pthread_cond_timedwait", "take_gil", "PyEval_RestoreThread"],
+                false,
+            ),
+            (&["pthread_cond_wait", "uv_cond_wait", "worker"], true),
+            (&["futex", "something"], false),
+            (&[], false),
+        ] {
+            let frames: Vec<_> = functions.iter().map(|function| frame(function)).collect();
+            assert_eq!(is_idle(&frames), expected, "{functions:?}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The owning frame: the innermost frame of the service's own code, past libraries and runtimes (DESIGN.md 4.3).
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::{Frame, Owner};
+
+mod glob;
+mod idle;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+/// A user's rule: frames that match every given pattern (`*` is any run of characters) are not the service's own, or,
+/// with `own = true`, are. The first rule that matches decides, before any built-in rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OwnerRule {
+    /// Pattern of the module's path as the process sees it.
+    pub module: Option<String>,
+    /// Pattern of the demangled function.
+    pub function: Option<String>,
+    /// Pattern of the source file as the debug information writes it.
+    pub file: Option<String>,
+    /// The frames are the service's own.
+    #[serde(default)]
+    pub own: bool,
+}
+
+impl OwnerRule {
+    fn matches(&self, frame: &Frame) -> bool {
+        let fits =
+            |pattern: &Option<String>, text: &str| pattern.as_deref().is_none_or(|p| glob::matches(p, text));
+        let empty = self.module.is_none() && self.function.is_none() && self.file.is_none();
+        !empty
+            && fits(&self.module, &frame.module)
+            && fits(&self.function, frame.function.as_deref().unwrap_or_default())
+            && fits(&self.file, frame.file.as_deref().unwrap_or_default())
+    }
+}
+
+/// What a stack says beyond its frames.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Judged {
+    pub(super) owner: Owner,
+    /// A futex wait with this stack waits for work.
+    pub(super) idle: bool,
+}
+
+/// The user's rules and the built-in table.
+#[derive(Debug)]
+pub(super) struct Owners {
+    user: Vec<OwnerRule>,
+    unknown: Arc<str>,
+}
+
+impl Owners {
+    pub(super) fn new(user: &[OwnerRule]) -> Self {
+        Self {
+            user: user.to_vec(),
+            unknown: "(unknown)".into(),
+        }
+    }
+
+    /// Judges a stack of a process with this executable.
+    pub(super) fn judge(&self, frames: &[Frame], executable: Option<&str>) -> Judged {
+        Judged {
+            owner: self.owner(frames, executable),
+            idle: idle::is_idle(frames),
+        }
+    }
+
+    fn owner(&self, frames: &[Frame], executable: Option<&str>) -> Owner {
+        let go = frames
+            .iter()
+            .any(|f| f.function.as_deref().is_some_and(|f| f.starts_with("runtime.")));
+        let user = || frames.iter().filter(|frame| !frame.kernel);
+        let mut own = user().filter(|frame| self.is_own(frame, go)).peekable();
+        let first_own = own.peek().copied();
+        // A nameless frame of one's own is less of an answer than its named caller.
+        let in_executable = |frame: &&Frame| executable.is_some_and(|path| path == &*frame.module);
+        let named = own.find(|frame| frame.function.is_some()).or_else(|| {
+            if first_own.is_some() {
+                None
+            } else {
+                user().filter(in_executable).find(|f| f.function.is_some())
+            }
+        });
+        if let Some((frame, function)) = named.and_then(|frame| Some((frame, frame.function.as_ref()?))) {
+            return Owner {
+                function: Arc::clone(function),
+                file: file_of(frame),
+            };
+        }
+        let known = |frame: &&Frame| &*frame.module != "[unknown]";
+        let frame = first_own
+            .filter(known)
+            .or_else(|| user().find(in_executable))
+            .or_else(|| user().find(known));
+        let frame = frame.or_else(|| frames.first());
+        Owner {
+            function: Arc::clone(&self.unknown),
+            file: frame.map_or_else(|| "".into(), file_of),
+        }
+    }
+
+    fn is_own(&self, frame: &Frame, go: bool) -> bool {
+        if let Some(rule) = self.user.iter().find(|rule| rule.matches(frame)) {
+            return rule.own;
+        }
+        runtime_of(frame, go).is_none()
+    }
+}
+
+/// The runtime or library that a frame belongs to by the built-in table.
+fn runtime_of(frame: &Frame, go: bool) -> Option<&'static str> {
+    let function = frame.function.as_deref().unwrap_or_default();
+    if go && is_go_standard(function) {
+        return Some("Go standard library");
+    }
+    let subject = subject(function);
+    let file = frame.file.as_deref().unwrap_or_default();
+    let any = |patterns: &[&str], text: &str| {
+        patterns.is_empty() || patterns.iter().any(|p| glob::matches(p, text))
+    };
+    rules::ROWS
+        .iter()
+        .find(|row| any(row.modules, &frame.module) && any(row.functions, subject) && any(row.files, file))
+        .map(|row| row.runtime)
+}
+
+/// The path that says whose a function is: itself, or in `<T as Trait>::f` the path of `T`, or of the trait where `T`
+/// is a parameter or a primitive type.
+fn subject(function: &str) -> &str {
+    let Some(inner) = function.strip_prefix('<') else {
+        return function;
+    };
+    let (subject, of_trait) = split_as(inner);
+    let subject = subject
+        .trim_start_matches(['&', '*', '[', '(', '<'])
+        .trim_start_matches("mut ")
+        .trim_start_matches("const ")
+        .trim_start_matches("dyn ");
+    if subject.contains("::") {
+        subject
+    } else {
+        of_trait.unwrap_or(subject)
+    }
+}
+
+/// Splits `T as Trait>::f` at the ` as ` outside of angle brackets.
+fn split_as(inner: &str) -> (&str, Option<&str>) {
+    let mut depth = 0u32;
+    for (at, c) in inner.char_indices() {
+        match c {
+            '<' => depth += 1,
+            '>' if depth == 0 => return (&inner[..at], None),
+            '>' if !inner[..at].ends_with('-') => depth -= 1,
+            ' ' if depth == 0 && inner[at..].starts_with(" as ") => {
+                return (&inner[..at], Some(&inner[at + 4..]));
+            }
+            _ => {}
+        }
+    }
+    (inner, None)
+}
+
+/// Whether a Go function's package is of the standard library: `net/http.(*conn).serve`, not `shop/net.Dial`.
+fn is_go_standard(function: &str) -> bool {
+    if function.contains("::") {
+        return false;
+    }
+    let path = &function[..function.find(['(', '[', '{']).unwrap_or(function.len())];
+    let slash = path.find('/');
+    let first = match slash {
+        Some(slash) => &path[..slash],
+        None => path.split('.').next().unwrap_or_default(),
+    };
+    (slash.is_some() || function.contains('.')) && rules::GO_STANDARD.contains(&first)
+}
+
+/// The base name of the source file, else of the module.
+fn file_of(frame: &Frame) -> Arc<str> {
+    let base = |path: &Arc<str>| match path.rsplit_once('/') {
+        Some((_, base)) if !base.is_empty() => Arc::from(base),
+        _ => Arc::clone(path),
+    };
+    base(frame.file.as_ref().unwrap_or(&frame.module))
+}

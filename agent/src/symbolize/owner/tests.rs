@@ -1,0 +1,288 @@
+//! The tables, one case a line.
+
+use super::*;
+
+fn frame(module: &str, function: &str, file: &str) -> Frame {
+    let some = |text: &str| (!text.is_empty()).then(|| Arc::from(text));
+    Frame {
+        function: some(function),
+        file: some(file),
+        line: 1,
+        module: module.into(),
+        build_id: None,
+        address: 1,
+        inlined: false,
+        kernel: module == "[kernel]",
+    }
+}
+
+const APP: &str = "/app/shop";
+const LIBC: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
+
+fn owner_in(executable: &str, frames: &[(&str, &str, &str)]) -> (String, String) {
+    let frames: Vec<_> = frames.iter().map(|(m, f, s)| frame(m, f, s)).collect();
+    let owner = Owners::new(&[]).owner(&frames, Some(executable));
+    (owner.function.to_string(), owner.file.to_string())
+}
+
+fn owner(frames: &[(&str, &str, &str)]) -> (String, String) {
+    owner_in(APP, frames)
+}
+
+fn is(function: &str, file: &str) -> (String, String) {
+    (function.into(), file.into())
+}
+
+#[test]
+fn c_and_cpp() {
+    let stack = [
+        ("[kernel]", "do_futex", ""),
+        (LIBC, "", ""),
+        (LIBC, "malloc", ""),
+        (APP, "operator new(unsigned long)", ""),
+        (
+            APP,
+            "std::vector<int, std::allocator<int> >::push_back(int const&)",
+            "/usr/include/c++/12/bits/stl_vector.h",
+        ),
+        (APP, "__gnu_cxx::new_allocator<int>::allocate(unsigned long)", ""),
+        (APP, "Cache::insert(int)", "/src/shop/cache.cc"),
+        (APP, "main", "/src/shop/main.cc"),
+    ];
+    assert_eq!(owner(&stack), is("Cache::insert(int)", "cache.cc"));
+    // Static: libc by name.
+    assert_eq!(
+        owner(&[
+            (APP, "__libc_write", ""),
+            (APP, "je_malloc", ""),
+            (APP, "save", "")
+        ]),
+        is("save", "shop")
+    );
+    // A program in a directory of libraries is no library.
+    let postgres = "/usr/lib/postgresql/15/bin/postgres";
+    assert_eq!(
+        owner_in(
+            postgres,
+            &[(LIBC, "epoll_wait", ""), (postgres, "WaitEventSetWait", "")]
+        ),
+        is("WaitEventSetWait", "postgres")
+    );
+    // A library of the service's own is its code.
+    assert_eq!(
+        owner(&[("/app/lib/libshop.so", "price", "")]),
+        is("price", "libshop.so")
+    );
+}
+
+#[test]
+fn rust() {
+    let stack = [
+        (LIBC, "syscall", ""),
+        (
+            APP,
+            "std::sys::pal::unix::futex::futex_wait",
+            "/rustc/abc/library/std/src/sys/pal/unix/futex.rs",
+        ),
+        (
+            APP,
+            "<alloc::vec::Vec<shop::Order> as core::iter::Extend<shop::Order>>::extend",
+            "",
+        ),
+        (APP, "<F as tokio::task::Spawn>::call", ""),
+        (APP, "<&mut T as core::fmt::Debug>::fmt", ""),
+        (
+            APP,
+            "serde_json::de::parse",
+            "/root/.cargo/registry/src/index.crates.io-6f17d22bba15001f/serde_json-1.0.0/src/de.rs",
+        ),
+        (APP, "shop::orders::load::{{closure}}", "src/orders.rs"),
+        (APP, "tokio::runtime::task::core::Core<T,S>::poll", ""),
+        (APP, "shop::main", "src/main.rs"),
+    ];
+    assert_eq!(owner(&stack), is("shop::orders::load::{{closure}}", "orders.rs"));
+    assert_eq!(
+        owner(&[
+            (APP, "core::fmt::write", ""),
+            (APP, "<shop::Order as core::fmt::Display>::fmt", "")
+        ]),
+        is("<shop::Order as core::fmt::Display>::fmt", "shop")
+    );
+    assert_eq!(
+        owner(&[
+            (
+                APP,
+                "<core::pin::Pin<P> as core::future::future::Future>::poll",
+                ""
+            ),
+            (APP, "shop::f", "")
+        ]),
+        is("shop::f", "shop")
+    );
+    assert_eq!(
+        owner(&[(APP, "rayon_core::sleep::Sleep::sleep", ""), (APP, "shop::g", "")]),
+        is("shop::g", "shop")
+    );
+}
+
+#[test]
+fn subjects() {
+    for (function, expected) in [
+        ("shop::f", "shop::f"),
+        ("<T as core::Any>::f", "core::Any>::f"),
+        (
+            "<shop::A<dyn Fn() -> u8> as core::B>::f",
+            "shop::A<dyn Fn() -> u8>",
+        ),
+        ("<&mut shop::A as core::B>::f", "shop::A"),
+        ("<dyn shop::A>::f", "shop::A"),
+        ("<[u8] as std::io::Read>::read", "std::io::Read>::read"),
+    ] {
+        assert_eq!(subject(function), expected, "{function}");
+    }
+}
+
+#[test]
+fn go() {
+    let stack = [
+        (
+            APP,
+            "runtime.futex.abi0",
+            "/usr/local/go/src/runtime/sys_linux_amd64.s",
+        ),
+        (APP, "internal/poll.(*FD).Read", ""),
+        (APP, "net.(*conn).Read", ""),
+        (APP, "bufio.(*Reader).fill", ""),
+        (APP, "database/sql.(*DB).QueryContext", ""),
+        (APP, "vendor/golang.org/x/net/http2.f", ""),
+        (
+            APP,
+            "github.com/lib/pq.(*conn).recv",
+            "/root/go/pkg/mod/github.com/lib/pq@v1.10.9/conn.go",
+        ),
+        (APP, "shop/net.Load[...]", "/src/shop/net/load.go"),
+        (APP, "main.main", "/src/shop/main.go"),
+        (APP, "runtime.goexit", ""),
+    ];
+    assert_eq!(owner(&stack), is("shop/net.Load[...]", "load.go"));
+    assert_eq!(
+        owner(&[(APP, "runtime.mallocgc", ""), (APP, "main.grow", "")]),
+        is("main.grow", "shop")
+    );
+    assert_eq!(
+        owner(&[(APP, "runtime.x", ""), (APP, "example.com/shop/os.Open", "")]),
+        is("example.com/shop/os.Open", "shop")
+    );
+    // Not a Go stack: `log.part.0` is a piece of a C function.
+    assert_eq!(
+        owner(&[(APP, "log.part.0", ""), (APP, "main", "")]),
+        is("log.part.0", "shop")
+    );
+}
+
+#[test]
+fn interpreters_as_far_as_native_frames_allow() {
+    let python = "/usr/bin/python3.11";
+    let stack = [
+        (LIBC, "read", ""),
+        (python, "_Py_read", ""),
+        (python, "_PyEval_EvalFrameDefault", ""),
+        (python, "Py_RunMain", ""),
+    ];
+    assert_eq!(owner_in(python, &stack), is("_Py_read", "python3.11"));
+    let extension = [stack[0], ("/app/venv/shop_native.so", "parse_rows", ""), stack[2]];
+    assert_eq!(owner_in(python, &extension), is("parse_rows", "shop_native.so"));
+    let node = "/usr/local/bin/node";
+    let stack = [
+        (node, "uv__read", ""),
+        (
+            node,
+            "node::StreamBase::WriteString(v8::FunctionCallbackInfo<v8::Value> const&)",
+            "",
+        ),
+        (node, "Builtins_InterpreterEntryTrampoline", ""),
+        ("[jit]", "LazyCompile:*emit node:events:513", ""),
+        ("[jit]", "LazyCompile:*checkout /app/cart.js:12", ""),
+    ];
+    assert_eq!(
+        owner_in(node, &stack),
+        is("LazyCompile:*checkout /app/cart.js:12", "[jit]")
+    );
+    let java = "/opt/jdk/bin/java";
+    let stack = [
+        ("/opt/jdk/lib/libnet.so", "NET_Read", ""),
+        ("/opt/jdk/lib/server/libjvm.so", "JavaCalls::call", ""),
+        ("[jit]", "Ljava/net/SocketInputStream;::read", ""),
+        ("[jit]", "Lcom/shop/Orders;::load", ""),
+    ];
+    assert_eq!(owner_in(java, &stack), is("Lcom/shop/Orders;::load", "[jit]"));
+}
+
+#[test]
+fn without_a_name() {
+    // Stripped executable under libc: its file is all there is.
+    assert_eq!(
+        owner(&[(LIBC, "read", ""), (APP, "", "")]),
+        is("(unknown)", "shop")
+    );
+    // A named caller beats a nameless inner frame of one's own.
+    assert_eq!(
+        owner(&[(APP, "", ""), (APP, "shop::f", "")]),
+        is("shop::f", "shop")
+    );
+    assert_eq!(owner(&[(LIBC, "read", "")]), is("(unknown)", "libc.so.6"));
+    assert_eq!(
+        owner(&[("[unknown]", "", ""), (LIBC, "read", "")]),
+        is("(unknown)", "libc.so.6")
+    );
+    assert_eq!(
+        owner(&[("[kernel]", "schedule", "")]),
+        is("(unknown)", "[kernel]")
+    );
+    assert_eq!(owner(&[]), is("(unknown)", ""));
+}
+
+#[test]
+fn the_users_rules_come_first() {
+    let rules = [
+        OwnerRule {
+            function: Some("shop::middleware::*".into()),
+            ..OwnerRule::default()
+        },
+        OwnerRule {
+            module: Some(LIBC.into()),
+            function: Some("qsort".into()),
+            own: true,
+            ..OwnerRule::default()
+        },
+        OwnerRule::default(),
+    ];
+    let owners = Owners::new(&rules);
+    let stack = [
+        frame(APP, "shop::middleware::log", ""),
+        frame(APP, "shop::cart", ""),
+    ];
+    assert_eq!(&*owners.owner(&stack, None).function, "shop::cart");
+    let stack = [frame(LIBC, "qsort", ""), frame(APP, "shop::cart", "")];
+    assert_eq!(&*owners.owner(&stack, None).function, "qsort");
+    let parsed: Result<OwnerRule, _> = serde_json::from_str(r#"{"functoin": "x"}"#);
+    assert!(parsed.unwrap_err().to_string().contains("functoin"));
+}
+
+#[test]
+fn names_of_one_runtime_are_own_code_elsewhere() {
+    for function in [
+        "shop::OrderStub",
+        "rb_insert",
+        "mi_update",
+        "node::Graph::walk()",
+        "java.x",
+        "main",
+        "Py_x",
+    ] {
+        assert_eq!(
+            owner(&[(LIBC, "read", ""), (APP, function, "")]),
+            is(function, "shop")
+        );
+    }
+}

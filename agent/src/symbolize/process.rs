@@ -1,0 +1,216 @@
+//! Copies of the memory maps of processes, kept so that samples of a process that is gone can still be resolved.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::lru::Lru;
+use super::maps::{self, Mapping};
+use super::module::ModuleId;
+use super::perf_map::PerfMap;
+use super::{Outcome, SlotId, SymbolizerConfig};
+
+/// A process image: the slot changes with `exec`, the id with `fork`.
+pub(super) type ProcessKey = (SlotId, u32);
+
+/// Largest `/proc/PID/maps` that is read, in bytes.
+const MAX_MAPS: u64 = 32 << 20;
+/// The least time between two reads caused by an address that the copy does not cover (JIT runtimes have many).
+const REREAD_EVERY: Duration = Duration::from_millis(250);
+
+/// What is known of one process image.
+#[derive(Debug)]
+pub(super) struct Process {
+    /// Changes when the mappings change; unique over all processes.
+    pub(super) generation: u64,
+    pub(super) mappings: Vec<Mapping>,
+    /// Path of the executable as `/proc/PID/exe` has it.
+    pub(super) executable: Option<Arc<str>>,
+    /// The file behind the mapping that starts at an address.
+    pub(super) modules: HashMap<u64, Result<ModuleId, Outcome>>,
+    pub(super) perf_map: PerfMap,
+    pub(super) alive: bool,
+    start_time: u64,
+    read: Instant,
+    batch: u64,
+}
+
+/// The processes seen last.
+#[derive(Debug)]
+pub(super) struct Processes {
+    known: Lru<ProcessKey, Process>,
+    next_generation: u64,
+    pub(super) maps_read: u64,
+}
+
+impl Processes {
+    pub(super) fn new(config: &SymbolizerConfig) -> Self {
+        Self {
+            known: Lru::new(config.max_processes),
+            next_generation: 0,
+            maps_read: 0,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// The process, checked once a batch: is it still the one whose map was copied, and is the copy recent.
+    pub(super) fn get(
+        &mut self,
+        config: &SymbolizerConfig,
+        key: ProcessKey,
+        batch: u64,
+    ) -> Option<&mut Process> {
+        let directory = config.proc.join(key.1.to_string());
+        if !self.known.contains(&key) {
+            let process = self.read(&directory, batch)?;
+            self.known.insert(key, process);
+            return self.known.get(&key);
+        }
+        let process = self.known.get(&key)?;
+        if process.batch != batch {
+            process.batch = batch;
+            process.alive = start_time(&directory) == Some(process.start_time);
+            if process.alive && process.read.elapsed() >= config.maps_max_age {
+                self.reread(config, key);
+            }
+        }
+        self.known.get(&key)
+    }
+
+    /// Reads the map again for an address that the copy does not cover; true when it changed.
+    pub(super) fn reread_for_address(&mut self, config: &SymbolizerConfig, key: ProcessKey) -> bool {
+        match self.known.get(&key) {
+            Some(process) if process.alive && process.read.elapsed() >= REREAD_EVERY => {
+                self.reread(config, key)
+            }
+            _ => false,
+        }
+    }
+
+    fn reread(&mut self, config: &SymbolizerConfig, key: ProcessKey) -> bool {
+        let fresh = self.read(&config.proc.join(key.1.to_string()), 0);
+        let Some(process) = self.known.get(&key) else {
+            return false;
+        };
+        match fresh {
+            Some(fresh) if fresh.start_time == process.start_time => {
+                process.read = fresh.read;
+                if fresh.mappings == process.mappings {
+                    return false;
+                }
+                process.generation = fresh.generation;
+                process.mappings = fresh.mappings;
+                process.executable = fresh.executable;
+                process.modules.clear();
+                true
+            }
+            _ => {
+                process.alive = false;
+                false
+            }
+        }
+    }
+
+    fn read(&mut self, directory: &Path, batch: u64) -> Option<Process> {
+        let before = start_time(directory)?;
+        let mut text = Vec::new();
+        let maps = std::fs::File::open(directory.join("maps")).ok()?;
+        maps.take(MAX_MAPS).read_to_end(&mut text).ok()?;
+        self.maps_read += 1;
+        let mappings = maps::parse(&String::from_utf8_lossy(&text));
+        let executable = std::fs::read_link(directory.join("exe")).ok().map(|path| {
+            let path = path.to_string_lossy();
+            Arc::from(path.strip_suffix(" (deleted)").unwrap_or(&path))
+        });
+        // A zombie has no mappings; an id given to another process in between has another start time.
+        if mappings.is_empty() || start_time(directory) != Some(before) {
+            return None;
+        }
+        self.next_generation += 1;
+        Some(Process {
+            generation: self.next_generation,
+            mappings,
+            executable,
+            modules: HashMap::new(),
+            perf_map: PerfMap::default(),
+            alive: true,
+            start_time: before,
+            read: Instant::now(),
+            batch,
+        })
+    }
+}
+
+/// Field 22 of `/proc/PID/stat`, in clock ticks since boot; field 2 is a name in brackets that may hold anything.
+fn start_time(directory: &Path) -> Option<u64> {
+    let stat = std::fs::read(directory.join("stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(proc: &Path, pid: u32, start: u64, maps: &str) {
+        let dir = proc.join(pid.to_string());
+        std::fs::create_dir_all(&dir).unwrap();
+        let stat = format!("{pid} (a) b) S{} {start} 0 0", " 0".repeat(18));
+        std::fs::write(dir.join("stat"), stat).unwrap();
+        std::fs::write(dir.join("maps"), maps).unwrap();
+    }
+
+    const ONE: &str = "1000-2000 r-xp 00000000 fe:01 1 /a\n";
+    const TWO: &str = "1000-2000 r-xp 00000000 fe:01 1 /a\n5000-6000 r-xp 00000000 fe:01 2 /b\n";
+
+    fn config(proc: &Path) -> SymbolizerConfig {
+        SymbolizerConfig {
+            proc: proc.into(),
+            maps_max_age: Duration::ZERO,
+            ..SymbolizerConfig::default()
+        }
+    }
+
+    #[test]
+    fn the_copy_outlives_the_process_and_a_reused_id() {
+        let proc = tempfile::tempdir().unwrap();
+        let config = config(proc.path());
+        let mut processes = Processes::new(&config);
+        let key = (SlotId(1), 40);
+        write(proc.path(), 40, 700, ONE);
+        let first = processes.get(&config, key, 1).unwrap().generation;
+        write(proc.path(), 40, 701, TWO);
+        let process = processes.get(&config, key, 2).unwrap();
+        assert_eq!(
+            (process.alive, process.mappings.len(), process.generation),
+            (false, 1, first)
+        );
+        std::fs::remove_dir_all(proc.path().join("40")).unwrap();
+        assert_eq!(processes.get(&config, key, 3).unwrap().mappings.len(), 1);
+        assert!(processes.get(&config, (SlotId(2), 40), 3).is_none());
+    }
+
+    #[test]
+    fn an_old_copy_is_read_again_and_the_generation_tells() {
+        let proc = tempfile::tempdir().unwrap();
+        let config = config(proc.path());
+        let mut processes = Processes::new(&config);
+        let key = (SlotId(1), 40);
+        write(proc.path(), 40, 700, ONE);
+        let first = processes.get(&config, key, 1).unwrap().generation;
+        assert_eq!(processes.get(&config, key, 2).unwrap().generation, first);
+        write(proc.path(), 40, 700, TWO);
+        let process = processes.get(&config, key, 3).unwrap();
+        assert!(process.alive && process.generation != first);
+        assert_eq!(process.mappings.len(), 2);
+        // Now a zombie: the copy stays.
+        write(proc.path(), 40, 700, "");
+        assert_eq!(processes.get(&config, key, 4).unwrap().mappings.len(), 2);
+    }
+}

@@ -1,0 +1,345 @@
+//! From sampled addresses to resolved stacks.
+
+use std::sync::Arc;
+
+use super::engine::{Engine, Part};
+use super::kernel::KernelSymbols;
+use super::lru::Lru;
+use super::maps;
+use super::module::{ModuleId, Modules, Via};
+use super::owner::Owners;
+use super::process::{Process, ProcessKey, Processes};
+use super::{
+    Cause, Frame, Outcome, Service, SharedStack, Stack, StackDetail, StackSample, SymbolizeStats,
+    SymbolizedSample, SymbolizerConfig,
+};
+
+/// What makes two stacks the same without resolving them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct StackKey {
+    generation: u64,
+    user: Vec<u64>,
+    kernel: Vec<u64>,
+    truncated: bool,
+    lock_wait: bool,
+}
+
+/// Resolves stacks. It is not `Send`: make it on the thread that uses it.
+///
+/// ```
+/// use tieback::symbolize::{Symbolizer, SymbolizerConfig};
+/// let symbolizer = Symbolizer::new(SymbolizerConfig::default());
+/// assert_eq!(symbolizer.stats().stack_misses, 0);
+/// ```
+#[derive(Debug)]
+pub struct Symbolizer {
+    config: SymbolizerConfig,
+    engine: Engine,
+    kernel: KernelSymbols,
+    modules: Modules,
+    processes: Processes,
+    addresses: Lru<(ModuleId, u64), (Vec<Part>, Outcome)>,
+    stacks: Lru<StackKey, (SharedStack, Vec<Outcome>)>,
+    owners: Owners,
+    unknown_module: Arc<str>,
+    batch: u64,
+    stats: SymbolizeStats,
+}
+
+impl Symbolizer {
+    /// An empty one; nothing is read but the beginning of the kernel's list of symbols.
+    #[must_use]
+    pub fn new(config: SymbolizerConfig) -> Self {
+        Self {
+            engine: Engine::new(),
+            kernel: KernelSymbols::new(&config),
+            modules: Modules::new(&config),
+            processes: Processes::new(&config),
+            addresses: Lru::new(config.max_addresses),
+            stacks: Lru::new(config.max_stacks),
+            owners: Owners::new(&config.owner_rules),
+            unknown_module: "[unknown]".into(),
+            batch: 0,
+            stats: SymbolizeStats::default(),
+            config,
+        }
+    }
+
+    /// The kernel hides its symbols, so that kernel frames are addresses only.
+    #[must_use]
+    pub fn kernel_symbols_hidden(&self) -> bool {
+        self.kernel.hidden()
+    }
+
+    /// What became of the addresses so far.
+    #[must_use]
+    pub fn stats(&self) -> SymbolizeStats {
+        SymbolizeStats {
+            debug_skipped: self.modules.debug_skipped,
+            maps_read: self.processes.maps_read,
+            image_bytes: self.modules.image_bytes,
+            processes: self.processes.len(),
+            modules: self.modules.len(),
+            addresses: self.addresses.len(),
+            ..self.stats.clone()
+        }
+    }
+
+    /// Resolves one sample; [`Self::resolve_batch`] is cheaper for many.
+    pub fn resolve(&mut self, sample: &StackSample, service: Arc<Service>) -> SymbolizedSample {
+        self.start_batch();
+        self.resolve_next(sample, service)
+    }
+
+    /// Resolves samples in the order of their processes, so that each process is checked once. The answers are in the
+    /// order of the samples.
+    pub fn resolve_batch(&mut self, samples: Vec<(StackSample, Arc<Service>)>) -> Vec<SymbolizedSample> {
+        self.start_batch();
+        let mut samples: Vec<_> = samples.into_iter().enumerate().collect();
+        samples.sort_by_key(|(index, (sample, _))| (sample.pid, sample.slot, *index));
+        let mut resolved: Vec<_> = samples
+            .into_iter()
+            .map(|(index, (sample, service))| (index, self.resolve_next(&sample, service)))
+            .collect();
+        resolved.sort_by_key(|(index, _)| *index);
+        resolved.into_iter().map(|(_, sample)| sample).collect()
+    }
+
+    /// Reads the memory map of a process ahead of its samples, for processes that may not live until these arrive.
+    pub fn note_process(&mut self, slot: super::SlotId, pid: u32) {
+        self.start_batch();
+        self.processes.get(&self.config, (slot, pid), self.batch);
+    }
+
+    fn start_batch(&mut self) {
+        self.batch += 1;
+        self.modules.release_idle(&self.config, &mut self.engine);
+    }
+
+    fn resolve_next(&mut self, sample: &StackSample, service: Arc<Service>) -> SymbolizedSample {
+        let (stack, outcomes) = self.stack(sample);
+        for outcome in outcomes {
+            self.stats.add(outcome);
+        }
+        SymbolizedSample {
+            service,
+            kind: sample.kind,
+            detail: sample.detail,
+            weight: sample.weight,
+            stack,
+        }
+    }
+
+    fn stack(&mut self, sample: &StackSample) -> (SharedStack, Vec<Outcome>) {
+        let key = (sample.slot, sample.pid);
+        let process = self.processes.get(&self.config, key, self.batch);
+        let known = process.is_some();
+        let lock_wait = matches!(sample.detail, StackDetail::Wait(Cause::Lock, _));
+        let stack_key = StackKey {
+            generation: process.as_ref().map_or(0, |process| process.generation),
+            user: sample.user.clone(),
+            kernel: sample.kernel.clone(),
+            truncated: sample.truncated,
+            lock_wait,
+        };
+        if let Some((stack, outcomes)) = self.stacks.get(&stack_key) {
+            self.stats.stack_hits += 1;
+            return (Arc::clone(stack), outcomes.clone());
+        }
+        self.stats.stack_misses += 1;
+        let mut frames = Vec::with_capacity(sample.kernel.len() + sample.user.len());
+        let mut outcomes = Vec::with_capacity(frames.capacity());
+        for (index, address) in sample.kernel.iter().enumerate() {
+            outcomes.push(
+                self.kernel
+                    .resolve(*address, call_site(index, *address), &mut frames),
+            );
+        }
+        let mut stable = known || sample.user.is_empty();
+        for (index, address) in sample.user.iter().enumerate() {
+            let address = call_site(index, *address);
+            if !known {
+                frames.push(bare(&self.unknown_module, address));
+                outcomes.push(Outcome::ProcessGone);
+                continue;
+            }
+            let (outcome, fixed) = self.user(key, address, &mut frames);
+            outcomes.push(outcome);
+            stable &= fixed;
+        }
+        let executable = self
+            .processes
+            .get(&self.config, key, self.batch)
+            .and_then(|process| process.executable.clone());
+        let judged = self.owners.judge(&frames, executable.as_deref());
+        let stack = Arc::new(Stack {
+            owner: judged.owner,
+            idle: lock_wait && judged.idle,
+            truncated: sample.truncated,
+            frames,
+        });
+        // Generated code may be another function the next time, and a gone process has no generation.
+        if stable && self.generation(key) == stack_key.generation {
+            self.stacks
+                .insert(stack_key, (Arc::clone(&stack), outcomes.clone()));
+        }
+        (stack, outcomes)
+    }
+
+    fn generation(&mut self, key: ProcessKey) -> u64 {
+        self.processes
+            .get(&self.config, key, self.batch)
+            .map_or(0, |process| process.generation)
+    }
+
+    /// Appends the frames at a user address; also tells whether the answer can be kept with the stack.
+    fn user(&mut self, key: ProcessKey, address: u64, frames: &mut Vec<Frame>) -> (Outcome, bool) {
+        let Some(process) = self.processes.get(&self.config, key, self.batch) else {
+            frames.push(bare(&self.unknown_module, address));
+            return (Outcome::ProcessGone, false);
+        };
+        let covered = maps::find(&process.mappings, address).is_some();
+        if !covered && !self.processes.reread_for_address(&self.config, key) {
+            frames.push(bare(&self.unknown_module, address));
+            return (Outcome::NoModule, false);
+        }
+        let Some(process) = self.processes.get(&self.config, key, self.batch) else {
+            return (Outcome::ProcessGone, false);
+        };
+        let Some(mapping) = maps::find(&process.mappings, address).cloned() else {
+            frames.push(bare(&self.unknown_module, address));
+            return (Outcome::NoModule, false);
+        };
+        let via = Via {
+            pid: key.1,
+            alive: process.alive,
+            mapping: &mapping,
+        };
+        let offset = address - mapping.range.start + mapping.offset;
+        let module = if mapping.is_file() {
+            let modules = &mut self.modules;
+            *process
+                .modules
+                .entry(mapping.range.start)
+                .or_insert_with(|| modules.find(&self.config, via))
+        } else if &*mapping.path == "[vdso]" {
+            self.modules.vdso(&self.config)
+        } else {
+            return generated(&self.config, process, key.1, address, &mapping.path, frames);
+        };
+        let id = match module {
+            Ok(id) => id,
+            // A memfd holds an executable (runc starts itself so) or what a JIT made.
+            Err(Outcome::ElfError) if mapping.path.starts_with("/memfd:") => {
+                return generated(&self.config, process, key.1, address, &mapping.path, frames);
+            }
+            Err(outcome) => {
+                frames.push(bare(&mapping.path, offset));
+                return (outcome, true);
+            }
+        };
+        let Some(module) = self.modules.get(id) else {
+            // Forgotten since: found again with the next sample.
+            process.modules.remove(&mapping.range.start);
+            frames.push(bare(&mapping.path, offset));
+            return (Outcome::ElfError, false);
+        };
+        let (path, build_id) = (Arc::clone(&module.path), module.build_id.clone());
+        let Some(file_address) = module.segments.address_of(offset) else {
+            frames.push(bare(&path, offset));
+            return (Outcome::NoSymbol, true);
+        };
+        if self.addresses.get(&(id, file_address)).is_none() {
+            self.stats.address_misses += 1;
+            let answer = match self
+                .modules
+                .look_up(&self.config, &mut self.engine, id, via, file_address)
+            {
+                Ok(parts) => (parts, Outcome::Ok),
+                Err(outcome) => (Vec::new(), outcome),
+            };
+            if answer.1 == Outcome::ProcessGone {
+                frames.push(Frame {
+                    build_id,
+                    ..bare(&path, file_address)
+                });
+                return (Outcome::ProcessGone, false);
+            }
+            self.addresses.insert((id, file_address), answer);
+        }
+        let base = Frame {
+            build_id,
+            ..bare(&path, file_address)
+        };
+        match self.addresses.get(&(id, file_address)) {
+            Some((parts, outcome)) if !parts.is_empty() => {
+                frames.extend(parts.iter().map(|part| Frame {
+                    function: part.function.clone(),
+                    file: part.file.clone(),
+                    line: part.line,
+                    inlined: part.inlined,
+                    ..base.clone()
+                }));
+                let nameless = *outcome == Outcome::Ok && parts.iter().all(|part| part.function.is_none());
+                (if nameless { Outcome::NoSymbol } else { *outcome }, true)
+            }
+            answer => {
+                let outcome = answer.map_or(Outcome::NoSymbol, |(_, outcome)| *outcome);
+                frames.push(base);
+                (outcome, true)
+            }
+        }
+    }
+}
+
+/// A return address points behind its call; that of the innermost frame is where the thread stopped.
+fn call_site(index: usize, address: u64) -> u64 {
+    if index == 0 {
+        address
+    } else {
+        address.saturating_sub(1)
+    }
+}
+
+fn bare(module: &Arc<str>, address: u64) -> Frame {
+    Frame {
+        function: None,
+        file: None,
+        line: 0,
+        module: Arc::clone(module),
+        build_id: None,
+        address,
+        inlined: false,
+        kernel: false,
+    }
+}
+
+/// Code that no file backs: the runtime's own list may name it.
+fn generated(
+    config: &SymbolizerConfig,
+    process: &mut Process,
+    pid: u32,
+    address: u64,
+    path: &Arc<str>,
+    frames: &mut Vec<Frame>,
+) -> (Outcome, bool) {
+    if process.alive && process.perf_map.find(address).is_none() {
+        process.perf_map.refresh(config, pid);
+    }
+    let function = process.perf_map.find(address).cloned();
+    let module: Arc<str> = if path.is_empty() {
+        "[jit]".into()
+    } else {
+        Arc::clone(path)
+    };
+    let outcome = if function.is_some() {
+        Outcome::Ok
+    } else {
+        Outcome::NoModule
+    };
+    frames.push(Frame {
+        function,
+        ..bare(&module, address)
+    });
+    (outcome, false)
+}
