@@ -1,7 +1,23 @@
 //! pid → process → container → service and release.
 
+use std::sync::Arc;
+
 pub mod service;
 pub use service::{Service, ServiceInfo};
 
 /// What later stages need of `decode`: stages import only their neighbour.
-pub use crate::decode::model::{Cause, StackDetail, StackKind};
+pub use crate::decode::model::{
+    Cause, ConnFailure, ConnTotals, Direction, DiskOp, DiskTotals, FdKind, HISTOGRAM_BUCKETS, Histogram,
+    MemoryKind, Peer, StackDetail, StackKind, SyscallTotals, Totals,
+};
+
+/// One tick, summed to services.
+#[derive(Clone, Debug, Default)]
+pub struct AttributedTick {
+    /// Unix time of the tick's end, in nanoseconds.
+    pub at_unix_ns: u64,
+    /// Length of the tick in nanoseconds.
+    pub length_ns: u64,
+    /// Differences of counters, gauges as they are, by service.
+    pub services: Vec<(Arc<Service>, Totals)>,
+}

@@ -1,1 +1,3 @@
-//! load
+//! BPF object → attached probes, one verdict a program.
+
+pub mod status;
