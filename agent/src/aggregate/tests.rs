@@ -286,9 +286,4 @@ fn the_budget_drops_code_first_then_peers_and_late_services_before_early_ones() 
         }
         last_admitted = Some(services.iter().map(|s| s.admitted).collect());
     }
-    let capped = Aggregator::new(Limits {
-        series: 1,
-        ..limits()
-    });
-    assert_eq!(capped.snapshot().series_limit, 1);
 }

@@ -20,7 +20,7 @@ pub struct StackValue {
 
 /// What was seen in one tick; never changed once it is finished.
 #[derive(Debug, Default)]
-pub struct Window {
+pub(super) struct Window {
     end_unix_ns: u64,
     length_ns: u64,
     stacks: BTreeMap<Arc<Service>, BTreeMap<StackKind, Vec<StackValue>>>,
