@@ -1,1 +1,70 @@
-//! telemetry
+//! The agent's own numbers, as plain values that the pipeline fills once a tick and `export` serves.
+
+use std::collections::BTreeMap;
+
+/// Numbers of one probe.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ProbeTelemetry {
+    /// Times its programs ran since the agent started.
+    pub runs: u64,
+    /// Estimated CPU seconds of these runs: runs times the cost calibrated at start.
+    pub cost_seconds: f64,
+    /// Share of the time or of the events that it looks at: 1 when nothing is left out.
+    pub sampling_ratio: f64,
+}
+
+/// What the governor decides by and what it decided.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GovernorTelemetry {
+    /// Steps it has gone down; 0 is full detail.
+    pub level: u32,
+    /// Name of the level, for people.
+    pub level_name: String,
+    /// Why it stands there; empty at full detail.
+    pub reason: String,
+    /// Share of time in which the system call hooks are attached.
+    pub syscall_duty: f64,
+    /// Cost now as a share of the host's CPUs (calibrated hooks plus the agent's own CPU).
+    pub cost_ratio: f64,
+    /// Ceiling of that share.
+    pub cost_limit_ratio: f64,
+    /// The kill switch is on: everything is detached.
+    pub killed: bool,
+}
+
+/// Everything that the agent says about itself. All counters count since the agent started.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Telemetry {
+    /// Version of the agent.
+    pub version: String,
+    /// Git revision it was built from, empty when unknown.
+    pub revision: String,
+    /// Unix time of the agent's start in seconds.
+    pub start_unix_seconds: f64,
+    /// Release of the running kernel.
+    pub kernel: String,
+    /// By probe.
+    pub probes: BTreeMap<String, ProbeTelemetry>,
+    /// What was lost, by (probe, reason).
+    pub lost: BTreeMap<(String, String), u64>,
+    /// Stack walks by result (`ok`, or why they ended early).
+    pub unwind: BTreeMap<String, u64>,
+    /// Look-ups of addresses by result.
+    pub symbolize: BTreeMap<String, u64>,
+    /// CPU seconds of the agent's process.
+    pub cpu_seconds: f64,
+    /// Resident bytes of the agent's process.
+    pub resident_bytes: u64,
+    /// Memory of its BPF maps in bytes, as the kernel accounts it.
+    pub bpf_map_bytes: u64,
+    /// Ceiling of resident and map bytes together.
+    pub memory_limit_bytes: u64,
+    /// Finished ticks.
+    pub ticks: u64,
+    /// Seconds of work of the last tick, reading to publishing.
+    pub tick_seconds: f64,
+    /// The same, summed over all ticks.
+    pub tick_seconds_total: f64,
+    /// The governor.
+    pub governor: GovernorTelemetry,
+}

@@ -1,0 +1,238 @@
+//! Values for the tests of this stage and of `export`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use super::{Aggregator, AttributedTick, Limits, Snapshot};
+use crate::symbolize::{
+    Cause, ConnFailure, Direction, DiskOp, Frame, Owner, Peer, Service, ServiceInfo, SharedStack, Stack,
+    StackDetail, StackKind, SymbolizedSample, SyscallTotals, Totals,
+};
+
+pub(crate) const SECOND: u64 = 1_000_000_000;
+
+/// A small generator with a seed (Knuth's MMIX constants, high bits).
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound.max(1)
+    }
+}
+
+pub(crate) fn service(name: &str) -> Arc<Service> {
+    Arc::new(Service {
+        name: name.into(),
+        namespace: String::new(),
+        version: String::new(),
+    })
+}
+
+pub(crate) fn owner(function: &str) -> Owner {
+    Owner {
+        function: function.into(),
+        file: "shop.rs".into(),
+    }
+}
+
+pub(crate) fn stack(function: &str, idle: bool) -> SharedStack {
+    let frame = |function: &str, address| Frame {
+        function: Some(function.into()),
+        file: None,
+        line: 0,
+        module: "/usr/bin/shop".into(),
+        build_id: None,
+        address,
+        inlined: false,
+        kernel: false,
+    };
+    Arc::new(Stack {
+        frames: vec![frame(function, 0x1000), frame("main", 0x2000)],
+        owner: owner(function),
+        idle,
+        truncated: false,
+    })
+}
+
+pub(crate) fn sample(
+    service: &Arc<Service>,
+    kind: StackKind,
+    detail: StackDetail,
+    weight: f64,
+    stack: SharedStack,
+) -> SymbolizedSample {
+    SymbolizedSample {
+        service: Arc::clone(service),
+        kind,
+        detail,
+        weight,
+        stack,
+    }
+}
+
+pub(crate) fn wait(
+    service: &Arc<Service>,
+    cause: Cause,
+    weight: u64,
+    stack: SharedStack,
+) -> SymbolizedSample {
+    sample(
+        service,
+        StackKind::Wait,
+        StackDetail::Wait(cause, Some(202)),
+        weight as f64,
+        stack,
+    )
+}
+
+/// Adds `count` waits of `ns` each.
+pub(crate) fn add_waits(totals: &mut Totals, cause: Cause, count: u64, ns: u64) {
+    totals.wait_ns[cause.index()] += count * ns;
+    let histogram = &mut totals.wait[cause.index()];
+    let bucket = (64 - (ns.max(2) - 1).leading_zeros() as usize).saturating_sub(10);
+    histogram.buckets[bucket.min(27)] += count;
+    histogram.sum_ns += count * ns;
+}
+
+pub(crate) fn limits() -> Limits {
+    Limits::default()
+}
+
+/// Two services after two windows, with something of everything.
+pub(crate) fn snapshot() -> Arc<Snapshot> {
+    let shop = Arc::new(Service {
+        name: "shop".into(),
+        namespace: "prod".into(),
+        version: "1.2".into(),
+    });
+    let odd = Arc::new(Service {
+        name: "a\"b\\c\n<d>".into(),
+        namespace: String::new(),
+        version: String::new(),
+    });
+    let info = ServiceInfo {
+        source: "container".into(),
+        container_id: "0123456789ab".into(),
+        container_runtime: "docker".into(),
+        executable: "/usr/bin/shop".into(),
+        runtime: "native".into(),
+        pids: (100..110).collect(),
+        ..ServiceInfo::default()
+    };
+    let infos = [(Arc::clone(&shop), info)];
+    let mut aggregator = Aggregator::new(limits());
+    for at in 1..=2 {
+        let samples = vec![
+            wait(&shop, Cause::Disk, 2 * SECOND, stack("shop::save", false)),
+            wait(&shop, Cause::Lock, SECOND, stack("shop::cart", false)),
+            wait(&shop, Cause::Lock, 3 * SECOND, stack("worker::park", true)),
+            sample(
+                &shop,
+                StackKind::Cpu,
+                StackDetail::None,
+                9.0,
+                stack("shop::price", false),
+            ),
+            sample(
+                &shop,
+                StackKind::Syscall,
+                StackDetail::Syscall(1),
+                4.0,
+                stack("shop::save", false),
+            ),
+            sample(
+                &shop,
+                StackKind::Memory,
+                StackDetail::None,
+                4096.0,
+                stack("shop::grow", false),
+            ),
+            sample(
+                &shop,
+                StackKind::Conn,
+                StackDetail::None,
+                2.0,
+                stack("shop::dial", false),
+            ),
+        ];
+        let tick = AttributedTick {
+            at_unix_ns: 1_700_000_000 * SECOND + at * 10 * SECOND,
+            length_ns: 10 * SECOND,
+            services: vec![(Arc::clone(&shop), everything()), (Arc::clone(&odd), small())],
+        };
+        aggregator.tick(tick, samples, &infos);
+    }
+    aggregator.snapshot()
+}
+
+fn small() -> Totals {
+    let mut totals = Totals {
+        cpu_user_ns: 1_500_000,
+        processes: 1,
+        threads: 1,
+        ..Totals::default()
+    };
+    add_waits(&mut totals, Cause::Sleep, 3, SECOND);
+    totals
+}
+
+fn everything() -> Totals {
+    let mut totals = Totals {
+        cpu_user_ns: 3 * SECOND,
+        cpu_system_ns: SECOND / 2,
+        memory_growth_bytes: 1 << 20,
+        faults_minor: 256,
+        faults_major: 1,
+        oom_kills: 1,
+        resident_bytes: [8 << 20, 2 << 20, 0, 4096],
+        fds: [5, 4, 3, 2, 1, 0, 0, 1, 0],
+        fd_limit: 1024,
+        processes: 10,
+        threads: 20,
+        ..Totals::default()
+    };
+    add_waits(&mut totals, Cause::Disk, 200, SECOND / 100);
+    add_waits(&mut totals, Cause::Lock, 4, SECOND);
+    add_waits(&mut totals, Cause::Idle, 1, 10 * SECOND);
+    totals.syscalls.insert(
+        0,
+        SyscallTotals {
+            count: 1000,
+            ..SyscallTotals::default()
+        },
+    );
+    let mut write = SyscallTotals {
+        count: 500,
+        ..SyscallTotals::default()
+    };
+    write.errors.insert(11, 7);
+    write.duration.buckets[3] = 500;
+    write.duration.sum_ns = 500 * 5000;
+    totals.syscalls.insert(1, write);
+    let disk = &mut totals.disk[DiskOp::Write.index()];
+    disk.bytes = 1 << 16;
+    disk.duration.buckets[10] = 16;
+    disk.duration.sum_ns = 16 * 900_000;
+    let database = Peer::Server(IpAddr::V6(Ipv6Addr::LOCALHOST), 5432);
+    let out = totals.conns.entry((Direction::Out, database)).or_default();
+    (
+        out.open,
+        out.opened,
+        out.closed,
+        out.sent_bytes,
+        out.received_bytes,
+    ) = (3, 2, 1, 10_000, 20_000);
+    out.retransmits = 2;
+    out.failures[ConnFailure::Refused.index()] = 4;
+    out.connect.buckets[6] = 2;
+    out.connect.sum_ns = 100_000;
+    out.age.buckets[20] = 1;
+    out.age.sum_ns = SECOND;
+    let client = Peer::Client(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 7)));
+    totals.conns.entry((Direction::In, client)).or_default().opened = 6;
+    totals
+}

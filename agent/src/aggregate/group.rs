@@ -1,0 +1,206 @@
+//! Which exact total a sampled stack is a sample of, and the division of futex time between `lock` and `idle`.
+
+use crate::symbolize::{Cause, Direction, Histogram, StackDetail, StackKind, SymbolizedSample, Totals};
+
+/// What tells the code series of one signal apart, besides the code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CodeScope {
+    /// Nothing: the signal has one total.
+    Whole,
+    /// The cause of a wait.
+    Cause(Cause),
+    /// The number of a system call.
+    Syscall(u16),
+}
+
+/// A set of samples that share one exact total.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Group {
+    pub(super) kind: StackKind,
+    pub(super) scope: CodeScope,
+    /// Futex waits that turned out to be idleness: `idle` too, but a total of their own, because no other idle time
+    /// is sampled.
+    pub(super) parked: bool,
+}
+
+/// How the weights of a group's samples relate to its exact total.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// They are samples of all of it: scale them to it.
+    Scale,
+    /// They are samples of the waits that *ended*, whose durations sum up to this many nanoseconds; the rest of the
+    /// exact total belongs to waits that still last.
+    Ended(u64),
+    /// Each stands for itself; what they do not cover was not sampled.
+    Claim,
+}
+
+/// Splits futex time: the tick's exact time under `Lock` moves to `Idle` by the share of idle stacks among the
+/// tick's samples of futex waits. Returns the nanoseconds moved. The durations' histogram stays under `lock` as it
+/// is: single waits cannot be told apart, and a histogram that is divided by shares would no longer be exact.
+pub(super) fn move_parked(totals: &mut Totals, idle_share: f64) -> u64 {
+    let locked = totals.wait_ns[Cause::Lock.index()];
+    let moved = ((locked as f64 * idle_share).round() as u64).min(locked);
+    totals.wait_ns[Cause::Lock.index()] = locked - moved;
+    let idle = &mut totals.wait_ns[Cause::Idle.index()];
+    *idle = idle.saturating_add(moved);
+    moved
+}
+
+/// Weights of one service's futex samples in a tick.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct FutexShares {
+    all: f64,
+    idle: f64,
+}
+
+impl FutexShares {
+    pub(super) fn add(&mut self, sample: &SymbolizedSample) {
+        if matches!(sample.detail, StackDetail::Wait(Cause::Lock, _)) && sample.weight > 0.0 {
+            self.all += sample.weight;
+            if sample.stack.idle {
+                self.idle += sample.weight;
+            }
+        }
+    }
+
+    /// The part that was idleness; nothing where there is no sample.
+    pub(super) fn idle_share(self) -> f64 {
+        if self.all > 0.0 {
+            (self.idle / self.all).clamp(0.0, 1.0)
+        } else {
+            0.0
+        }
+    }
+}
+
+/// The group of a sample and the detail under which windows keep it.
+pub(super) fn of_sample(sample: &SymbolizedSample) -> (Group, StackDetail) {
+    let kind = sample.kind;
+    match (kind, sample.detail) {
+        (StackKind::Wait, StackDetail::Wait(Cause::Lock, call)) if sample.stack.idle => {
+            let scope = CodeScope::Cause(Cause::Idle);
+            (
+                Group {
+                    kind,
+                    scope,
+                    parked: true,
+                },
+                StackDetail::Wait(Cause::Idle, call),
+            )
+        }
+        (StackKind::Wait, StackDetail::Wait(cause, _)) => (
+            Group {
+                kind,
+                scope: CodeScope::Cause(cause),
+                parked: false,
+            },
+            sample.detail,
+        ),
+        (StackKind::Wait, _) => {
+            let scope = CodeScope::Cause(Cause::Other);
+            (
+                Group {
+                    kind,
+                    scope,
+                    parked: false,
+                },
+                StackDetail::Wait(Cause::Other, None),
+            )
+        }
+        (StackKind::Syscall, StackDetail::Syscall(number)) => {
+            let number = super::names::known_syscall(number);
+            (
+                Group {
+                    kind,
+                    scope: CodeScope::Syscall(number),
+                    parked: false,
+                },
+                StackDetail::Syscall(number),
+            )
+        }
+        (StackKind::Syscall, _) => {
+            let number = super::names::known_syscall(u16::MAX);
+            (
+                Group {
+                    kind,
+                    scope: CodeScope::Syscall(number),
+                    parked: false,
+                },
+                StackDetail::Syscall(number),
+            )
+        }
+        (StackKind::Cpu | StackKind::Memory | StackKind::Conn, _) => (
+            Group {
+                kind,
+                scope: CodeScope::Whole,
+                parked: false,
+            },
+            StackDetail::None,
+        ),
+    }
+}
+
+/// The exact totals of a tick by group, after [`move_parked`] with the same share.
+pub(super) fn exact(totals: &Totals, moved: u64, idle_share: f64) -> Vec<(Group, u64, Rule)> {
+    let mut groups = Vec::new();
+    for &cause in Cause::ALL {
+        let group = Group {
+            kind: StackKind::Wait,
+            scope: CodeScope::Cause(cause),
+            parked: false,
+        };
+        let ended = sum(&totals.wait[cause.index()]);
+        let ns = totals.wait_ns[cause.index()];
+        match cause {
+            Cause::Lock => {
+                let parked_ended = ((ended as f64 * idle_share).round() as u64).min(ended);
+                groups.push((group, ns, Rule::Ended(ended - parked_ended)));
+                let idle = CodeScope::Cause(Cause::Idle);
+                let parked = Group {
+                    scope: idle,
+                    parked: true,
+                    ..group
+                };
+                groups.push((parked, moved, Rule::Ended(parked_ended)));
+            }
+            Cause::Idle => groups.push((group, ns.saturating_sub(moved), Rule::Ended(ended))),
+            _ => groups.push((group, ns, Rule::Ended(ended))),
+        }
+    }
+    let whole = |kind| Group {
+        kind,
+        scope: CodeScope::Whole,
+        parked: false,
+    };
+    groups.push((
+        whole(StackKind::Cpu),
+        totals.cpu_user_ns.saturating_add(totals.cpu_system_ns),
+        Rule::Scale,
+    ));
+    groups.push((whole(StackKind::Memory), totals.memory_growth_bytes, Rule::Scale));
+    for (&number, calls) in &totals.syscalls {
+        let scope = CodeScope::Syscall(super::names::known_syscall(number));
+        groups.push((
+            Group {
+                kind: StackKind::Syscall,
+                scope,
+                parked: false,
+            },
+            calls.count,
+            Rule::Scale,
+        ));
+    }
+    let opened = totals
+        .conns
+        .iter()
+        .filter(|((direction, _), _)| *direction == Direction::Out)
+        .fold(0u64, |sum, (_, conn)| sum.saturating_add(conn.opened));
+    groups.push((whole(StackKind::Conn), opened, Rule::Claim));
+    groups.retain(|(_, amount, rule)| *amount > 0 || matches!(rule, Rule::Ended(1..)));
+    groups
+}
+
+fn sum(histogram: &Histogram) -> u64 {
+    histogram.sum_ns
+}

@@ -1,0 +1,194 @@
+//! Everything that is kept of one service between ticks.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::counters::{self, PeerBound};
+use super::group::{self, CodeScope, FutexShares, Group, Rule};
+use super::ledger::{Claim, Ledger};
+use super::metric::MetricSet;
+use super::ranking::{CodeKey, Ranking};
+use super::snapshot::{CodeSeries, ServiceCode, ServiceSnapshot};
+use super::window::{StackValue, WindowBuilder};
+use crate::symbolize::{Cause, Service, ServiceInfo, StackKind, SymbolizedSample, Totals};
+
+/// Ticks for which exact time of waits waits for its samples, and samples for it.
+const HOLD_WAIT: usize = 6;
+/// The same for what is counted and sampled at the same moment; only the order of reading can differ.
+const HOLD: usize = 1;
+
+pub(super) struct ServiceState {
+    /// Order of first sight.
+    pub(super) sequence: u64,
+    /// The aggregator's clock when it last had a process or news.
+    pub(super) last_news_ns: u64,
+    pub(super) info: Arc<ServiceInfo>,
+    pub(super) totals: Arc<Totals>,
+    last: Arc<Totals>,
+    code: Arc<ServiceCode>,
+    peers: PeerBound,
+    ledgers: HashMap<Group, Ledger>,
+    rankings: BTreeMap<StackKind, Ranking>,
+}
+
+impl ServiceState {
+    pub(super) fn new(sequence: u64, now_ns: u64, top: usize, peers: usize) -> Self {
+        Self {
+            sequence,
+            last_news_ns: now_ns,
+            info: Arc::default(),
+            totals: Arc::default(),
+            last: Arc::default(),
+            code: Arc::default(),
+            peers: PeerBound::new(peers),
+            ledgers: HashMap::new(),
+            rankings: StackKind::ALL
+                .iter()
+                .map(|&kind| (kind, Ranking::new(top)))
+                .collect(),
+        }
+    }
+
+    /// Takes a tick; returns how many samples were dropped for want of a total.
+    pub(super) fn tick(
+        &mut self,
+        service: &Arc<Service>,
+        mut tick: Totals,
+        samples: Vec<SymbolizedSample>,
+        now: u64,
+        window: &mut WindowBuilder,
+    ) -> u64 {
+        let mut shares = FutexShares::default();
+        for sample in &samples {
+            shares.add(sample);
+        }
+        let idle_share = shares.idle_share();
+        let moved = group::move_parked(&mut tick, idle_share);
+        let exact = group::exact(&tick, moved, idle_share);
+        let dropped = self.settle(service, exact, samples, now, window);
+        counters::add(Arc::make_mut(&mut self.totals), &tick, &mut self.peers, now);
+        self.last = Arc::new(tick);
+        dropped
+    }
+
+    fn settle(
+        &mut self,
+        service: &Arc<Service>,
+        exact: Vec<(Group, u64, Rule)>,
+        samples: Vec<SymbolizedSample>,
+        now: u64,
+        window: &mut WindowBuilder,
+    ) -> u64 {
+        let mut exact: HashMap<Group, (u64, Rule)> =
+            exact.into_iter().map(|(g, n, rule)| (g, (n, rule))).collect();
+        let mut claims: HashMap<Group, Vec<Claim>> = HashMap::new();
+        for sample in samples {
+            let (group, detail) = group::of_sample(&sample);
+            claims.entry(group).or_default().push(Claim {
+                stack: sample.stack,
+                detail,
+                weight: sample.weight,
+            });
+        }
+        for group in exact.keys().chain(claims.keys()) {
+            self.ledgers.entry(*group).or_default();
+        }
+
+        let mut credits: BTreeMap<StackKind, BTreeMap<CodeKey, u64>> = BTreeMap::new();
+        let mut unsampled: BTreeMap<StackKind, BTreeMap<CodeScope, u64>> = BTreeMap::new();
+        let mut dropped = 0;
+        for (group, ledger) in &mut self.ledgers {
+            let (amount, rule) = exact.remove(group).unwrap_or((0, quiet_rule(group.kind)));
+            let settled = ledger.settle(
+                amount,
+                rule,
+                claims.remove(group).unwrap_or_default(),
+                hold(*group),
+            );
+            dropped += settled.dropped;
+            if settled.unsampled > 0 {
+                *unsampled
+                    .entry(group.kind)
+                    .or_default()
+                    .entry(group.scope)
+                    .or_default() += settled.unsampled;
+            }
+            for (claim, amount) in settled.credits {
+                let key = CodeKey {
+                    scope: group.scope,
+                    owner: claim.owner(),
+                };
+                *credits.entry(group.kind).or_default().entry(key).or_default() += amount;
+                let value = StackValue {
+                    detail: claim.detail,
+                    stack: claim.stack,
+                    value: amount,
+                };
+                window.add(service, group.kind, value);
+            }
+        }
+        self.ledgers.retain(|_, ledger| !ledger.is_empty());
+
+        let changed = !credits.is_empty() || !unsampled.is_empty();
+        for (kind, ranking) in &mut self.rankings {
+            let credits = credits.remove(kind).unwrap_or_default();
+            ranking.tick(now, credits, unsampled.get(kind).unwrap_or(&BTreeMap::new()));
+        }
+        if changed {
+            self.code = Arc::new(
+                self.rankings
+                    .iter()
+                    .map(|(&kind, ranking)| (kind, series(ranking)))
+                    .collect(),
+            );
+        }
+        dropped
+    }
+
+    pub(super) fn snapshot(&self, service: &Arc<Service>) -> ServiceSnapshot {
+        ServiceSnapshot {
+            service: Arc::clone(service),
+            info: Arc::clone(&self.info),
+            totals: Arc::clone(&self.totals),
+            last: Arc::clone(&self.last),
+            code: Arc::clone(&self.code),
+            admitted: MetricSet::default(),
+        }
+    }
+}
+
+fn series(ranking: &Ranking) -> Vec<CodeSeries> {
+    ranking
+        .series()
+        .map(|(scope, owner, value)| CodeSeries {
+            scope,
+            owner: owner.cloned(),
+            value,
+        })
+        .collect()
+}
+
+/// How weights relate to the total in a tick in which nothing was counted.
+fn quiet_rule(kind: StackKind) -> Rule {
+    match kind {
+        StackKind::Wait => Rule::Ended(0),
+        StackKind::Conn => Rule::Claim,
+        StackKind::Cpu | StackKind::Syscall | StackKind::Memory => Rule::Scale,
+    }
+}
+
+/// Connecting takes its time too. Plain idleness is not sampled: nothing to wait for.
+fn hold(group: Group) -> usize {
+    match group {
+        Group {
+            scope: CodeScope::Cause(Cause::Idle),
+            parked: false,
+            ..
+        } => 0,
+        Group {
+            kind: StackKind::Wait | StackKind::Conn,
+            ..
+        } => HOLD_WAIT,
+        _ => HOLD,
+    }
+}

@@ -1,0 +1,334 @@
+//! Finished windows of stacks, from which profiles are made.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::symbolize::{Cause, Service, SharedStack, StackDetail, StackKind};
+
+/// One stack of one service in a window or in a profile.
+#[derive(Clone, Debug)]
+pub struct StackValue {
+    /// What is known besides the stack; waits carry their cause after the division of futex time.
+    pub detail: StackDetail,
+    /// The stack; equal stacks of all windows are the same allocation.
+    pub stack: SharedStack,
+    /// Scaled value in the unit of the kind.
+    pub value: u64,
+}
+
+/// What was seen in one tick; never changed once it is finished.
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    end_unix_ns: u64,
+    length_ns: u64,
+    stacks: BTreeMap<Arc<Service>, BTreeMap<StackKind, Vec<StackValue>>>,
+    entries: usize,
+}
+
+/// Which profile is wanted.
+#[derive(Clone, Debug)]
+pub struct ProfileQuery<'a> {
+    /// `service_namespace`, may be empty.
+    pub namespace: &'a str,
+    /// `service_name`.
+    pub name: &'a str,
+    /// One release, or all of them together.
+    pub version: Option<&'a str>,
+    /// Which signal.
+    pub kind: StackKind,
+    /// How far back from the end of the last finished window.
+    pub since: Duration,
+    /// Waits of cause `idle` too.
+    pub idle: bool,
+}
+
+/// The windows of one service and signal, merged.
+#[derive(Clone, Debug)]
+pub struct WindowProfile {
+    /// `service_name`.
+    pub name: String,
+    /// `service_namespace`.
+    pub namespace: String,
+    /// Which signal.
+    pub kind: StackKind,
+    /// Unix time of its begin in nanoseconds.
+    pub start_unix_ns: u64,
+    /// Time that the merged windows cover, in nanoseconds.
+    pub duration_ns: u64,
+    /// Largest first. The unit is nanoseconds for waits and CPU, bytes for memory, and a number for the others.
+    pub samples: Vec<StackValue>,
+}
+
+type StackKey = (StackDetail, usize);
+
+/// A stack's identity once it is interned.
+fn address(stack: &SharedStack) -> usize {
+    Arc::as_ptr(stack) as usize
+}
+
+/// Merges the windows that a query asks for. `None` when no window is there yet.
+pub(super) fn profile(windows: &[Arc<Window>], query: &ProfileQuery<'_>) -> Option<WindowProfile> {
+    let end = windows.last()?.end_unix_ns;
+    let from = end.saturating_sub(u64::try_from(query.since.as_nanos()).unwrap_or(u64::MAX));
+    let mut merged: HashMap<StackKey, StackValue> = HashMap::new();
+    let mut duration_ns = 0;
+    let mut start_unix_ns = end;
+    for window in windows.iter().filter(|window| window.end_unix_ns > from) {
+        duration_ns += window.length_ns;
+        start_unix_ns = start_unix_ns.min(window.end_unix_ns.saturating_sub(window.length_ns));
+        let wanted = window.stacks.iter().filter(|(service, _)| {
+            service.name == query.name
+                && service.namespace == query.namespace
+                && query.version.is_none_or(|version| service.version == version)
+        });
+        for value in wanted.filter_map(|(_, kinds)| kinds.get(&query.kind)).flatten() {
+            if query.idle || !matches!(value.detail, StackDetail::Wait(Cause::Idle, _)) {
+                merged
+                    .entry((value.detail, address(&value.stack)))
+                    .and_modify(|known| known.value = known.value.saturating_add(value.value))
+                    .or_insert_with(|| value.clone());
+            }
+        }
+    }
+    let mut samples: Vec<StackValue> = merged.into_values().collect();
+    samples.sort_by(|a, b| {
+        let key = |value: &StackValue| (Reverse(value.value), value.detail);
+        key(a)
+            .cmp(&key(b))
+            .then_with(|| a.stack.owner.cmp(&b.stack.owner))
+    });
+    Some(WindowProfile {
+        name: query.name.to_owned(),
+        namespace: query.namespace.to_owned(),
+        kind: query.kind,
+        start_unix_ns,
+        duration_ns,
+        samples,
+    })
+}
+
+/// Collects the tick that is running.
+#[derive(Debug, Default)]
+pub(super) struct WindowBuilder {
+    stacks: HashMap<(Arc<Service>, StackKind), HashMap<StackKey, StackValue>>,
+}
+
+impl WindowBuilder {
+    pub(super) fn add(&mut self, service: &Arc<Service>, kind: StackKind, value: StackValue) {
+        if value.value == 0 {
+            return;
+        }
+        self.stacks
+            .entry((Arc::clone(service), kind))
+            .or_default()
+            .entry((value.detail, address(&value.stack)))
+            .and_modify(|known| known.value = known.value.saturating_add(value.value))
+            .or_insert(value);
+    }
+}
+
+/// The ring of finished windows, bounded in time and in entries.
+#[derive(Debug)]
+pub(super) struct Windows {
+    retention_ns: u64,
+    max_entries: usize,
+    ring: VecDeque<Arc<Window>>,
+    interned: HashSet<SharedStack>,
+    /// Entries given up for the bound: of windows that left early, and the least of a window too big by itself.
+    pub(super) dropped: u64,
+}
+
+impl Windows {
+    pub(super) fn new(retention: Duration, max_entries: usize) -> Self {
+        Self {
+            retention_ns: u64::try_from(retention.as_nanos()).unwrap_or(u64::MAX),
+            max_entries,
+            ring: VecDeque::new(),
+            interned: HashSet::new(),
+            dropped: 0,
+        }
+    }
+
+    /// One allocation for equal stacks, as long as a window holds one of them.
+    pub(super) fn intern(&mut self, stack: &SharedStack) -> SharedStack {
+        if let Some(known) = self.interned.get(stack) {
+            return Arc::clone(known);
+        }
+        self.interned.insert(Arc::clone(stack));
+        Arc::clone(stack)
+    }
+
+    /// Finishes a window. A window of more than half of all entries keeps the largest values of each service and
+    /// signal, in proportion; the rest of the bound is kept by letting the oldest windows go before their time.
+    pub(super) fn finish(&mut self, builder: WindowBuilder, end_unix_ns: u64, length_ns: u64) {
+        let mut window = Window {
+            end_unix_ns,
+            length_ns,
+            ..Window::default()
+        };
+        let entries: usize = builder.stacks.values().map(HashMap::len).sum();
+        let room = self.max_entries / 2;
+        for ((service, kind), values) in builder.stacks {
+            let mut values: Vec<StackValue> = values.into_values().collect();
+            if entries > room {
+                values.sort_by_key(|value| (Reverse(value.value), value.detail, address(&value.stack)));
+                values.truncate(values.len() * room / entries);
+            }
+            window.entries += values.len();
+            if !values.is_empty() {
+                window.stacks.entry(service).or_default().insert(kind, values);
+            }
+        }
+        self.dropped += (entries - window.entries) as u64;
+        self.ring.push_back(Arc::new(window));
+
+        let oldest = end_unix_ns.saturating_sub(self.retention_ns);
+        while self.ring.len() > 1
+            && self
+                .ring
+                .front()
+                .is_some_and(|window| window.end_unix_ns <= oldest)
+        {
+            self.ring.pop_front();
+        }
+        let mut held: usize = self.ring.iter().map(|window| window.entries).sum();
+        while held > self.max_entries
+            && let Some(window) = self.ring.pop_front()
+        {
+            held -= window.entries;
+            self.dropped += window.entries as u64;
+        }
+        self.interned.retain(|stack| Arc::strong_count(stack) > 1);
+    }
+
+    pub(super) fn list(&self) -> Vec<Arc<Window>> {
+        self.ring.iter().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{service, stack};
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn windows(max_entries: usize) -> Windows {
+        Windows::new(Duration::from_secs(60), max_entries)
+    }
+
+    fn finish(windows: &mut Windows, at: u64, stacks: &[(&str, u64)]) {
+        let mut builder = WindowBuilder::default();
+        for (function, value) in stacks {
+            let stack = windows.intern(&stack(function, false));
+            let value = StackValue {
+                detail: StackDetail::Wait(Cause::Disk, None),
+                stack,
+                value: *value,
+            };
+            builder.add(&service("shop"), StackKind::Wait, value);
+        }
+        windows.finish(builder, at * SECOND, 10 * SECOND);
+    }
+
+    fn ask(windows: &Windows, since: u64) -> Option<WindowProfile> {
+        let query = ProfileQuery {
+            namespace: "",
+            name: "shop",
+            version: None,
+            kind: StackKind::Wait,
+            since: Duration::from_secs(since),
+            idle: false,
+        };
+        profile(&windows.list(), &query)
+    }
+
+    #[test]
+    fn equal_stacks_of_windows_in_range_merge() {
+        let mut windows = windows(100);
+        assert!(ask(&windows, 60).is_none());
+        finish(&mut windows, 10, &[("a", 1), ("b", 10)]);
+        finish(&mut windows, 20, &[("a", 2)]);
+        finish(&mut windows, 30, &[("a", 4)]);
+        let profile = ask(&windows, 20).expect("there");
+        assert_eq!(
+            (profile.start_unix_ns, profile.duration_ns),
+            (10 * SECOND, 20 * SECOND)
+        );
+        assert_eq!(profile.samples.iter().map(|s| s.value).collect::<Vec<_>>(), [6]);
+        let all = ask(&windows, 60).expect("there");
+        assert_eq!(all.samples.iter().map(|s| s.value).collect::<Vec<_>>(), [10, 7]);
+    }
+
+    #[test]
+    fn old_windows_and_their_stacks_go() {
+        let mut windows = windows(100);
+        for at in 1..=20 {
+            finish(&mut windows, at * 10, &[(&format!("f{at}"), 1)]);
+        }
+        assert_eq!(windows.ring.len(), 6);
+        assert_eq!(windows.interned.len(), 6);
+        assert_eq!(windows.dropped, 0);
+    }
+
+    #[test]
+    fn entries_are_bounded_and_what_goes_over_is_counted() {
+        let mut windows = windows(10);
+        let many: Vec<String> = (0..20).map(|n| format!("f{n}")).collect();
+        let many: Vec<(&str, u64)> = many
+            .iter()
+            .zip(1..)
+            .map(|(name, value)| (name.as_str(), value))
+            .collect();
+        finish(&mut windows, 10, &many);
+        assert_eq!(windows.dropped, 15);
+        let kept = ask(&windows, 60).expect("there").samples;
+        assert_eq!(
+            kept.iter().map(|s| s.value).collect::<Vec<_>>(),
+            [20, 19, 18, 17, 16]
+        );
+        finish(&mut windows, 20, &many[..5]);
+        assert_eq!((windows.ring.len(), windows.dropped), (2, 15));
+        finish(&mut windows, 30, &many[..1]);
+        assert_eq!((windows.ring.len(), windows.dropped), (2, 20));
+    }
+
+    #[test]
+    fn idle_waits_only_on_request() {
+        let mut windows = windows(10);
+        let mut builder = WindowBuilder::default();
+        let stack = windows.intern(&stack("park", true));
+        let value = StackValue {
+            detail: StackDetail::Wait(Cause::Idle, None),
+            stack,
+            value: 5,
+        };
+        builder.add(&service("shop"), StackKind::Wait, value);
+        windows.finish(builder, SECOND, SECOND);
+        let mut query = ProfileQuery {
+            namespace: "",
+            name: "shop",
+            version: None,
+            kind: StackKind::Wait,
+            since: Duration::from_secs(1),
+            idle: false,
+        };
+        assert!(
+            profile(&windows.list(), &query)
+                .expect("there")
+                .samples
+                .is_empty()
+        );
+        query.idle = true;
+        assert_eq!(profile(&windows.list(), &query).expect("there").samples.len(), 1);
+        query.version = Some("9");
+        assert!(
+            profile(&windows.list(), &query)
+                .expect("there")
+                .samples
+                .is_empty()
+        );
+    }
+}
