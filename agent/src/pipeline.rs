@@ -1,1 +1,324 @@
-//! pipeline
+//! The only file that knows every stage: two threads, one that reads the kernel side and one that names and sums.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+    mpsc,
+};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use agent_ebpf::wire::{Lost, Program};
+use anyhow::{Context as _, Result};
+use aya::maps::{MapData, RingBuf};
+
+use crate::aggregate::{Aggregator, Limits};
+use crate::attribute::{AttributedTick, Attributor, Lifecycle, Service, ServiceInfo, StackSample};
+use crate::decode::{events::{Event, Events}, harvest::{Harvest, counters}, syscalls};
+use crate::export::{Board, Published};
+use crate::governor::{Governor, SyscallMode, calibrate};
+use crate::host::Host;
+use crate::kernel::{btf::Btf, layout};
+use crate::load::{Environment, Loaded, status::ProbeStatus};
+use crate::symbolize::{Outcome, Symbolizer, SymbolizerConfig};
+use crate::telemetry::{ProbeTelemetry, Telemetry};
+
+/// What the pipeline is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Length of a tick.
+    pub interval: Duration,
+    /// How system calls are counted.
+    pub syscall_mode: SyscallMode,
+    /// CPU samples a second.
+    pub cpu_hz: u32,
+    /// Age from which a program's name alone makes a service.
+    pub min_age: Duration,
+    /// While this file exists, everything is detached.
+    pub kill_switch: PathBuf,
+    /// Bounds of the aggregation.
+    pub limits: Limits,
+    /// Probes that are switched off.
+    pub disabled: Vec<String>,
+    /// Share of the host's CPUs that all may cost.
+    pub cpu_limit: f64,
+    /// A kernel field to look up under a wrong name, for tests of single failures.
+    pub bogus_field: Option<String>,
+}
+
+/// How often the ring buffer is drained.
+const DRAIN: Duration = Duration::from_millis(100);
+
+/// What goes from the reading thread to the naming one.
+struct Batch {
+    tick: AttributedTick,
+    samples: Vec<(StackSample, Arc<Service>)>,
+    infos: Vec<(Arc<Service>, ServiceInfo)>,
+    probes: Vec<ProbeStatus>,
+    telemetry: Telemetry,
+}
+
+/// Loads the kernel side as this host needs it.
+pub fn load(host: &Host, settings: &Settings) -> Result<Loaded> {
+    let raw = host.btf().context(
+        "cannot read the kernel's type information at /sys/kernel/btf/vmlinux: Tieback needs Linux 5.18 or newer with \
+         CONFIG_DEBUG_INFO_BTF",
+    )?;
+    let btf = Btf::parse(&raw)?;
+    let bogus = settings.bogus_field.as_ref().and_then(|wanted| {
+        agent_ebpf::offsets::Field::ALL.iter().find(|field| field.paths().contains(&wanted.as_str())).copied()
+    });
+    let mut disabled: std::collections::BTreeSet<String> = settings.disabled.iter().cloned().collect();
+    if settings.syscall_mode == SyscallMode::Off {
+        disabled.insert("syscall".to_owned());
+    }
+    let fops = ["eventfd_fops", "eventpoll_fops", "timerfd_fops", "inotify_fops", "signalfd_fops"];
+    Loaded::new(Environment {
+        pid_max: host.pid_max().context("read pid_max")?,
+        cpus: host.online_cpus().context("read the list of online CPUs")?,
+        layout: layout(&btf, bogus),
+        anon_fops: host.kernel_symbols(fops).unwrap_or_default(),
+        syscalls: syscalls::TABLE.to_vec(),
+        disabled,
+        cpu_hz: settings.cpu_hz,
+    })
+}
+
+/// Starts both threads. They stop when `stop` is set; everything is detached when the first one ends.
+pub fn start(
+    host: Host,
+    settings: Settings,
+    board: Board,
+    stop: Arc<AtomicBool>,
+) -> Result<Vec<thread::JoinHandle<Result<()>>>> {
+    let (send, receive) = mpsc::sync_channel::<Batch>(4);
+    let limits = settings.limits.clone();
+    let naming = thread::Builder::new().name("symbolize".to_owned()).spawn(move || {
+        name_and_sum(&receive, limits, &board);
+        Ok(())
+    })?;
+    let loaded = load(&host, &settings)?;
+    let reading = thread::Builder::new()
+        .name("kernel".to_owned())
+        .spawn(move || Reader::new(host, settings, loaded)?.run(&send, &stop))?;
+    Ok(vec![reading, naming])
+}
+
+fn name_and_sum(receive: &mpsc::Receiver<Batch>, limits: Limits, board: &Board) {
+    let mut symbolizer = Symbolizer::new(SymbolizerConfig::default());
+    let mut aggregator = Aggregator::new(limits);
+    while let Ok(batch) = receive.recv() {
+        let began = Instant::now();
+        let samples = symbolizer.resolve_batch(batch.samples);
+        aggregator.tick(batch.tick, samples, &batch.infos);
+        let mut telemetry = batch.telemetry;
+        let stats = symbolizer.stats();
+        for outcome in Outcome::ALL {
+            telemetry.symbolize.insert(outcome.as_str().to_owned(), stats.count(outcome));
+        }
+        telemetry.tick_seconds += began.elapsed().as_secs_f64();
+        board.publish(Published { snapshot: aggregator.snapshot(), probes: batch.probes, telemetry });
+    }
+}
+
+/// The thread that reads the kernel side.
+struct Reader {
+    host: Host,
+    settings: Settings,
+    loaded: Loaded,
+    ring: RingBuf<MapData>,
+    events: Events,
+    harvest: Harvest,
+    attributor: Attributor,
+    governor: Governor,
+    samples: Vec<StackSample>,
+    closed: Vec<crate::attribute::SlotId>,
+    unwind: BTreeMap<String, u64>,
+    ticks: u64,
+    tick_seconds_total: f64,
+    killed: bool,
+}
+
+impl Reader {
+    fn new(host: Host, settings: Settings, mut loaded: Loaded) -> Result<Self> {
+        let ring = loaded.maps().take_map("EVENTS").context("the object has no map EVENTS")?;
+        let cpus = host.online_cpus()?.len();
+        let costs = calibrate(&mut loaded)?;
+        let governor = Governor::new(settings.syscall_mode, costs, cpus, settings.cpu_limit);
+        // Twice: listening sockets must be known before the connections that they accepted.
+        for _ in 0..2 {
+            let programs: Vec<&str> = loaded.iterators().collect();
+            for program in programs {
+                loaded.visit(program)?;
+            }
+        }
+        Ok(Self {
+            ring: RingBuf::try_from(ring)?,
+            events: Events::default(),
+            harvest: Harvest::new(),
+            attributor: Attributor::new(host.clone(), settings.min_age, settings.limits.services),
+            governor,
+            samples: Vec::new(),
+            closed: Vec::new(),
+            unwind: BTreeMap::new(),
+            ticks: 0,
+            tick_seconds_total: 0.0,
+            killed: false,
+            host,
+            settings,
+            loaded,
+        })
+    }
+
+    fn run(&mut self, send: &mpsc::SyncSender<Batch>, stop: &AtomicBool) -> Result<()> {
+        let mut next_tick = Instant::now() + self.settings.interval.min(Duration::from_secs(1));
+        let mut next_drain = Instant::now();
+        while !stop.load(Ordering::Relaxed) {
+            let now = Instant::now();
+            if now >= next_drain {
+                self.kill_switch()?;
+                self.drain(now);
+                self.attributor.settle(now);
+                next_drain = now + DRAIN;
+            }
+            if !self.killed {
+                self.governor.turn(&mut self.loaded, now)?;
+            }
+            if now >= next_tick {
+                let batch = self.tick(now)?;
+                if send.send(batch).is_err() {
+                    return Ok(());
+                }
+                next_tick = now + self.settings.interval;
+            }
+            let wake = next_drain.min(next_tick).min(self.governor.next_turn());
+            thread::sleep(wake.saturating_duration_since(Instant::now()));
+        }
+        Ok(())
+    }
+
+    /// Detaches everything while the kill switch's file exists, and attaches it again when it is gone.
+    fn kill_switch(&mut self) -> Result<()> {
+        let killed = self.host.exists(&self.settings.kill_switch);
+        if killed == self.killed {
+            return Ok(());
+        }
+        self.killed = killed;
+        for probe in agent_ebpf::probes::ALL {
+            self.loaded.switch(probe.name, !killed)?;
+        }
+        self.governor.reset(Instant::now());
+        tracing::warn!(killed, path = %self.settings.kill_switch.display(), "kill switch");
+        Ok(())
+    }
+
+    fn drain(&mut self, now: Instant) {
+        while let Some(record) = self.ring.next() {
+            match self.events.decode(&record) {
+                Some(Event::Sample(sample)) => {
+                    let result = if sample.truncated { "truncated" } else { "ok" };
+                    *self.unwind.entry(result.to_owned()).or_default() += 1;
+                    self.samples.push(sample);
+                }
+                Some(Event::Life(event)) => {
+                    match &event {
+                        Lifecycle::Opened { slot, .. } => self.harvest.opened(*slot),
+                        Lifecycle::Closed { slot } => {
+                            self.harvest.closed(*slot);
+                            self.closed.push(*slot);
+                        }
+                        Lifecycle::Exited { .. } => {}
+                    }
+                    self.attributor.apply(&event, now);
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Instant) -> Result<Batch> {
+        let began = Instant::now();
+        self.drain(now);
+        let ratio = self.governor.finish_tick(now);
+        let tick = self.harvest.tick(&mut self.loaded, ratio)?;
+        self.drain(now);
+        let length = tick.length_ns;
+        let attributed = self.attributor.attribute(tick);
+        for slot in std::mem::take(&mut self.closed) {
+            // Closed while the tick was read: it is read once more in the next one.
+            if self.harvest.holds(slot) {
+                self.closed.push(slot);
+            } else {
+                self.attributor.finish(slot, now);
+            }
+        }
+        let samples = std::mem::take(&mut self.samples)
+            .into_iter()
+            .map(|sample| {
+                let service = self.attributor.service_of(sample.slot);
+                (sample, service)
+            })
+            .collect();
+        self.ticks += 1;
+        let telemetry = self.telemetry(ratio, length, began)?;
+        Ok(Batch {
+            tick: attributed,
+            samples,
+            infos: self.attributor.infos(),
+            probes: self.loaded.statuses().to_vec(),
+            telemetry,
+        })
+    }
+
+    fn telemetry(&mut self, ratio: f64, length_ns: u64, began: Instant) -> Result<Telemetry> {
+        let runs = counters(&mut self.loaded, "RUNS")?;
+        let lost_counts = counters(&mut self.loaded, "LOST")?;
+        let mut probes: BTreeMap<String, ProbeTelemetry> = BTreeMap::new();
+        let mut lost = BTreeMap::new();
+        for program in Program::ALL {
+            let name = program.as_str();
+            let probe = name.split('_').next().unwrap_or(name).to_owned();
+            let entry = probes.entry(probe.clone()).or_insert_with(|| ProbeTelemetry {
+                sampling_ratio: if probe == "syscall" { ratio } else { 1.0 },
+                ..ProbeTelemetry::default()
+            });
+            let count = runs.get(program.index()).copied().unwrap_or(0);
+            entry.runs += count;
+            entry.cost_seconds += self.governor.cost_seconds(*program, count);
+            for why in Lost::ALL {
+                let at = program.index() * 16 + why.index();
+                let count = lost_counts.get(at).copied().unwrap_or(0);
+                if count > 0 {
+                    lost.insert((probe.clone(), why.as_str().to_owned()), count);
+                }
+            }
+        }
+        lost.insert(("ring".to_owned(), "malformed".to_owned()), self.events.malformed);
+        lost.insert(("wait".to_owned(), "unmatched".to_owned()), self.events.unmatched);
+        lost.insert(("attribute".to_owned(), "vanished".to_owned()), self.attributor.stats().vanished);
+        let hooks: f64 = probes.values().map(|probe| probe.cost_seconds).sum();
+        let cpu_seconds = self.host.own_cpu_seconds().unwrap_or(0.0);
+        self.governor.account(hooks + cpu_seconds, length_ns);
+        let seconds = began.elapsed().as_secs_f64();
+        self.tick_seconds_total += seconds;
+        let mut governor = self.governor.telemetry();
+        governor.killed = self.killed;
+        Ok(Telemetry {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: self.host.kernel_release().unwrap_or_default(),
+            probes,
+            lost,
+            unwind: self.unwind.clone(),
+            cpu_seconds,
+            resident_bytes: self.host.own_resident_bytes().unwrap_or(0),
+            bpf_map_bytes: self.loaded.map_bytes(&self.host),
+            ticks: self.ticks,
+            tick_seconds: seconds,
+            tick_seconds_total: self.tick_seconds_total,
+            governor,
+            ..Telemetry::default()
+        })
+    }
+}

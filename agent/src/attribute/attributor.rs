@@ -4,8 +4,6 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent_ebpf::wire::SLOT_KERNEL;
-
 use super::{AttributedTick, Identity, Lifecycle, Service, ServiceInfo, SlotId, Tick, Totals, identify};
 use crate::host::Host;
 
@@ -176,7 +174,7 @@ impl Attributor {
     }
 
     fn known(&mut self, slot: SlotId) -> Option<Arc<Service>> {
-        if slot.0 == SLOT_KERNEL {
+        if slot == SlotId::KERNEL {
             return Some(self.special("(kernel)"));
         }
         self.open.get(&slot).and_then(|open| open.service.clone()).or_else(|| self.tombs.get(&slot).cloned())
@@ -282,7 +280,7 @@ mod tests {
         attributor.apply(&opened(2, std::process::id(), None), start);
         assert_eq!(attributor.service_of(SlotId(2)).name, "(other)");
         assert_eq!(attributor.stats().capped, 1);
-        assert_eq!(attributor.service_of(SlotId(SLOT_KERNEL)).name, "(kernel)");
+        assert_eq!(attributor.service_of(SlotId::KERNEL).name, "(kernel)");
         assert_eq!(attributor.service_of(SlotId(99)).name, "(unknown)");
     }
 }

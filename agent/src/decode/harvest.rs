@@ -81,6 +81,12 @@ impl Harvest {
         }
     }
 
+    /// Whether a slot is still to be read.
+    #[must_use]
+    pub fn holds(&self, slot: SlotId) -> bool {
+        self.slots.contains_key(&slot.0)
+    }
+
     /// Harvests. `syscall_ratio` is the share of the tick during which system calls were counted.
     pub fn tick(&mut self, loaded: &mut Loaded, syscall_ratio: f64) -> Result<Tick> {
         let ids: Vec<u32> = self.slots.keys().copied().collect();

@@ -12,6 +12,11 @@ pub use agent_ebpf::wire::{Cause, ConnFailure, Direction, DiskOp, FdKind, Memory
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SlotId(pub u32);
 
+impl SlotId {
+    /// The kernel's own threads.
+    pub const KERNEL: Self = Self(agent_ebpf::wire::SLOT_KERNEL);
+}
+
 /// Upper bounds in nanoseconds of the duration histograms' buckets: powers of two from 2^10 (1.02 µs) to 2^36
 /// (68.7 s); the last bucket has no bound.
 pub const HISTOGRAM_BUCKETS: usize = 28;

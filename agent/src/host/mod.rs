@@ -94,6 +94,14 @@ impl Host {
         Ok(total)
     }
 
+    /// Memory of one of the agent's own BPF maps in bytes, by its descriptor.
+    pub fn map_memory(&self, fd: i32) -> io::Result<u64> {
+        let text = self.text(&format!("proc/self/fdinfo/{fd}"))?;
+        text.lines()
+            .find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok())
+            .ok_or_else(|| io::Error::other("fdinfo has no memlock line"))
+    }
+
     /// Whether a file exists: the kill switch.
     #[must_use]
     pub fn exists(&self, path: &std::path::Path) -> bool {

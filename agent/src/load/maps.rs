@@ -1,5 +1,20 @@
 //! Plain values in and out of maps.
 
+use aya::maps::{Map, MapData};
+
+/// The file behind a map of the types that the object has.
+pub(super) fn data(map: &Map) -> Option<&MapData> {
+    match map {
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::PerCpuArray(data)
+        | Map::PerCpuHashMap(data)
+        | Map::Queue(data)
+        | Map::RingBuf(data) => Some(data),
+        _ => None,
+    }
+}
+
 /// A wire type as aya wants it. The types of `agent_ebpf::wire` are `repr(C)` integers without implicit padding.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]

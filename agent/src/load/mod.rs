@@ -21,7 +21,7 @@ use aya::{
 pub use maps::Plain;
 
 use self::status::{ProbeStatus, Verdict};
-use crate::kernel::Layout;
+use crate::{host::Host, kernel::Layout};
 
 /// The kernel side, compiled by `build.rs`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("TIEBACK_BPF_OBJECT"));
@@ -196,6 +196,16 @@ impl Loaded {
     /// Access to the maps, for `decode`.
     pub fn maps(&mut self) -> &mut Ebpf {
         &mut self.ebpf
+    }
+
+    /// Memory of all maps in bytes, as the kernel accounts it.
+    pub fn map_bytes(&self, host: &Host) -> u64 {
+        use std::os::fd::{AsFd as _, AsRawFd as _};
+        self.ebpf
+            .maps()
+            .filter_map(|(_, map)| maps::data(map))
+            .filter_map(|data| host.map_memory(data.fd().as_fd().as_raw_fd()).ok())
+            .sum()
     }
 
     /// Probes of which some program is an iterator that the agent runs on each tick.
