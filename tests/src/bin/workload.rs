@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Parser;
-use tieback_tests::workloads::{cpu, disk, memory, syscalls, wait};
+use tieback_tests::workloads::{conn, cpu, disk, fds, memory, mixture, process, syscalls, wait};
 
 /// What to do; each prints the truth about itself as JSON lines and goes on when it reads a line.
 #[derive(Parser)]
@@ -73,6 +73,50 @@ enum Command {
     },
     /// Grows until killed.
     Oom,
+    /// Many short waits and few long ones.
+    Mixture {
+        #[arg(long, default_value_t = 40)]
+        turns: u32,
+        #[arg(long, default_value_t = 500)]
+        shorts: u32,
+    },
+    /// Forks children that live briefly.
+    Storm {
+        #[arg(long, default_value_t = 10_000)]
+        children: u32,
+        #[arg(long)]
+        exec: bool,
+    },
+    /// A child of the storm.
+    Brief,
+    /// Opens descriptors.
+    Fds {
+        #[arg(long, default_value_t = 30)]
+        files: usize,
+        #[arg(long, default_value_t = 20)]
+        pipes: usize,
+        #[arg(long, default_value_t = 10)]
+        sockets: usize,
+    },
+    /// Serves TCP connections on loopback.
+    Serve {
+        mode: conn::Server,
+        #[arg(long)]
+        v6: bool,
+        #[arg(long, default_value_t = 1_000)]
+        count: usize,
+    },
+    /// Opens TCP connections to a port on loopback.
+    Connect {
+        port: u16,
+        #[arg(long)]
+        v6: bool,
+        #[arg(long, default_value_t = 1_000)]
+        count: usize,
+        /// Close from this side.
+        #[arg(long)]
+        close: bool,
+    },
 }
 
 fn main() -> Result<()> {
@@ -87,5 +131,23 @@ fn main() -> Result<()> {
         Command::DirectWrite { path, bytes, chunk } => disk::direct_write(&path, bytes, chunk),
         Command::Grow { bytes, huge } => memory::grow(bytes, huge),
         Command::Oom => memory::grow_until_killed(),
+        Command::Mixture { turns, shorts } => mixture::run(turns, shorts),
+        Command::Storm { children, exec } => process::storm(children, exec),
+        Command::Brief => {
+            process::brief();
+            Ok(())
+        }
+        Command::Fds {
+            files,
+            pipes,
+            sockets,
+        } => fds::open(files, pipes, sockets),
+        Command::Serve { mode, v6, count } => conn::serve(mode, v6, count),
+        Command::Connect {
+            port,
+            v6,
+            count,
+            close,
+        } => conn::connect(port, v6, count, close),
     }
 }

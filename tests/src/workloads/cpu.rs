@@ -48,7 +48,7 @@ pub fn spin(cpu: Option<usize>, length: f64) -> Result<()> {
     let (start, cpu_start) = (seconds(ClockId::Monotonic), thread_cpu());
     let rounds = burn(Instant::now() + Duration::from_secs_f64(length));
     let (end, cpu_end) = (seconds(ClockId::Monotonic), thread_cpu());
-    gate::truth(json!({ "start": start, "end": end, "cpu_seconds": cpu_end - cpu_start, "rounds": rounds }))
+    gate::truth(&json!({ "start": start, "end": end, "cpu_seconds": cpu_end - cpu_start, "rounds": rounds }))
 }
 
 /// Runs threads that sleep, spin, read pipes and take a shared lock in turns; prints what each thread lived and ran.
@@ -68,7 +68,7 @@ pub fn mixed(threads: usize, length: f64) -> Result<()> {
         lives.push(handle.join().map_err(|_| anyhow!("a thread panicked"))??);
     }
     let total: f64 = lives.iter().filter_map(|life| life["lifetime"].as_f64()).sum();
-    gate::truth(json!({
+    gate::truth(&json!({
         "start": start,
         "end": seconds(ClockId::Monotonic),
         "threads": lives,

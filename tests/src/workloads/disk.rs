@@ -48,7 +48,7 @@ pub fn fsync_loop(path: &Path, times: u32) -> Result<()> {
         longest = longest.max(took);
     }
     gate::truth(
-        json!({ "disk_seconds": synced.as_secs_f64(), "longest_seconds": longest.as_secs_f64(),
+        &json!({ "disk_seconds": synced.as_secs_f64(), "longest_seconds": longest.as_secs_f64(),
         "calls": times, "written_bytes": u64::from(times) * PAGE as u64 }),
     )
 }
@@ -71,7 +71,7 @@ pub fn cold_read(path: &Path, chunk: usize) -> Result<()> {
         bytes += got as u64;
         calls += 1;
     }
-    gate::truth(json!({ "disk_seconds": took.as_secs_f64(), "read_bytes": bytes, "calls": calls }))
+    gate::truth(&json!({ "disk_seconds": took.as_secs_f64(), "read_bytes": bytes, "calls": calls }))
 }
 
 /// Maps a file that is not in the page cache and touches every `stride` bytes, without read-ahead.
@@ -92,7 +92,7 @@ pub fn fault_read(path: &Path, stride: usize) -> Result<()> {
     }
     let took = start.elapsed();
     gate::truth(
-        json!({ "fault_seconds": took.as_secs_f64(), "touched": touched, "sum": sum,
+        &json!({ "fault_seconds": took.as_secs_f64(), "touched": touched, "sum": sum,
         "major_faults": major_faults() - before }),
     )
 }
@@ -117,7 +117,7 @@ pub fn direct_write(path: &Path, bytes: u64, chunk: usize) -> Result<()> {
         written += chunk as u64;
         calls += 1;
     }
-    gate::truth(json!({ "disk_seconds": took.as_secs_f64(), "written_bytes": written, "calls": calls }))
+    gate::truth(&json!({ "disk_seconds": took.as_secs_f64(), "written_bytes": written, "calls": calls }))
 }
 
 /// Takes the file's clean pages out of the page cache.

@@ -32,7 +32,8 @@ pub fn step(name: &str, facts: &Value) -> Result<String> {
 }
 
 /// Prints the last line: the truth, with the time that was spent in gates.
-pub fn truth(mut value: Value) -> Result<()> {
+pub fn truth(value: &Value) -> Result<()> {
+    let mut value = value.clone();
     if let Some(object) = value.as_object_mut() {
         object.insert("step".to_owned(), json!("truth"));
         object.insert("pid".to_owned(), json!(std::process::id()));

@@ -129,7 +129,7 @@ pub fn grow(bytes: usize, huge: HugePages) -> Result<()> {
     )?;
     drop(map);
     gate::step("released", &json!({ "resident_bytes": resident()? }))?;
-    gate::truth(json!({}))
+    gate::truth(&json!({}))
 }
 
 /// Grows until the kernel kills the process.

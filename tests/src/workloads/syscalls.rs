@@ -31,5 +31,5 @@ pub fn counted(times: u64, failures: u64) -> Result<()> {
     call_getppid(times);
     call_openat(&missing, failures, libc::ENOENT)?;
     call_openat(&below_file, failures, libc::ENOTDIR)?;
-    gate::truth(json!({ "getppid": times, "openat_enoent": failures, "openat_enotdir": failures }))
+    gate::truth(&json!({ "getppid": times, "openat_enoent": failures, "openat_enotdir": failures }))
 }

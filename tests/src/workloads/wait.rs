@@ -57,7 +57,7 @@ pub fn run(kind: Kind, seconds: f64, times: u32) -> Result<()> {
     for _ in 0..times {
         waited += one(kind, length).with_context(|| format!("{kind:?}"))?;
     }
-    gate::truth(json!({ "waited_seconds": waited.as_secs_f64(), "waits": times }))
+    gate::truth(&json!({ "waited_seconds": waited.as_secs_f64(), "waits": times }))
 }
 
 fn one(kind: Kind, length: Duration) -> Result<Duration> {
