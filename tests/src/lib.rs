@@ -5,6 +5,9 @@
 //! Nothing here waits for a fixed time: workloads are gated on their standard input, and the agent is waited for by
 //! its tick counter.
 
+pub mod agent;
+pub mod metrics;
+pub mod program;
 pub mod workloads;
 
 /// Tolerances are multiplied by this (`TIEBACK_TEST_TOLERANCE_FACTOR`, 1 unless set). Virtual machines without a
