@@ -19,7 +19,7 @@ pub fn pin(cpu: usize) -> Result<()> {
 }
 
 /// CPU time of the calling thread.
-fn thread_cpu() -> f64 {
+pub(super) fn thread_cpu() -> f64 {
     seconds(ClockId::ThreadCPUTime)
 }
 

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::fs::{Advice, fadvise};
 use serde_json::json;
 
-use super::{gate, raw, wait::timed};
+use super::{cpu::thread_cpu, gate, raw, wait::timed};
 
 const PAGE: usize = 4096;
 
@@ -40,15 +40,18 @@ fn touch_page(memory: &[u8], offset: usize) -> u8 {
 pub fn fsync_loop(path: &Path, times: u32) -> Result<()> {
     let mut file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
     gate::step("ready", &json!({}))?;
+    let mut ran = 0.0;
     let (mut synced, mut longest) = (Duration::ZERO, Duration::ZERO);
     for round in 0..times {
         file.write_all(&[round as u8; PAGE])?;
+        let cpu = thread_cpu();
         let took = timed(|| sync_file(file.as_fd()))?;
+        ran += thread_cpu() - cpu;
         synced += took;
         longest = longest.max(took);
     }
     gate::truth(
-        &json!({ "disk_seconds": synced.as_secs_f64(), "longest_seconds": longest.as_secs_f64(),
+        &json!({ "disk_seconds": synced.as_secs_f64(), "cpu_seconds": ran, "longest_seconds": longest.as_secs_f64(),
         "calls": times, "written_bytes": u64::from(times) * PAGE as u64 }),
     )
 }
@@ -59,10 +62,12 @@ pub fn cold_read(path: &Path, chunk: usize) -> Result<()> {
     drop_cache(&file)?;
     let mut buffer = vec![0; chunk];
     gate::step("ready", &json!({}))?;
+    let mut ran = 0.0;
     let (mut took, mut bytes, mut calls) = (Duration::ZERO, 0u64, 0u64);
     loop {
-        let start = Instant::now();
+        let (start, cpu) = (Instant::now(), thread_cpu());
         let got = read_cold(file.as_fd(), &mut buffer);
+        ran += thread_cpu() - cpu;
         took += start.elapsed();
         ensure!(got >= 0, "read failed: {got}");
         if got == 0 {
@@ -71,7 +76,9 @@ pub fn cold_read(path: &Path, chunk: usize) -> Result<()> {
         bytes += got as u64;
         calls += 1;
     }
-    gate::truth(&json!({ "disk_seconds": took.as_secs_f64(), "read_bytes": bytes, "calls": calls }))
+    gate::truth(
+        &json!({ "disk_seconds": took.as_secs_f64(), "cpu_seconds": ran, "read_bytes": bytes, "calls": calls }),
+    )
 }
 
 /// Maps a file that is not in the page cache and touches every `stride` bytes, without read-ahead.
