@@ -93,7 +93,7 @@ fn causes_and_cpu_add_up_to_the_lifetime() -> Result<()> {
     let want = number(&truth, "lifetime_seconds")? + start.elapsed().as_secs_f64();
     let scrape = agent.settled()?;
     let labels = [("service_name", service.as_str())];
-    let after =
+    let got =
         scrape.sum("tieback_wait_seconds_total", &labels) + scrape.sum("tieback_cpu_seconds_total", &labels);
     assert_within!(got, want, 0.01, "causes and CPU");
     Ok(())
