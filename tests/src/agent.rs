@@ -1,0 +1,129 @@
+//! Starts `tieback agent` and reads what it serves.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::metrics::Scrape;
+use crate::program::built;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+/// Pause between two looks at a condition; no test depends on its length.
+const POLL: Duration = Duration::from_millis(50);
+
+/// A running agent; killed when dropped.
+pub struct Agent {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Agent {
+    /// Starts an agent with ticks of one second and waits until it is ready. Needs root.
+    pub fn start(args: &[&str]) -> Result<Self> {
+        Self::start_with(args, &[])
+    }
+
+    /// The same with environment variables.
+    pub fn start_with(args: &[&str], environment: &[(&str, &str)]) -> Result<Self> {
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "kernel tests need root; run them by `cargo xtask test kernel`"
+        );
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let child = Command::new(built("TIEBACK_BIN", "tieback")?)
+            .args(["agent", "--interval", "1s", "--listen", &address.to_string()])
+            .args(args)
+            .envs(environment.iter().copied())
+            .spawn()
+            .context("starting the agent")?;
+        let mut agent = Self { child, address };
+        let start = Instant::now();
+        while agent.get("/readyz").is_err() {
+            if let Some(status) = agent.child.try_wait()? {
+                bail!("the agent ended before it was ready: {status}");
+            }
+            ensure!(start.elapsed() < DEADLINE, "the agent is not ready");
+            std::thread::sleep(POLL);
+        }
+        Ok(agent)
+    }
+
+    /// Process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The body of a path that answers 200.
+    pub fn get(&self, path: &str) -> Result<String> {
+        let mut stream = TcpStream::connect(self.address).context("connecting to the agent")?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        // HTTP/1.0 has neither chunks nor kept connections: the body ends with the connection.
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: {}\r\n\r\n", self.address)?;
+        let mut answer = String::new();
+        stream
+            .read_to_string(&mut answer)
+            .with_context(|| format!("reading {path}"))?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no end of the header")?;
+        let status = head.split_whitespace().nth(1).unwrap_or_default();
+        ensure!(status == "200", "{path} answered {status}: {body}");
+        Ok(body.to_owned())
+    }
+
+    /// One scrape of `/metrics`.
+    pub fn scrape(&self) -> Result<Scrape> {
+        Scrape::parse(&self.get("/metrics")?)
+    }
+
+    /// Scrapes until `done` holds and returns that scrape.
+    pub fn wait_for(&self, what: &str, done: impl Fn(&Scrape) -> bool) -> Result<Scrape> {
+        let start = Instant::now();
+        loop {
+            let scrape = self.scrape()?;
+            if done(&scrape) {
+                return Ok(scrape);
+            }
+            ensure!(start.elapsed() < DEADLINE, "never happened: {what}");
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Waits until the agent knows a service, so that what it does from then on has an owner.
+    pub fn wait_for_service(&self, service: &str) -> Result<Scrape> {
+        let labels = [("service_name", service)];
+        self.wait_for(service, |scrape| scrape.sum("tieback_processes", &labels) >= 1.0)
+    }
+
+    /// A scrape in which everything that has happened until now is counted: two ticks from now.
+    pub fn settled(&self) -> Result<Scrape> {
+        let now = self.scrape()?.sum("tieback_ticks_total", &[]);
+        self.wait_for("two ticks", |scrape| {
+            scrape.sum("tieback_ticks_total", &[]) >= now + 2.0
+        })
+    }
+
+    /// Asks the agent to end (SIGTERM) and returns how it did.
+    pub fn stop(mut self) -> Result<ExitStatus> {
+        // A positive child id is always a valid pid.
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        self.child.wait().context("waiting for the agent")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Fails only where the agent has already ended.
+        let _ended = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}

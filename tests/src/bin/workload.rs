@@ -1,0 +1,153 @@
+//! A program with known behaviour, for the tests.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Parser;
+use tieback_tests::workloads::{conn, cpu, disk, fds, memory, mixture, process, syscalls, wait};
+
+/// What to do; each prints the truth about itself as JSON lines and goes on when it reads a line.
+#[derive(Parser)]
+enum Command {
+    /// Waits of one kind.
+    Wait {
+        kind: wait::Kind,
+        #[arg(long, default_value_t = 1.0)]
+        seconds: f64,
+        #[arg(long, default_value_t = 1)]
+        times: u32,
+    },
+    /// Spins.
+    Spin {
+        #[arg(long)]
+        cpu: Option<usize>,
+        #[arg(long, default_value_t = 5.0)]
+        seconds: f64,
+    },
+    /// Threads that sleep, spin, read pipes and share a lock.
+    Mixed {
+        #[arg(long, default_value_t = 8)]
+        threads: usize,
+        #[arg(long, default_value_t = 10.0)]
+        seconds: f64,
+    },
+    /// getppid and failing openat.
+    Syscalls {
+        #[arg(long, default_value_t = 1_000_000)]
+        getppid: u64,
+        #[arg(long, default_value_t = 1_000)]
+        openat: u64,
+    },
+    /// Writes and syncs a file.
+    Fsync {
+        path: PathBuf,
+        #[arg(long, default_value_t = 200)]
+        times: u32,
+    },
+    /// Reads a file that is not cached.
+    ColdRead {
+        path: PathBuf,
+        #[arg(long, default_value_t = 65_536)]
+        chunk: usize,
+    },
+    /// Faults in a mapped file that is not cached.
+    Fault {
+        path: PathBuf,
+        #[arg(long, default_value_t = 65_536)]
+        stride: usize,
+    },
+    /// Writes past the page cache.
+    DirectWrite {
+        path: PathBuf,
+        #[arg(long, default_value_t = 16 << 20)]
+        bytes: u64,
+        #[arg(long, default_value_t = 65_536)]
+        chunk: usize,
+    },
+    /// Grows memory in two functions, 3:1.
+    Grow {
+        #[arg(long, default_value_t = 256 << 20)]
+        bytes: usize,
+        #[arg(long, default_value = "off")]
+        huge: memory::HugePages,
+    },
+    /// Grows until killed.
+    Oom,
+    /// Many short waits and few long ones.
+    Mixture {
+        #[arg(long, default_value_t = 40)]
+        turns: u32,
+        #[arg(long, default_value_t = 500)]
+        shorts: u32,
+    },
+    /// Forks children that live briefly.
+    Storm {
+        #[arg(long, default_value_t = 10_000)]
+        children: u32,
+        #[arg(long)]
+        exec: bool,
+    },
+    /// A child of the storm.
+    Brief,
+    /// Opens descriptors.
+    Fds {
+        #[arg(long, default_value_t = 30)]
+        files: usize,
+        #[arg(long, default_value_t = 20)]
+        pipes: usize,
+        #[arg(long, default_value_t = 10)]
+        sockets: usize,
+    },
+    /// Serves TCP connections on loopback.
+    Serve {
+        mode: conn::Server,
+        #[arg(long)]
+        v6: bool,
+        #[arg(long, default_value_t = 1_000)]
+        count: usize,
+    },
+    /// Opens TCP connections to a port on loopback.
+    Connect {
+        port: u16,
+        #[arg(long)]
+        v6: bool,
+        #[arg(long, default_value_t = 1_000)]
+        count: usize,
+        /// Close from this side.
+        #[arg(long)]
+        close: bool,
+    },
+}
+
+fn main() -> Result<()> {
+    match Command::parse() {
+        Command::Wait { kind, seconds, times } => wait::run(kind, seconds, times),
+        Command::Spin { cpu, seconds } => cpu::spin(cpu, seconds),
+        Command::Mixed { threads, seconds } => cpu::mixed(threads, seconds),
+        Command::Syscalls { getppid, openat } => syscalls::counted(getppid, openat),
+        Command::Fsync { path, times } => disk::fsync_loop(&path, times),
+        Command::ColdRead { path, chunk } => disk::cold_read(&path, chunk),
+        Command::Fault { path, stride } => disk::fault_read(&path, stride),
+        Command::DirectWrite { path, bytes, chunk } => disk::direct_write(&path, bytes, chunk),
+        Command::Grow { bytes, huge } => memory::grow(bytes, huge),
+        Command::Oom => memory::grow_until_killed(),
+        Command::Mixture { turns, shorts } => mixture::run(turns, shorts),
+        Command::Storm { children, exec } => process::storm(children, exec),
+        Command::Brief => {
+            process::brief();
+            Ok(())
+        }
+        Command::Fds {
+            files,
+            pipes,
+            sockets,
+        } => fds::open(files, pipes, sockets),
+        Command::Serve { mode, v6, count } => conn::serve(mode, v6, count),
+        Command::Connect {
+            port,
+            v6,
+            count,
+            close,
+        } => conn::connect(port, v6, count, close),
+    }
+}

@@ -1,0 +1,35 @@
+//! Exactly counted system calls.
+
+use std::ffi::CString;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::{gate, raw};
+
+#[inline(never)]
+fn call_getppid(times: u64) {
+    for _ in 0..times {
+        raw::getppid();
+    }
+}
+
+#[inline(never)]
+fn call_openat(path: &CString, times: u64, error: i32) -> Result<()> {
+    for _ in 0..times {
+        let result = raw::openat(path, libc::O_RDONLY);
+        ensure!(result == -(error as isize), "openat returned {result}");
+    }
+    Ok(())
+}
+
+/// `times` × getppid; then `failures` × openat of a missing file (ENOENT) and as many below a file (ENOTDIR).
+pub fn counted(times: u64, failures: u64) -> Result<()> {
+    let missing = CString::new("/nonexistent/tieback")?;
+    let below_file = CString::new("/proc/self/status/tieback")?;
+    gate::step("ready", &json!({}))?;
+    call_getppid(times);
+    call_openat(&missing, failures, libc::ENOENT)?;
+    call_openat(&below_file, failures, libc::ENOTDIR)?;
+    gate::truth(&json!({ "getppid": times, "openat_enoent": failures, "openat_enotdir": failures }))
+}

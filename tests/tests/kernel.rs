@@ -1,0 +1,8 @@
+//! The table "What must hold": the agent on this kernel against workloads with known answers. Needs root.
+
+#[path = "kernel/basics.rs"]
+mod basics;
+#[path = "kernel/conn.rs"]
+mod conn;
+#[path = "kernel/wait.rs"]
+mod wait;

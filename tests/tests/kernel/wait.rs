@@ -1,0 +1,127 @@
+//! Waits, CPU time and the bias of sampled waits.
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use tieback_tests::agent::Agent;
+use tieback_tests::assert_within;
+use tieback_tests::metrics::Scrape;
+use tieback_tests::program::Program;
+
+fn number(truth: &Value, key: &str) -> Result<f64> {
+    truth[key]
+        .as_f64()
+        .with_context(|| format!("no {key} in {truth}"))
+}
+
+/// Runs a workload of one step from start to end under the agent.
+fn observe(agent: &Agent, args: &[&str]) -> Result<(String, Value, Scrape)> {
+    let (mut program, _) = Program::start(args)?;
+    agent.wait_for_service(&program.service)?;
+    let truth = program.finish()?;
+    Ok((program.service.clone(), truth, agent.settled()?))
+}
+
+fn waited(scrape: &Scrape, service: &str, cause: &str) -> f64 {
+    scrape.sum(
+        "tieback_wait_seconds_total",
+        &[("service_name", service), ("cause", cause)],
+    )
+}
+
+#[test]
+fn each_wait_has_its_cause() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let kinds = [
+        ("sleep", "sleep"),
+        ("pipe", "ipc"),
+        ("unix", "ipc"),
+        ("eventfd", "ipc"),
+        ("tcp", "network"),
+        ("mutex", "lock"),
+        ("futex", "lock"),
+        ("flock", "lock"),
+        ("epoll", "idle"),
+        ("accept", "idle"),
+        ("condvar", "idle"),
+        ("pthread-condvar", "idle"),
+    ];
+    for (kind, cause) in kinds {
+        let (service, truth, scrape) = observe(&agent, &["wait", kind])?;
+        let gate = if cause == "idle" {
+            number(&truth, "gate_seconds")?
+        } else {
+            0.0
+        };
+        let want = number(&truth, "waited_seconds")? + gate;
+        assert_within!(waited(&scrape, &service, cause), want, 0.01, "{kind} as {cause}");
+    }
+    Ok(())
+}
+
+#[test]
+fn spinners_on_one_cpu_wait_for_it_half_of_the_time() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let args = ["spin", "--cpu", "1", "--seconds", "5"];
+    let ((mut one, _), (mut two, _)) = (Program::start(&args)?, Program::start(&args)?);
+    agent.wait_for_service(&one.service)?;
+    agent.wait_for_service(&two.service)?;
+    one.go()?;
+    two.go()?;
+    one.expect("truth")?;
+    two.expect("truth")?;
+    let scrape = agent.settled()?;
+    for program in [&one, &two] {
+        assert_within!(
+            waited(&scrape, &program.service, "runqueue"),
+            2.5,
+            0.05,
+            "run queue of one spinner"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn causes_and_cpu_add_up_to_the_lifetime() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let start = std::time::Instant::now();
+    let (mut program, _) = Program::start(&["mixed", "--threads", "8", "--seconds", "10"])?;
+    agent.wait_for_service(&program.service)?;
+    let service = program.service.clone();
+    let truth = program.finish()?;
+    // The main thread lives beside the eight: from its start, in the gate, joining, until its end.
+    let want = number(&truth, "lifetime_seconds")? + start.elapsed().as_secs_f64();
+    let scrape = agent.settled()?;
+    let labels = [("service_name", service.as_str())];
+    let got =
+        scrape.sum("tieback_wait_seconds_total", &labels) + scrape.sum("tieback_cpu_seconds_total", &labels);
+    assert_within!(got, want, 0.01, "causes and CPU");
+    Ok(())
+}
+
+#[test]
+fn sampled_waits_have_no_bias() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let mut errors = Vec::new();
+    for _ in 0..30 {
+        let (service, truth, scrape) = observe(&agent, &["mixture"])?;
+        let labels = [("service_name", service.as_str()), ("cause", "sleep")];
+        let (short, long) = (number(&truth, "short_seconds")?, number(&truth, "long_seconds")?);
+        let got = scrape.code("tieback_code_wait_seconds_total", &labels, "long_wait");
+        errors.push(got / (short + long) - long / (short + long));
+    }
+    let runs = errors.len() as f64;
+    let mean = errors.iter().sum::<f64>() / runs;
+    let variance = errors.iter().map(|error| (error - mean).powi(2)).sum::<f64>() / (runs - 1.0);
+    let standard_error = (variance / runs).sqrt();
+    assert!(
+        mean.abs() <= 3.0 * standard_error.max(0.001),
+        "bias {mean:+.4}, standard error {standard_error:.4}"
+    );
+    assert!(
+        variance.sqrt() < 0.2,
+        "single runs scatter by {:.3}",
+        variance.sqrt()
+    );
+    Ok(())
+}
