@@ -44,7 +44,7 @@ pub struct Settings {
     pub disabled: Vec<String>,
     /// Share of the host's CPUs that all may cost.
     pub cpu_limit: f64,
-    /// A kernel field to look up under a wrong name, for tests of single failures.
+    /// A probe of which one kernel field is looked up under a wrong name, for tests of single failures.
     pub bogus_field: Option<String>,
 }
 
@@ -68,7 +68,8 @@ pub fn load(host: &Host, settings: &Settings) -> Result<Loaded> {
     )?;
     let btf = Btf::parse(&raw)?;
     let bogus = settings.bogus_field.as_ref().and_then(|wanted| {
-        agent_ebpf::offsets::Field::ALL.iter().find(|field| field.paths().contains(&wanted.as_str())).copied()
+        let probe = agent_ebpf::probes::ALL.iter().find(|probe| probe.name == wanted);
+        probe.and_then(|probe| probe.fields.last()).copied()
     });
     let mut disabled: std::collections::BTreeSet<String> = settings.disabled.iter().cloned().collect();
     if settings.syscall_mode == SyscallMode::Off {
@@ -123,6 +124,20 @@ fn name_and_sum(receive: &mpsc::Receiver<Batch>, limits: Limits, board: &Board) 
     }
 }
 
+/// Wait samples a second that the host may take: about 0.04 % of a CPU (COST.md, cost model).
+const WAIT_BUDGET: f64 = 100.0;
+
+/// The mean of forecast waiting between two samples (in units of 1024 ns) that brings the rate of samples to the
+/// budget; `None` while it is near enough. At most a factor of four a tick, between 1 ms and 10 s.
+fn wait_mean(mean: u32, rate: f64) -> Option<u32> {
+    let factor = (rate / WAIT_BUDGET).clamp(0.25, 4.0);
+    if (0.7..1.4).contains(&factor) {
+        return None;
+    }
+    let wanted = (f64::from(mean) * factor).clamp(977.0, 9_765_625.0) as u32;
+    (wanted != mean).then_some(wanted)
+}
+
 /// The thread that reads the kernel side.
 struct Reader {
     host: Host,
@@ -173,6 +188,10 @@ impl Reader {
     }
 
     fn run(&mut self, send: &mpsc::SyncSender<Batch>, stop: &AtomicBool) -> Result<()> {
+        // What was counted up to here is the agent's own start (calibration included): the first tick begins now.
+        self.drain(Instant::now());
+        self.harvest.tick(&mut self.loaded, 1.0)?;
+        self.governor.finish_tick(Instant::now());
         let mut next_tick = Instant::now() + self.settings.interval.min(Duration::from_secs(1));
         let mut next_drain = Instant::now();
         while !stop.load(Ordering::Relaxed) {
@@ -261,6 +280,13 @@ impl Reader {
                 (sample, service)
             })
             .collect();
+        let waits = self.events.take_wait_samples();
+        if let Some(mean) = wait_mean(self.loaded.tuning().wait_mean, waits as f64 / (length as f64 / 1e9)) {
+            self.loaded.set_tuning(|tuning| {
+                tuning.wait_mean = mean;
+                tuning.epoch = tuning.epoch.wrapping_add(1);
+            })?;
+        }
         self.ticks += 1;
         let telemetry = self.telemetry(ratio, length, began)?;
         Ok(Batch {
@@ -297,7 +323,6 @@ impl Reader {
         }
         lost.insert(("ring".to_owned(), "malformed".to_owned()), self.events.malformed);
         lost.insert(("wait".to_owned(), "unmatched".to_owned()), self.events.unmatched);
-        lost.insert(("attribute".to_owned(), "vanished".to_owned()), self.attributor.stats().vanished);
         let hooks: f64 = probes.values().map(|probe| probe.cost_seconds).sum();
         let cpu_seconds = self.host.own_cpu_seconds().unwrap_or(0.0);
         self.governor.account(hooks + cpu_seconds, length_ns);

@@ -86,8 +86,8 @@ mod bpf {
     const TASK_DEAD: u32 = 0x80;
     const EXIT_DEAD_OR_ZOMBIE: u32 = 0x10 | 0x20;
     const PF_IO_WORKER: u32 = 0x10;
-    /// Forecast of a place that was never seen: 1 ms.
-    const FIRST_FORECAST: u32 = 1_000_000 / 1024;
+    /// Forecast of a place that was never seen: 20 ms, so that a long first wait has a fair chance.
+    const FIRST_FORECAST: u32 = 20_000_000 / 1024;
 
     #[btf_tracepoint(function = "sched_switch")]
     fn wait_switch(ctx: BtfTracePointContext) -> i32 {

@@ -57,7 +57,7 @@ pub(super) struct AgentArguments {
     #[arg(long, value_name = "PROBE")]
     disable: Vec<String>,
     /// Look up one kernel field under a wrong name, to see that only the probes that need it suffer.
-    #[arg(long, hide = true, value_name = "FIELD")]
+    #[arg(long, hide = true, value_name = "FIELD", env = "TIEBACK_TEST_BOGUS_FIELD")]
     test_bogus_field: Option<String>,
 }
 

@@ -17,6 +17,8 @@ const MAX_PENDING: usize = 16_384;
 pub struct Events {
     /// Wait samples whose length is not known yet.
     pending: HashMap<u64, StackSample>,
+    /// Wait samples since they were asked for last.
+    wait_samples: u64,
     /// Records that made no sense, or samples that could not be kept.
     pub malformed: u64,
     /// Ends of waits without a beginning, and beginnings that were given up.
@@ -49,6 +51,11 @@ pub fn wait_weight(blocked_ns: u64, expect: u32, mean: u32) -> f64 {
 }
 
 impl Events {
+    /// How many waits were sampled since the last time this was asked.
+    pub fn take_wait_samples(&mut self) -> u64 {
+        std::mem::take(&mut self.wait_samples)
+    }
+
     /// Decodes one record.
     pub fn decode(&mut self, bytes: &[u8]) -> Option<Event> {
         let kind: u32 = read(bytes)?;
@@ -75,6 +82,7 @@ impl Events {
                     self.unmatched += self.pending.len() as u64;
                     self.pending.clear();
                 }
+                self.wait_samples += 1;
                 self.pending.insert(header.weight, sample);
                 return None;
             }

@@ -309,7 +309,7 @@ fn own_series(families: &mut Families, published: &Published) {
     families.gauge("tieback_agent_resident_bytes", "Resident memory of the agent.", none, resident);
     let maps = telemetry.bpf_map_bytes as f64;
     families.gauge("tieback_agent_bpf_map_bytes", "Memory of the agent's BPF maps.", none, maps);
-    families.counter("tieback_agent_ticks_total", "Finished ticks.", none, telemetry.ticks as f64);
+    families.counter("tieback_ticks_total", "Finished ticks.", none, telemetry.ticks as f64);
     let help = "Seconds of work of all ticks, reading to publishing.";
     families.counter("tieback_agent_tick_seconds_total", help, none, telemetry.tick_seconds_total);
     let help = "Share of the time in which the system call hooks are attached.";

@@ -88,7 +88,7 @@ impl Loaded {
         )?;
         prepare(&mut ebpf, &env)?;
         let tuning = Tuning {
-            wait_mean: 1_000_000,
+            wait_mean: 20_000,
             epoch: 1,
             memory_pages: 256,
             syscall_every: 64,
