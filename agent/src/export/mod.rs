@@ -1,1 +1,15 @@
-//! export
+//! Everything that readers see: Prometheus metrics, profiles, pages, JSON.
+//!
+//! All of it is made from the last [`Snapshot`](crate::aggregate::Snapshot), so that no request ever waits for the
+//! processing of events, and nothing here changes anything.
+
+mod api;
+mod http;
+mod metrics;
+mod pages;
+pub mod profile;
+mod request;
+mod status;
+
+pub use http::{Sources, router, serve};
+pub use metrics::{Scrapes, render};

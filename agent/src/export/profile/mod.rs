@@ -1,0 +1,75 @@
+//! One profile of one service in the formats of other tools: pprof, folded stacks, a flame graph.
+
+use crate::aggregate::{Frame, Service, SharedStack, StackKind};
+
+mod folded;
+mod pprof;
+mod proto;
+mod svg;
+
+pub use folded::folded;
+pub use pprof::pprof;
+pub use svg::svg;
+
+/// The sampled stacks of one service and one kind over a span of time.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    /// Whose.
+    pub service: Service,
+    /// What the values are: see [`sample_type`].
+    pub kind: StackKind,
+    /// Unix time of the beginning, in nanoseconds.
+    pub start_unix_ns: u64,
+    /// Length in nanoseconds.
+    pub duration_ns: u64,
+    /// Mean value that one sample stood for, in the unit of the kind; 0 when unknown.
+    pub period: i64,
+    /// Stacks and their values in the unit of the kind, scaled to the exact totals. A stack may occur more than once.
+    pub samples: Vec<(SharedStack, i64)>,
+}
+
+/// Name and unit of a kind's values, as pprof names them.
+#[must_use]
+pub const fn sample_type(kind: StackKind) -> (&'static str, &'static str) {
+    match kind {
+        StackKind::Wait => ("wait", "nanoseconds"),
+        StackKind::Cpu => ("cpu", "nanoseconds"),
+        StackKind::Syscall => ("syscalls", "count"),
+        StackKind::Memory => ("growth", "bytes"),
+        StackKind::Conn => ("connections", "count"),
+    }
+}
+
+impl Profile {
+    /// `namespace/name version`, without what is empty.
+    fn title(&self) -> String {
+        let mut title = String::new();
+        if !self.service.namespace.is_empty() {
+            title = format!("{}/", self.service.namespace);
+        }
+        title.push_str(&self.service.name);
+        if !self.service.version.is_empty() {
+            title.push(' ');
+            title.push_str(&self.service.version);
+        }
+        title
+    }
+}
+
+/// A frame's name for people: its function, else its module in brackets.
+fn frame_name(frame: &Frame) -> String {
+    match &frame.function {
+        Some(function) => function.to_string(),
+        None => {
+            let base = base_name(&frame.module);
+            format!("[{}]", base.trim_start_matches('[').trim_end_matches(']'))
+        }
+    }
+}
+
+fn base_name(path: &str) -> &str {
+    path.rsplit('/').find(|part| !part.is_empty()).unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests;
