@@ -1,1 +1,5 @@
-//! cli
+//! The command line: one file a subcommand.
+
+mod args;
+
+pub use args::{AgentArgs, Cli, Command, DoctorArgs};

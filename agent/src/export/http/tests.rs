@@ -82,7 +82,6 @@ pub(in crate::export) fn telemetry() -> Telemetry {
             cost_limit_ratio: 0.01,
             killed: false,
         },
-        ..Telemetry::default()
     }
 }
 

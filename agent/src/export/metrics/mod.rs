@@ -1,5 +1,6 @@
 //! `/metrics`.
 
+mod family;
 mod own;
 mod service;
 #[cfg(test)]
