@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::aggregate::{
-    Cause, Direction, DiskOp, FdKind, MemoryKind, ServiceInfo, ServiceSnapshot, Snapshot, Totals,
+    Cause, ConnTotals, Direction, DiskOp, FdKind, MemoryKind, ServiceInfo, ServiceSnapshot, Snapshot, Totals,
 };
 
 /// The document.
@@ -122,7 +122,7 @@ fn info(info: &ServiceInfo) -> Info<'_> {
 fn numbers(totals: &Totals, length: f64) -> Numbers {
     let per = |count: u64| count as f64 / length;
     let seconds = |ns: u64| per(ns) / 1e9;
-    let conns = |pick: fn(&crate::aggregate::ConnTotals) -> u64| {
+    let conns = |pick: fn(&ConnTotals) -> u64| {
         by(Direction::ALL.iter().map(|&direction| {
             let each = totals
                 .conns
@@ -135,8 +135,7 @@ fn numbers(totals: &Totals, length: f64) -> Numbers {
         .map(|(direction, count)| (direction, per(count)))
         .collect()
     };
-    let all_conns =
-        |pick: fn(&crate::aggregate::ConnTotals) -> u64| per(totals.conns.values().map(pick).sum());
+    let all_conns = |pick: fn(&ConnTotals) -> u64| per(totals.conns.values().map(pick).sum());
     let calls = totals.syscalls.values();
     Numbers {
         wait_seconds: by(Cause::ALL

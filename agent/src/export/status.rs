@@ -32,9 +32,10 @@ pub(super) struct Status {
 struct ProbeLine {
     #[serde(flatten)]
     status: ProbeStatus,
-    runs: u64,
-    cost_seconds: f64,
-    sampling_ratio: f64,
+    /// Its numbers, `None` where it does not run.
+    runs: Option<u64>,
+    cost_seconds: Option<f64>,
+    sampling_ratio: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -91,12 +92,12 @@ impl Status {
         now_unix_ns: u64,
     ) -> Self {
         let probes = by_probe(programs).into_iter().map(|status| {
-            let numbers = telemetry.probes.get(&status.probe).cloned().unwrap_or_default();
+            let numbers = telemetry.probes.get(&status.probe);
             ProbeLine {
                 status,
-                runs: numbers.runs,
-                cost_seconds: numbers.cost_seconds,
-                sampling_ratio: numbers.sampling_ratio,
+                runs: numbers.map(|numbers| numbers.runs),
+                cost_seconds: numbers.map(|numbers| numbers.cost_seconds),
+                sampling_ratio: numbers.map(|numbers| numbers.sampling_ratio),
             }
         });
         let governor = &telemetry.governor;
@@ -179,6 +180,7 @@ impl Status {
             "{:<12} {:<12} {:>14} {:>12} {:>9}  reason",
             "probe", "verdict", "runs", "cost s", "sampling"
         )?;
+        let none = || "-".to_owned();
         for line in &self.probes {
             let status = &line.status;
             let pause = if status.reason.is_empty() && !status.attached {
@@ -187,12 +189,14 @@ impl Status {
                 ""
             };
             let row = format!(
-                "{:<12} {:<12} {:>14} {:>12.3} {:>9.3}  {}{pause}",
+                "{:<12} {:<12} {:>14} {:>12} {:>9}  {}{pause}",
                 status.probe,
                 status.verdict.as_str(),
-                line.runs,
-                line.cost_seconds,
-                line.sampling_ratio,
+                line.runs.map_or_else(none, |runs| runs.to_string()),
+                line.cost_seconds
+                    .map_or_else(none, |seconds| format!("{seconds:.3}")),
+                line.sampling_ratio
+                    .map_or_else(none, |ratio| format!("{ratio:.3}")),
                 status.reason
             );
             writeln!(out, "{}", row.trim_end())?;

@@ -6,7 +6,7 @@ use super::Scrapes;
 use super::writer::{Family, Type, Value, Writer};
 use crate::aggregate::Snapshot;
 use crate::load::status::{ProbeStatus, by_probe};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{ProbeTelemetry, Telemetry};
 
 struct Own<'a> {
     out: &'a mut Writer,
@@ -111,7 +111,7 @@ fn probes(own: &mut Own<'_>, telemetry: &Telemetry, programs: &[ProbeStatus]) {
             )
         }),
     );
-    let by = |pick: fn(&crate::telemetry::ProbeTelemetry) -> Value| {
+    let by = |pick: fn(&ProbeTelemetry) -> Value| {
         telemetry
             .probes
             .iter()

@@ -1,6 +1,7 @@
 //! The metrics of services.
 
 use std::borrow::Cow;
+use std::net::SocketAddr;
 
 use super::family::family;
 use super::writer::{Value, Writer, labels};
@@ -244,7 +245,7 @@ fn connections(out: &mut Series<'_>, metric: Metric, service: &ServiceSnapshot) 
 
 fn peer_name(peer: Peer) -> Cow<'static, str> {
     match peer {
-        Peer::Server(address, port) => std::net::SocketAddr::new(address, port).to_string().into(),
+        Peer::Server(address, port) => SocketAddr::new(address, port).to_string().into(),
         Peer::Client(address) => address.to_string().into(),
         Peer::Other => OTHER.into(),
     }
