@@ -22,6 +22,7 @@ mod group;
 mod ledger;
 pub mod metric;
 pub mod names;
+mod profile;
 mod ranking;
 mod snapshot;
 mod state;
@@ -29,8 +30,9 @@ mod window;
 
 pub use group::CodeScope;
 pub use metric::Metric;
+pub use profile::{ProfileQuery, WindowProfile};
 pub use snapshot::{Bounds, CodeSeries, ServiceCode, ServiceSnapshot, Snapshot};
-pub use window::{ProfileQuery, StackValue, WindowProfile};
+pub use window::StackValue;
 
 use state::ServiceState;
 use window::{WindowBuilder, Windows};
