@@ -6,20 +6,10 @@ use std::time::{Duration, Instant};
 use agent_ebpf::wire::Program;
 use anyhow::Result;
 
+use crate::config::SyscallMode;
 use crate::decode::harvest::counters;
 use crate::load::Loaded;
 use crate::telemetry::GovernorTelemetry;
-
-/// How system calls are counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum SyscallMode {
-    /// Exactly while the cost allows it, else in windows with scaled counts.
-    Auto,
-    /// Every call, whatever it costs.
-    Exact,
-    /// Not at all.
-    Off,
-}
 
 /// Nanoseconds that one run of a program costs, hook included, where it was calibrated.
 pub type Costs = BTreeMap<Program, f64>;

@@ -5,6 +5,7 @@
 pub mod aggregate;
 pub mod attribute;
 pub mod cli;
+pub mod config;
 pub mod decode;
 pub mod export;
 pub mod governor;

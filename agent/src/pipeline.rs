@@ -1,7 +1,6 @@
 //! The only file that knows every stage: two threads, one that reads the kernel side and one that names and sums.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
@@ -13,43 +12,31 @@ use std::time::{Duration, Instant};
 use agent_ebpf::wire::{Lost, Program};
 use anyhow::{Context as _, Result};
 use aya::maps::{MapData, RingBuf};
+use tokio::sync::watch;
 
-use crate::aggregate::{Aggregator, Limits};
+use crate::aggregate::{Aggregator, Limits, Snapshot};
 use crate::attribute::{AttributedTick, Attributor, Lifecycle, Service, ServiceInfo, StackSample};
 use crate::decode::{events::{Event, Events}, harvest::{Harvest, counters}, syscalls};
-use crate::export::{Board, Published};
-use crate::governor::{Governor, SyscallMode, calibrate};
+use crate::config::{Config, RuleTable, SyscallMode};
+use crate::governor::{Governor, calibrate};
 use crate::host::Host;
 use crate::kernel::{btf::Btf, layout};
 use crate::load::{Environment, Loaded, status::ProbeStatus};
-use crate::symbolize::{Outcome, Symbolizer, SymbolizerConfig};
+use crate::symbolize::{Outcome, OwnerRule, Symbolizer, SymbolizerConfig};
 use crate::telemetry::{ProbeTelemetry, Telemetry};
-
-/// What the pipeline is told.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Length of a tick.
-    pub interval: Duration,
-    /// How system calls are counted.
-    pub syscall_mode: SyscallMode,
-    /// CPU samples a second.
-    pub cpu_hz: u32,
-    /// Age from which a program's name alone makes a service.
-    pub min_age: Duration,
-    /// While this file exists, everything is detached.
-    pub kill_switch: PathBuf,
-    /// Bounds of the aggregation.
-    pub limits: Limits,
-    /// Probes that are switched off.
-    pub disabled: Vec<String>,
-    /// Share of the host's CPUs that all may cost.
-    pub cpu_limit: f64,
-    /// A probe of which one kernel field is looked up under a wrong name, for tests of single failures.
-    pub bogus_field: Option<String>,
-}
 
 /// How often the ring buffer is drained.
 const DRAIN: Duration = Duration::from_millis(100);
+
+/// Where readers look: replaced as a whole after each tick.
+pub struct Publish {
+    /// Services.
+    pub snapshot: watch::Sender<Arc<Snapshot>>,
+    /// The agent itself.
+    pub telemetry: watch::Sender<Arc<Telemetry>>,
+    /// Probes.
+    pub probes: watch::Sender<Arc<Vec<ProbeStatus>>>,
+}
 
 /// What goes from the reading thread to the naming one.
 struct Batch {
@@ -61,18 +48,20 @@ struct Batch {
 }
 
 /// Loads the kernel side as this host needs it.
-pub fn load(host: &Host, settings: &Settings) -> Result<Loaded> {
+pub fn load(host: &Host, config: &Config) -> Result<Loaded> {
     let raw = host.btf().context(
         "cannot read the kernel's type information at /sys/kernel/btf/vmlinux: Tieback needs Linux 5.18 or newer with \
          CONFIG_DEBUG_INFO_BTF",
     )?;
     let btf = Btf::parse(&raw)?;
-    let bogus = settings.bogus_field.as_ref().and_then(|wanted| {
+    // For tests: one field of this probe is looked up under a name that no kernel has.
+    let bogus = std::env::var("TIEBACK_TEST_BOGUS_FIELD").ok().and_then(|wanted| {
         let probe = agent_ebpf::probes::ALL.iter().find(|probe| probe.name == wanted);
         probe.and_then(|probe| probe.fields.last()).copied()
     });
-    let mut disabled: std::collections::BTreeSet<String> = settings.disabled.iter().cloned().collect();
-    if settings.syscall_mode == SyscallMode::Off {
+    let mut disabled: std::collections::BTreeSet<String> =
+        config.probes.iter().filter(|(_, on)| !**on).map(|(name, _)| name.clone()).collect();
+    if config.syscall_mode == SyscallMode::Off {
         disabled.insert("syscall".to_owned());
     }
     let fops = ["eventfd_fops", "eventpoll_fops", "timerfd_fops", "inotify_fops", "signalfd_fops"];
@@ -83,32 +72,43 @@ pub fn load(host: &Host, settings: &Settings) -> Result<Loaded> {
         anon_fops: host.kernel_symbols(fops).unwrap_or_default(),
         syscalls: syscalls::TABLE.to_vec(),
         disabled,
-        cpu_hz: settings.cpu_hz,
+        cpu_hz: config.sample_cpu_hz,
     })
 }
 
 /// Starts both threads. They stop when `stop` is set; everything is detached when the first one ends.
 pub fn start(
     host: Host,
-    settings: Settings,
-    board: Board,
+    config: Config,
+    publish: Publish,
     stop: Arc<AtomicBool>,
 ) -> Result<Vec<thread::JoinHandle<Result<()>>>> {
     let (send, receive) = mpsc::sync_channel::<Batch>(4);
-    let limits = settings.limits.clone();
+    let limits = Limits {
+        top: config.top,
+        services: config.services_limit,
+        peers: config.peers_limit,
+        series: config.series_limit,
+        retention: config.retention,
+        service_idle: config.service_idle,
+        ..Limits::default()
+    };
+    let owner_rules =
+        config.owner_rules.iter().map(RuleTable::read::<OwnerRule>).collect::<Result<Vec<OwnerRule>>>()?;
+    let symbols = SymbolizerConfig { proc: config.host_root.join("proc"), owner_rules, ..SymbolizerConfig::default() };
     let naming = thread::Builder::new().name("symbolize".to_owned()).spawn(move || {
-        name_and_sum(&receive, limits, &board);
+        name_and_sum(&receive, symbols, limits, &publish);
         Ok(())
     })?;
-    let loaded = load(&host, &settings)?;
+    let loaded = load(&host, &config)?;
     let reading = thread::Builder::new()
         .name("kernel".to_owned())
-        .spawn(move || Reader::new(host, settings, loaded)?.run(&send, &stop))?;
+        .spawn(move || Reader::new(host, config, loaded)?.run(&send, &stop))?;
     Ok(vec![reading, naming])
 }
 
-fn name_and_sum(receive: &mpsc::Receiver<Batch>, limits: Limits, board: &Board) {
-    let mut symbolizer = Symbolizer::new(SymbolizerConfig::default());
+fn name_and_sum(receive: &mpsc::Receiver<Batch>, symbols: SymbolizerConfig, limits: Limits, publish: &Publish) {
+    let mut symbolizer = Symbolizer::new(symbols);
     let mut aggregator = Aggregator::new(limits);
     while let Ok(batch) = receive.recv() {
         let began = Instant::now();
@@ -120,7 +120,10 @@ fn name_and_sum(receive: &mpsc::Receiver<Batch>, limits: Limits, board: &Board) 
             telemetry.symbolize.insert(outcome.as_str().to_owned(), stats.count(outcome));
         }
         telemetry.tick_seconds += began.elapsed().as_secs_f64();
-        board.publish(Published { snapshot: aggregator.snapshot(), probes: batch.probes, telemetry });
+        // Readers that are gone do not stop the counting.
+        let _ = publish.probes.send(Arc::new(batch.probes));
+        let _ = publish.telemetry.send(Arc::new(telemetry));
+        let _ = publish.snapshot.send(aggregator.snapshot());
     }
 }
 
@@ -141,7 +144,7 @@ fn wait_mean(mean: u32, rate: f64) -> Option<u32> {
 /// The thread that reads the kernel side.
 struct Reader {
     host: Host,
-    settings: Settings,
+    config: Config,
     loaded: Loaded,
     ring: RingBuf<MapData>,
     events: Events,
@@ -157,11 +160,11 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(host: Host, settings: Settings, mut loaded: Loaded) -> Result<Self> {
+    fn new(host: Host, config: Config, mut loaded: Loaded) -> Result<Self> {
         let ring = loaded.maps().take_map("EVENTS").context("the object has no map EVENTS")?;
         let cpus = host.online_cpus()?.len();
         let costs = calibrate(&mut loaded)?;
-        let governor = Governor::new(settings.syscall_mode, costs, cpus, settings.cpu_limit);
+        let governor = Governor::new(config.syscall_mode, costs, cpus, config.cpu_limit_ratio);
         // Twice: listening sockets must be known before the connections that they accepted.
         for _ in 0..2 {
             let programs: Vec<&str> = loaded.iterators().collect();
@@ -173,7 +176,7 @@ impl Reader {
             ring: RingBuf::try_from(ring)?,
             events: Events::default(),
             harvest: Harvest::new(),
-            attributor: Attributor::new(host.clone(), settings.min_age, settings.limits.services),
+            attributor: Attributor::new(host.clone(), config.min_age, config.services_limit),
             governor,
             samples: Vec::new(),
             closed: Vec::new(),
@@ -182,7 +185,7 @@ impl Reader {
             tick_seconds_total: 0.0,
             killed: false,
             host,
-            settings,
+            config,
             loaded,
         })
     }
@@ -192,7 +195,7 @@ impl Reader {
         self.drain(Instant::now());
         self.harvest.tick(&mut self.loaded, 1.0)?;
         self.governor.finish_tick(Instant::now());
-        let mut next_tick = Instant::now() + self.settings.interval.min(Duration::from_secs(1));
+        let mut next_tick = Instant::now() + self.config.interval.min(Duration::from_secs(1));
         let mut next_drain = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             let now = Instant::now();
@@ -210,7 +213,7 @@ impl Reader {
                 if send.send(batch).is_err() {
                     return Ok(());
                 }
-                next_tick = now + self.settings.interval;
+                next_tick = now + self.config.interval;
             }
             let wake = next_drain.min(next_tick).min(self.governor.next_turn());
             thread::sleep(wake.saturating_duration_since(Instant::now()));
@@ -220,7 +223,7 @@ impl Reader {
 
     /// Detaches everything while the kill switch's file exists, and attaches it again when it is gone.
     fn kill_switch(&mut self) -> Result<()> {
-        let killed = self.host.exists(&self.settings.kill_switch);
+        let killed = self.host.exists(&self.config.kill_switch);
         if killed == self.killed {
             return Ok(());
         }
@@ -229,7 +232,7 @@ impl Reader {
             self.loaded.switch(probe.name, !killed)?;
         }
         self.governor.reset(Instant::now());
-        tracing::warn!(killed, path = %self.settings.kill_switch.display(), "kill switch");
+        tracing::warn!(killed, path = %self.config.kill_switch.display(), "kill switch");
         Ok(())
     }
 
@@ -293,7 +296,7 @@ impl Reader {
             tick: attributed,
             samples,
             infos: self.attributor.infos(),
-            probes: self.loaded.statuses().to_vec(),
+            probes: self.loaded.statuses(),
             telemetry,
         })
     }
@@ -337,6 +340,7 @@ impl Reader {
             lost,
             unwind: self.unwind.clone(),
             cpu_seconds,
+            memory_limit_bytes: self.config.memory_limit_bytes,
             resident_bytes: self.host.own_resident_bytes().unwrap_or(0),
             bpf_map_bytes: self.loaded.map_bytes(&self.host),
             ticks: self.ticks,

@@ -2,8 +2,8 @@
 //! published as one immutable [`Snapshot`] a tick.
 //!
 //! What holds of the numbers:
-//! - Counters of a service are sums of exact differences; they never go down. A service that has had no process and no news
-//!   for an hour is forgotten, with its series.
+//! - Counters of a service are sums of exact differences; they never go down. A service that has had no process and
+//!   no news for an hour is forgotten, with its series.
 //! - `lock` and `idle`: a tick's exact futex time is divided by the shares of its sampled stacks (see `group`). The
 //!   sum of both is exact, both only grow; the histogram of durations stays under `lock`.
 //! - Samples are scaled to exact totals before anything else sees them (see `ledger`): the code series of a signal,
@@ -22,6 +22,7 @@ mod group;
 mod ledger;
 pub mod metric;
 pub mod names;
+mod profile;
 mod ranking;
 mod snapshot;
 mod state;
@@ -29,8 +30,9 @@ mod window;
 
 pub use group::CodeScope;
 pub use metric::Metric;
+pub use profile::{ProfileQuery, WindowProfile};
 pub use snapshot::{Bounds, CodeSeries, ServiceCode, ServiceSnapshot, Snapshot};
-pub use window::{ProfileQuery, StackValue, WindowProfile};
+pub use window::StackValue;
 
 use state::ServiceState;
 use window::{WindowBuilder, Windows};
@@ -61,7 +63,8 @@ pub struct Limits {
     pub series: usize,
     /// How far back profiles reach.
     pub retention: Duration,
-    /// Stacks in all windows together (about 60 bytes each, besides the stacks themselves).
+    /// Entries of all windows together, a stack of a service each (60 bytes), and a quarter of the frames that all
+    /// different stacks together may have (80 bytes): the default bounds windows to some 75 MB.
     pub window_entries: usize,
     /// After how long without a process and without news a service is forgotten.
     pub service_idle: Duration,

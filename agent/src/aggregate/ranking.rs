@@ -79,7 +79,7 @@ impl Ranking {
             }
         }
         self.promote(now);
-        for (key, amount) in credits {
+        for (key, amount) in credits.into_iter().filter(|(_, amount)| *amount > 0) {
             let value = match self.promoted.get_mut(&key) {
                 Some(series) => &mut series.value,
                 None => self.other.entry(key.scope).or_default(),

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::group::CodeScope;
 use super::metric::{Metric, MetricSet};
-use super::window::{self, ProfileQuery, Window, WindowProfile};
+use super::profile::{self, ProfileQuery, WindowProfile};
+use super::window::Window;
 use crate::symbolize::{Owner, Service, ServiceInfo, StackKind, Totals};
 
 /// One code series.
@@ -79,7 +80,7 @@ impl Snapshot {
     #[must_use]
     pub fn profile(&self, query: &ProfileQuery<'_>) -> Option<WindowProfile> {
         self.find(query.namespace, query.name).next()?;
-        window::profile(&self.windows, query)
+        profile::profile(&self.windows, query)
     }
 
     /// All versions of a service.

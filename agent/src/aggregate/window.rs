@@ -1,11 +1,12 @@
 //! Finished windows of stacks, from which profiles are made.
 
 use std::cmp::Reverse;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::symbolize::{Cause, Service, SharedStack, StackDetail, StackKind};
+use crate::symbolize::{Service, SharedStack, StackDetail, StackKind};
 
 /// One stack of one service in a window or in a profile.
 #[derive(Clone, Debug)]
@@ -21,92 +22,17 @@ pub struct StackValue {
 /// What was seen in one tick; never changed once it is finished.
 #[derive(Debug, Default)]
 pub(super) struct Window {
-    end_unix_ns: u64,
-    length_ns: u64,
-    stacks: BTreeMap<Arc<Service>, BTreeMap<StackKind, Vec<StackValue>>>,
+    pub(super) end_unix_ns: u64,
+    pub(super) length_ns: u64,
+    pub(super) stacks: BTreeMap<Arc<Service>, BTreeMap<StackKind, Vec<StackValue>>>,
     entries: usize,
 }
 
-/// Which profile is wanted.
-#[derive(Clone, Debug)]
-pub struct ProfileQuery<'a> {
-    /// `service_namespace`, may be empty.
-    pub namespace: &'a str,
-    /// `service_name`.
-    pub name: &'a str,
-    /// One release, or all of them together.
-    pub version: Option<&'a str>,
-    /// Which signal.
-    pub kind: StackKind,
-    /// How far back from the end of the last finished window.
-    pub since: Duration,
-    /// Waits of cause `idle` too.
-    pub idle: bool,
-}
-
-/// The windows of one service and signal, merged.
-#[derive(Clone, Debug)]
-pub struct WindowProfile {
-    /// `service_name`.
-    pub name: String,
-    /// `service_namespace`.
-    pub namespace: String,
-    /// Which signal.
-    pub kind: StackKind,
-    /// Unix time of its begin in nanoseconds.
-    pub start_unix_ns: u64,
-    /// Time that the merged windows cover, in nanoseconds.
-    pub duration_ns: u64,
-    /// Largest first. The unit is nanoseconds for waits and CPU, bytes for memory, and a number for the others.
-    pub samples: Vec<StackValue>,
-}
-
-type StackKey = (StackDetail, usize);
+pub(super) type StackKey = (StackDetail, usize);
 
 /// A stack's identity once it is interned.
-fn address(stack: &SharedStack) -> usize {
+pub(super) fn address(stack: &SharedStack) -> usize {
     Arc::as_ptr(stack) as usize
-}
-
-/// Merges the windows that a query asks for. `None` when no window is there yet.
-pub(super) fn profile(windows: &[Arc<Window>], query: &ProfileQuery<'_>) -> Option<WindowProfile> {
-    let end = windows.last()?.end_unix_ns;
-    let from = end.saturating_sub(u64::try_from(query.since.as_nanos()).unwrap_or(u64::MAX));
-    let mut merged: HashMap<StackKey, StackValue> = HashMap::new();
-    let mut duration_ns = 0;
-    let mut start_unix_ns = end;
-    for window in windows.iter().filter(|window| window.end_unix_ns > from) {
-        duration_ns += window.length_ns;
-        start_unix_ns = start_unix_ns.min(window.end_unix_ns.saturating_sub(window.length_ns));
-        let wanted = window.stacks.iter().filter(|(service, _)| {
-            service.name == query.name
-                && service.namespace == query.namespace
-                && query.version.is_none_or(|version| service.version == version)
-        });
-        for value in wanted.filter_map(|(_, kinds)| kinds.get(&query.kind)).flatten() {
-            if query.idle || !matches!(value.detail, StackDetail::Wait(Cause::Idle, _)) {
-                merged
-                    .entry((value.detail, address(&value.stack)))
-                    .and_modify(|known| known.value = known.value.saturating_add(value.value))
-                    .or_insert_with(|| value.clone());
-            }
-        }
-    }
-    let mut samples: Vec<StackValue> = merged.into_values().collect();
-    samples.sort_by(|a, b| {
-        let key = |value: &StackValue| (Reverse(value.value), value.detail);
-        key(a)
-            .cmp(&key(b))
-            .then_with(|| a.stack.owner.cmp(&b.stack.owner))
-    });
-    Some(WindowProfile {
-        name: query.name.to_owned(),
-        namespace: query.namespace.to_owned(),
-        kind: query.kind,
-        start_unix_ns,
-        duration_ns,
-        samples,
-    })
 }
 
 /// Collects the tick that is running.
@@ -129,12 +55,60 @@ impl WindowBuilder {
     }
 }
 
-/// The ring of finished windows, bounded in time and in entries.
+/// Frames of all stacks that windows hold, for each entry that they may hold (80 bytes each).
+const FRAMES_PER_ENTRY: usize = 4;
+
+/// What the windows of the ring hold, each stack counted once.
+#[derive(Debug, Default)]
+struct Held {
+    entries: usize,
+    frames: usize,
+    references: HashMap<usize, usize>,
+}
+
+impl Held {
+    fn add(&mut self, window: &Window) {
+        self.entries += window.entries;
+        for stack in window.each() {
+            let references = self.references.entry(address(stack)).or_default();
+            if *references == 0 {
+                self.frames += stack.frames.len();
+            }
+            *references += 1;
+        }
+    }
+
+    fn remove(&mut self, window: &Window) {
+        self.entries -= window.entries;
+        for stack in window.each() {
+            if let Entry::Occupied(mut references) = self.references.entry(address(stack)) {
+                *references.get_mut() -= 1;
+                if *references.get() == 0 {
+                    references.remove();
+                    self.frames -= stack.frames.len();
+                }
+            }
+        }
+    }
+}
+
+impl Window {
+    fn each(&self) -> impl Iterator<Item = &SharedStack> {
+        self.stacks
+            .values()
+            .flat_map(BTreeMap::values)
+            .flatten()
+            .map(|value| &value.stack)
+    }
+}
+
+/// The ring of finished windows, bounded in time, in entries and in frames.
 #[derive(Debug)]
 pub(super) struct Windows {
     retention_ns: u64,
     max_entries: usize,
     ring: VecDeque<Arc<Window>>,
+    held: Held,
     interned: HashSet<SharedStack>,
     /// Entries given up for the bound: of windows that left early, and the least of a window too big by itself.
     pub(super) dropped: u64,
@@ -146,6 +120,7 @@ impl Windows {
             retention_ns: u64::try_from(retention.as_nanos()).unwrap_or(u64::MAX),
             max_entries,
             ring: VecDeque::new(),
+            held: Held::default(),
             interned: HashSet::new(),
             dropped: 0,
         }
@@ -160,8 +135,8 @@ impl Windows {
         Arc::clone(stack)
     }
 
-    /// Finishes a window. A window of more than half of all entries keeps the largest values of each service and
-    /// signal, in proportion; the rest of the bound is kept by letting the oldest windows go before their time.
+    /// Finishes a window. A window that would take more than half of a bound by itself keeps the largest values of
+    /// each service and signal, in proportion; the rest is kept by letting the oldest windows go before their time.
     pub(super) fn finish(&mut self, builder: WindowBuilder, end_unix_ns: u64, length_ns: u64) {
         let mut window = Window {
             end_unix_ns,
@@ -169,12 +144,20 @@ impl Windows {
             ..Window::default()
         };
         let entries: usize = builder.stacks.values().map(HashMap::len).sum();
-        let room = self.max_entries / 2;
+        let frames: HashMap<usize, usize> = builder
+            .stacks
+            .values()
+            .flat_map(HashMap::values)
+            .map(|value| (address(&value.stack), value.stack.frames.len()))
+            .collect();
+        let share = |limit: usize, is: usize| (limit / 2) as f64 / is.max(1) as f64;
+        let keep = share(self.max_entries, entries)
+            .min(share(self.max_entries * FRAMES_PER_ENTRY, frames.values().sum()));
         for ((service, kind), values) in builder.stacks {
             let mut values: Vec<StackValue> = values.into_values().collect();
-            if entries > room {
+            if keep < 1.0 {
                 values.sort_by_key(|value| (Reverse(value.value), value.detail, address(&value.stack)));
-                values.truncate(values.len() * room / entries);
+                values.truncate((values.len() as f64 * keep) as usize);
             }
             window.entries += values.len();
             if !values.is_empty() {
@@ -182,6 +165,7 @@ impl Windows {
             }
         }
         self.dropped += (entries - window.entries) as u64;
+        self.held.add(&window);
         self.ring.push_back(Arc::new(window));
 
         let oldest = end_unix_ns.saturating_sub(self.retention_ns);
@@ -190,14 +174,15 @@ impl Windows {
                 .ring
                 .front()
                 .is_some_and(|window| window.end_unix_ns <= oldest)
-        {
-            self.ring.pop_front();
-        }
-        let mut held: usize = self.ring.iter().map(|window| window.entries).sum();
-        while held > self.max_entries
             && let Some(window) = self.ring.pop_front()
         {
-            held -= window.entries;
+            self.held.remove(&window);
+        }
+        while self.held.entries > self.max_entries || self.held.frames > self.max_entries * FRAMES_PER_ENTRY {
+            let Some(window) = self.ring.pop_front() else {
+                break;
+            };
+            self.held.remove(&window);
             self.dropped += window.entries as u64;
         }
         self.interned.retain(|stack| Arc::strong_count(stack) > 1);
@@ -211,7 +196,9 @@ impl Windows {
 #[cfg(test)]
 mod tests {
     use super::super::fixture::{service, stack};
+    use super::super::profile::{ProfileQuery, WindowProfile, profile};
     use super::*;
+    use crate::symbolize::Cause;
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -293,6 +280,50 @@ mod tests {
         assert_eq!((windows.ring.len(), windows.dropped), (2, 15));
         finish(&mut windows, 30, &many[..1]);
         assert_eq!((windows.ring.len(), windows.dropped), (2, 20));
+    }
+
+    #[test]
+    fn deep_stacks_count_by_their_frames() {
+        let mut windows = windows(10);
+        let deep = |name: &str, depth: usize| {
+            let mut deep = (*stack(name, false)).clone();
+            deep.frames = vec![deep.frames[0].clone(); depth];
+            SharedStack::new(deep)
+        };
+        for at in 1..=3 {
+            let mut builder = WindowBuilder::default();
+            for name in ["same".to_owned(), format!("f{at}")] {
+                let stack = windows.intern(&deep(&name, 10));
+                let value = StackValue {
+                    detail: StackDetail::None,
+                    stack,
+                    value: 1,
+                };
+                builder.add(&service("shop"), StackKind::Cpu, value);
+            }
+            windows.finish(builder, at * SECOND, SECOND);
+        }
+        assert_eq!(
+            (windows.ring.len(), windows.held.frames, windows.dropped),
+            (3, 40, 0)
+        );
+        let mut builder = WindowBuilder::default();
+        let stack = windows.intern(&deep("one more", 20));
+        builder.add(
+            &service("shop"),
+            StackKind::Cpu,
+            StackValue {
+                detail: StackDetail::None,
+                stack,
+                value: 1,
+            },
+        );
+        windows.finish(builder, 4 * SECOND, SECOND);
+        assert_eq!(
+            (windows.ring.len(), windows.held.frames, windows.dropped),
+            (2, 40, 4)
+        );
+        assert_eq!(windows.interned.len(), 3);
     }
 
     #[test]

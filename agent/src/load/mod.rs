@@ -117,7 +117,13 @@ impl Loaded {
     }
 
     fn start(&mut self, probe: &'static Probe, btf: &Btf) -> ProbeStatus {
-        let status = |verdict, reason: String| ProbeStatus { probe: probe.name, help: probe.help, verdict, reason };
+        let status = |verdict, reason: String| ProbeStatus {
+            probe: probe.name.to_owned(),
+            program: probe.hooks.first().map_or("", |hook| hook.program).to_owned(),
+            verdict,
+            reason,
+            attached: verdict == Verdict::Ok,
+        };
         if self.env.disabled.contains(probe.name) {
             return status(Verdict::Disabled, "switched off by configuration".to_owned());
         }
@@ -150,8 +156,12 @@ impl Loaded {
 
     /// Verdicts of all probes.
     #[must_use]
-    pub fn statuses(&self) -> &[ProbeStatus] {
-        &self.statuses
+    pub fn statuses(&self) -> Vec<ProbeStatus> {
+        let mut statuses = self.statuses.clone();
+        for status in &mut statuses {
+            status.attached = self.links.attached(&status.probe);
+        }
+        statuses
     }
 
     /// Whether a probe could be loaded and attached.

@@ -1,0 +1,93 @@
+//! Types and help texts of the metrics of services.
+
+use super::writer::{Family, Type};
+use crate::aggregate::Metric;
+
+/// What stands above the samples of a metric.
+pub(super) fn family(metric: Metric) -> Family {
+    use Type::{Counter, Gauge, Histogram};
+    let (kind, help) = match metric {
+        Metric::ServiceInfo => (
+            Gauge,
+            "Always 1; what is known of the service besides its identity.",
+        ),
+        Metric::Processes => (Gauge, "Live processes."),
+        Metric::Wait => (
+            Counter,
+            "Seconds that threads spent off the CPU, by cause. Exact, but for the division between lock and idle, which is estimated from sampled stacks.",
+        ),
+        Metric::Cpu => (Counter, "Seconds that threads spent on a CPU, by mode."),
+        Metric::MemoryResident => (
+            Gauge,
+            "Memory of the processes in bytes by kind; swap is what is swapped out, not resident.",
+        ),
+        Metric::MemoryGrowth => (
+            Counter,
+            "Bytes by which anonymous resident memory grew; shrinking is not subtracted.",
+        ),
+        Metric::PageFaults => (Counter, "Page faults by kind; major ones waited for storage."),
+        Metric::OomKills => (Counter, "Processes killed for want of memory."),
+        Metric::OpenFds => (Gauge, "Open file descriptors by kind."),
+        Metric::FdLimit => (
+            Gauge,
+            "Lowest soft limit of open file descriptors among the processes.",
+        ),
+        Metric::DiskBytes => (Counter, "Bytes of finished block requests by operation."),
+        Metric::DiskDuration => (
+            Histogram,
+            "Seconds from issue to completion of block requests by operation.",
+        ),
+        Metric::WaitDuration => (
+            Histogram,
+            "Seconds of single waits that ended, by cause. All futex waits are under lock, idle ones too.",
+        ),
+        Metric::Syscalls => (Counter, "System calls that returned."),
+        Metric::SyscallErrors => (Counter, "System calls that failed, by errno."),
+        Metric::SyscallDuration => (
+            Histogram,
+            "Seconds of system calls; a sample of them scaled to all.",
+        ),
+        Metric::Connections => (
+            Gauge,
+            "Open TCP connections by direction and peer, those older than the agent included.",
+        ),
+        Metric::ConnectionsOpened => (Counter, "Established TCP connections by direction and peer."),
+        Metric::ConnectionsClosed => (Counter, "Ended TCP connections by direction and peer."),
+        Metric::ConnectionFailures => (Counter, "Failed TCP connections by peer and reason."),
+        Metric::ConnectionBytes => (
+            Counter,
+            "Payload bytes of TCP connections by direction, peer and way (sent or received).",
+        ),
+        Metric::Retransmits => (Counter, "Retransmitted TCP segments by peer."),
+        Metric::ConnectDuration => (
+            Histogram,
+            "Seconds from the first segment of a TCP connection until it was established.",
+        ),
+        Metric::ConnectionAge => (
+            Histogram,
+            "Age in seconds of TCP connections when they were closed.",
+        ),
+        Metric::CodeWait => (
+            Counter,
+            "Seconds of tieback_wait_seconds_total by the code that waited; sampled, scaled to the exact total.",
+        ),
+        Metric::CodeCpu => (
+            Counter,
+            "Seconds of tieback_cpu_seconds_total by the code that ran; sampled, scaled to the exact total.",
+        ),
+        Metric::CodeMemory => (
+            Counter,
+            "Bytes of tieback_memory_growth_bytes_total by the code that touched them first; sampled, scaled to the exact total.",
+        ),
+        Metric::CodeSyscalls => (
+            Counter,
+            "Calls of tieback_syscalls_total by the code that made them; sampled, scaled to the exact total.",
+        ),
+        Metric::CodeConnections => (Counter, "Connections opened, by the code that connected."),
+    };
+    Family {
+        name: metric.name(),
+        kind,
+        help,
+    }
+}
