@@ -19,17 +19,17 @@ pub const CLASS_IPC: u32 = 6;
 #[must_use]
 pub fn class_of(name: &str) -> u32 {
     match name {
-        "epoll_wait" | "epoll_pwait" | "epoll_pwait2" | "poll" | "ppoll" | "select" | "pselect6" | "accept"
-        | "accept4" | "wait4" | "waitid" | "pause" | "rt_sigsuspend" | "rt_sigtimedwait" | "io_uring_enter"
-        | "io_getevents" | "io_pgetevents" | "vfork" | "clone" | "clone3" => CLASS_IDLE,
+        "epoll_wait" | "epoll_pwait" | "epoll_pwait2" | "poll" | "ppoll" | "select" | "pselect6"
+        | "accept" | "accept4" | "wait4" | "waitid" | "pause" | "rt_sigsuspend" | "rt_sigtimedwait"
+        | "io_uring_enter" | "io_getevents" | "io_pgetevents" | "vfork" | "clone" | "clone3" => CLASS_IDLE,
         "nanosleep" | "clock_nanosleep" => CLASS_SLEEP,
         "futex" | "futex_wait" | "futex_waitv" | "flock" | "fcntl" => CLASS_LOCK,
         "read" | "write" | "readv" | "writev" | "pread64" | "pwrite64" | "preadv" | "pwritev" | "preadv2"
-        | "pwritev2" | "recvfrom" | "sendto" | "recvmsg" | "sendmsg" | "recvmmsg" | "sendmmsg" | "connect"
-        | "sendfile" | "splice" | "tee" | "vmsplice" | "close" | "shutdown" | "copy_file_range" | "getdents64"
-        | "ioctl" => CLASS_FD,
-        "fsync" | "fdatasync" | "sync" | "syncfs" | "sync_file_range" | "msync" | "fallocate" | "ftruncate"
-        | "readahead" => CLASS_DISK,
+        | "pwritev2" | "recvfrom" | "sendto" | "recvmsg" | "sendmsg" | "recvmmsg" | "sendmmsg"
+        | "connect" | "sendfile" | "splice" | "tee" | "vmsplice" | "close" | "shutdown"
+        | "copy_file_range" | "getdents64" | "ioctl" => CLASS_FD,
+        "fsync" | "fdatasync" | "sync" | "syncfs" | "sync_file_range" | "msync" | "fallocate"
+        | "ftruncate" | "readahead" => CLASS_DISK,
         "msgrcv" | "msgsnd" | "semop" | "semtimedop" | "mq_timedreceive" | "mq_timedsend" => CLASS_IPC,
         _ => CLASS_OTHER,
     }

@@ -5,7 +5,10 @@
 #![no_std]
 #![cfg_attr(
     target_arch = "bpf",
-    expect(internal_features, reason = "the non-returning atomic add exists as an intrinsic only"),
+    expect(
+        internal_features,
+        reason = "the non-returning atomic add exists as an intrinsic only"
+    ),
     feature(core_intrinsics)
 )]
 

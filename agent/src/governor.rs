@@ -117,7 +117,11 @@ impl Governor {
         if self.duty >= 1.0 {
             return self.period_began + PERIOD;
         }
-        if self.on { self.off_at } else { self.on_at.max(self.period_began) }
+        if self.on {
+            self.off_at
+        } else {
+            self.on_at.max(self.period_began)
+        }
     }
 
     /// Attaches or detaches as the time has come.
@@ -157,8 +161,16 @@ impl Governor {
         if self.mode == SyscallMode::Auto {
             let each: f64 = self.costs.values().sum();
             let share = rate * each / 1e9 / self.cpus as f64;
-            let wanted = if share <= 0.0 { 1.0 } else { self.limit * SHARE / share };
-            self.duty = if wanted >= 1.0 { 0.9 } else { wanted.clamp(LEAST, 0.9) };
+            let wanted = if share <= 0.0 {
+                1.0
+            } else {
+                self.limit * SHARE / share
+            };
+            self.duty = if wanted >= 1.0 {
+                0.9
+            } else {
+                wanted.clamp(LEAST, 0.9)
+            };
         }
         Ok(())
     }
@@ -211,8 +223,16 @@ impl Governor {
     pub fn telemetry(&self) -> GovernorTelemetry {
         let windows = self.mode == SyscallMode::Auto;
         GovernorTelemetry {
-            syscall_duty: if self.mode == SyscallMode::Off { 0.0 } else { self.duty },
-            reason: if windows { "counted in windows and scaled".to_owned() } else { String::new() },
+            syscall_duty: if self.mode == SyscallMode::Off {
+                0.0
+            } else {
+                self.duty
+            },
+            reason: if windows {
+                "counted in windows and scaled".to_owned()
+            } else {
+                String::new()
+            },
             cost_ratio: self.cost_ratio,
             cost_limit_ratio: self.limit,
             ..GovernorTelemetry::default()

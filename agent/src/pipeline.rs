@@ -16,8 +16,12 @@ use tokio::sync::watch;
 
 use crate::aggregate::{Aggregator, Limits, Snapshot};
 use crate::attribute::{AttributedTick, Attributor, Lifecycle, Service, ServiceInfo, StackSample};
-use crate::decode::{events::{Event, Events}, harvest::{Harvest, counters}, syscalls};
 use crate::config::{Config, RuleTable, SyscallMode};
+use crate::decode::{
+    events::{Event, Events},
+    harvest::{Harvest, counters},
+    syscalls,
+};
 use crate::governor::{Governor, calibrate};
 use crate::host::Host;
 use crate::kernel::{btf::Btf, layout};
@@ -59,12 +63,22 @@ pub fn load(host: &Host, config: &Config) -> Result<Loaded> {
         let probe = agent_ebpf::probes::ALL.iter().find(|probe| probe.name == wanted);
         probe.and_then(|probe| probe.fields.last()).copied()
     });
-    let mut disabled: std::collections::BTreeSet<String> =
-        config.probes.iter().filter(|(_, on)| !**on).map(|(name, _)| name.clone()).collect();
+    let mut disabled: std::collections::BTreeSet<String> = config
+        .probes
+        .iter()
+        .filter(|(_, on)| !**on)
+        .map(|(name, _)| name.clone())
+        .collect();
     if config.syscall_mode == SyscallMode::Off {
         disabled.insert("syscall".to_owned());
     }
-    let fops = ["eventfd_fops", "eventpoll_fops", "timerfd_fops", "inotify_fops", "signalfd_fops"];
+    let fops = [
+        "eventfd_fops",
+        "eventpoll_fops",
+        "timerfd_fops",
+        "inotify_fops",
+        "signalfd_fops",
+    ];
     Loaded::new(Environment {
         pid_max: host.pid_max().context("read pid_max")?,
         cpus: host.online_cpus().context("read the list of online CPUs")?,
@@ -93,13 +107,22 @@ pub fn start(
         service_idle: config.service_idle,
         ..Limits::default()
     };
-    let owner_rules =
-        config.owner_rules.iter().map(RuleTable::read::<OwnerRule>).collect::<Result<Vec<OwnerRule>>>()?;
-    let symbols = SymbolizerConfig { proc: config.host_root.join("proc"), owner_rules, ..SymbolizerConfig::default() };
-    let naming = thread::Builder::new().name("symbolize".to_owned()).spawn(move || {
-        name_and_sum(&receive, symbols, limits, &publish);
-        Ok(())
-    })?;
+    let owner_rules = config
+        .owner_rules
+        .iter()
+        .map(RuleTable::read::<OwnerRule>)
+        .collect::<Result<Vec<OwnerRule>>>()?;
+    let symbols = SymbolizerConfig {
+        proc: config.host_root.join("proc"),
+        owner_rules,
+        ..SymbolizerConfig::default()
+    };
+    let naming = thread::Builder::new()
+        .name("symbolize".to_owned())
+        .spawn(move || {
+            name_and_sum(&receive, symbols, limits, &publish);
+            Ok(())
+        })?;
     let loaded = load(&host, &config)?;
     let reading = thread::Builder::new()
         .name("kernel".to_owned())
@@ -107,7 +130,12 @@ pub fn start(
     Ok(vec![reading, naming])
 }
 
-fn name_and_sum(receive: &mpsc::Receiver<Batch>, symbols: SymbolizerConfig, limits: Limits, publish: &Publish) {
+fn name_and_sum(
+    receive: &mpsc::Receiver<Batch>,
+    symbols: SymbolizerConfig,
+    limits: Limits,
+    publish: &Publish,
+) {
     let mut symbolizer = Symbolizer::new(symbols);
     let mut aggregator = Aggregator::new(limits);
     while let Ok(batch) = receive.recv() {
@@ -117,7 +145,9 @@ fn name_and_sum(receive: &mpsc::Receiver<Batch>, symbols: SymbolizerConfig, limi
         let mut telemetry = batch.telemetry;
         let stats = symbolizer.stats();
         for outcome in Outcome::ALL {
-            telemetry.symbolize.insert(outcome.as_str().to_owned(), stats.count(outcome));
+            telemetry
+                .symbolize
+                .insert(outcome.as_str().to_owned(), stats.count(outcome));
         }
         telemetry.tick_seconds += began.elapsed().as_secs_f64();
         // Readers that are gone do not stop the counting.
@@ -161,7 +191,10 @@ struct Reader {
 
 impl Reader {
     fn new(host: Host, config: Config, mut loaded: Loaded) -> Result<Self> {
-        let ring = loaded.maps().take_map("EVENTS").context("the object has no map EVENTS")?;
+        let ring = loaded
+            .maps()
+            .take_map("EVENTS")
+            .context("the object has no map EVENTS")?;
         let cpus = host.online_cpus()?.len();
         let costs = calibrate(&mut loaded)?;
         let governor = Governor::new(config.syscall_mode, costs, cpus, config.cpu_limit_ratio);
@@ -284,7 +317,10 @@ impl Reader {
             })
             .collect();
         let waits = self.events.take_wait_samples();
-        if let Some(mean) = wait_mean(self.loaded.tuning().wait_mean, waits as f64 / (length as f64 / 1e9)) {
+        if let Some(mean) = wait_mean(
+            self.loaded.tuning().wait_mean,
+            waits as f64 / (length as f64 / 1e9),
+        ) {
             self.loaded.set_tuning(|tuning| {
                 tuning.wait_mean = mean;
                 tuning.epoch = tuning.epoch.wrapping_add(1);

@@ -80,7 +80,10 @@ pub(crate) fn observe(hist: *mut Hist, ns: u64) {
         add(unsafe { (&raw mut (*hist).buckets).cast::<u64>().add(bucket) }, 1);
     } else {
         // SAFETY: as above, with the last index.
-        add(unsafe { (&raw mut (*hist).buckets).cast::<u64>().add(BUCKETS - 1) }, 1);
+        add(
+            unsafe { (&raw mut (*hist).buckets).cast::<u64>().add(BUCKETS - 1) },
+            1,
+        );
     }
     // SAFETY: `hist` points into a map value.
     add(unsafe { &raw mut (*hist).sum_ns }, ns);

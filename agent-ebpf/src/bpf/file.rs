@@ -18,7 +18,6 @@ const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
-
 /// Addresses of the file operations of eventfd, epoll, timerfd, inotify and signalfd, which tell anonymous inodes
 /// apart; 0 where kallsyms hides them.
 #[unsafe(no_mangle)]
@@ -38,7 +37,9 @@ impl File {
             return None;
         }
         let files: u64 = table.load(offset!(fdt_fd));
-        Kernel((files as *const u8).wrapping_add(fd as usize * 8)).deref(0).map(Self)
+        Kernel((files as *const u8).wrapping_add(fd as usize * 8))
+            .deref(0)
+            .map(Self)
     }
 
     /// Type bits of the inode's mode, 0 for anonymous inodes (which are regular files inside newer kernels).
@@ -66,7 +67,9 @@ impl File {
 
     #[inline(always)]
     fn anon(self) -> FdKind {
-        let Some(op) = self.0.read::<u64>(offset!(file_op)) else { return FdKind::Other };
+        let Some(op) = self.0.read::<u64>(offset!(file_op)) else {
+            return FdKind::Other;
+        };
         let [eventfd, epoll, timerfd, inotify, _signalfd] = ANON_FOPS.load();
         if op == eventfd {
             FdKind::Eventfd
@@ -105,7 +108,10 @@ impl File {
 
     #[inline(always)]
     fn family(self) -> Option<u16> {
-        self.0.deref(offset!(file_private))?.deref(offset!(socket_sk))?.read(offset!(sk_family))
+        self.0
+            .deref(offset!(file_private))?
+            .deref(offset!(socket_sk))?
+            .read(offset!(sk_family))
     }
 
     /// Kind for the gauge of open descriptors.

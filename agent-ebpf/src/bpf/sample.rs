@@ -140,21 +140,37 @@ fn user_stack(scratch: *mut Scratch, regs: Regs) -> (u32, u32) {
     let sp = regs.sp();
     // SAFETY: map value; index 0.
     unsafe { *(&raw mut (*scratch).frames).cast::<u64>() = regs.ip() };
-    let mut walk = Walk { scratch, base: sp, copied: 0, fp: regs.fp(), len: 1, truncated: 1 };
+    let mut walk = Walk {
+        scratch,
+        base: sp,
+        copied: 0,
+        fp: regs.fp(),
+        len: 1,
+        truncated: 1,
+    };
     // SAFETY: the helper checks the address; the destination has `COPY` bytes.
     let copy = unsafe { (&raw mut (*scratch).copy).cast::<c_void>() };
     if unsafe { raw_probe_read_user(copy, COPY as u32, sp as *const c_void) } == 0 {
         walk.copied = COPY as u64;
     }
     // SAFETY: the callback has the signature that the helper wants, and `walk` outlives the call.
-    unsafe { bpf_loop((USER_FRAMES - 1) as u32, step as *mut c_void, (&raw mut walk).cast(), 0) };
+    unsafe {
+        bpf_loop(
+            (USER_FRAMES - 1) as u32,
+            step as *mut c_void,
+            (&raw mut walk).cast(),
+            0,
+        )
+    };
     (walk.len, walk.truncated)
 }
 
 /// Takes a sample of the running task.
 #[inline(never)]
 pub(crate) fn take(ctx: *mut c_void, what: &What) {
-    let Some(scratch) = SAMPLE_SCRATCH.get_ptr_mut(what.level as u32) else { return };
+    let Some(scratch) = SAMPLE_SCRATCH.get_ptr_mut(what.level as u32) else {
+        return;
+    };
     let (user_len, truncated) = user_stack(scratch, Regs::of(current()));
     if user_len <= 1 && truncated != 0 {
         lost(what.program, Lost::StackRead);

@@ -68,15 +68,30 @@ impl Sock {
             Direction::Out => u16::from_be(self.0.read(offset!(sk_dport)).unwrap_or(0)),
             Direction::In => 0,
         };
-        ConnKey { slot, port, direction: direction as u8, family, addr }
+        ConnKey {
+            slot,
+            port,
+            direction: direction as u8,
+            family,
+            addr,
+        }
     }
 
     /// The key of the listener on this socket's local address.
     #[inline(always)]
     pub(crate) fn listen_key(self) -> ListenKey {
         let (_, addr) = self.address(offset!(sk_saddr), offset!(sk_saddr6));
-        let netns = self.0.deref(offset!(sk_net)).and_then(|net| net.read(offset!(net_inum))).unwrap_or(0);
-        ListenKey { netns, port: self.0.read(offset!(sk_num)).unwrap_or(0), pad: 0, addr }
+        let netns = self
+            .0
+            .deref(offset!(sk_net))
+            .and_then(|net| net.read(offset!(net_inum)))
+            .unwrap_or(0);
+        ListenKey {
+            netns,
+            port: self.0.read(offset!(sk_num)).unwrap_or(0),
+            pad: 0,
+            addr,
+        }
     }
 
     /// Payload bytes sent (acknowledged) and received.

@@ -13,8 +13,8 @@ use super::{
     task::{Kernel, offset, rq_clock},
 };
 use crate::wire::{
-    EVENT_CLOSED, EVENT_OPENED, Lost, MAX_SLOTS, Program, SLOT_KERNEL, SLOT_NONE, STATE_NEW, STATE_OFF, STATE_ON, STATE_UNSEEN,
-    Slot, SlotEvent, Thread, Tuning,
+    EVENT_CLOSED, EVENT_OPENED, Lost, MAX_SLOTS, Program, SLOT_KERNEL, SLOT_NONE, STATE_NEW, STATE_OFF,
+    STATE_ON, STATE_UNSEEN, Slot, SlotEvent, Thread, Tuning,
 };
 
 /// Threads by their id, where `pid_max` is small enough; one entry otherwise.
@@ -73,7 +73,11 @@ pub(crate) fn sampled(tgid: u32) -> bool {
 /// State of a thread that is known.
 #[inline(always)]
 pub(crate) fn thread(tid: u32) -> Option<*mut Thread> {
-    if DIRECT.load() != 0 { THREADS.get_ptr_mut(tid) } else { THREADS_HASH.get_ptr_mut(tid) }
+    if DIRECT.load() != 0 {
+        THREADS.get_ptr_mut(tid)
+    } else {
+        THREADS_HASH.get_ptr_mut(tid)
+    }
 }
 
 /// State of a thread, made where it is missing.
@@ -134,9 +138,17 @@ pub(crate) fn open_slot(task: Kernel, tgid: u32, parent: u32, program: Program) 
         // SAFETY: a map value that only this program owns until the id is used.
         unsafe { (*slot).id = id };
     }
-    let mut event = SlotEvent { kind: EVENT_OPENED, slot: id, pid: tgid, parent, comm: [0; 16] };
+    let mut event = SlotEvent {
+        kind: EVENT_OPENED,
+        slot: id,
+        pid: tgid,
+        parent,
+        comm: [0; 16],
+    };
     // SAFETY: the helper checks the address.
-    let _ = unsafe { bpf_probe_read_kernel_buf(task.0.wrapping_add(offset!(task_comm) as usize), &mut event.comm) };
+    let _ = unsafe {
+        bpf_probe_read_kernel_buf(task.0.wrapping_add(offset!(task_comm) as usize), &mut event.comm)
+    };
     emit(&event, program);
     id
 }
@@ -152,7 +164,12 @@ pub(crate) fn emit<T: Copy>(record: &T, program: Program) {
 pub(crate) fn send(record: *const c_void, len: u64, program: Program) {
     // SAFETY: the verifier checks that `record` has `len` readable bytes.
     let sent = unsafe {
-        bpf_ringbuf_output((&raw const EVENTS).cast_mut().cast(), record.cast_mut(), len, NO_WAKEUP)
+        bpf_ringbuf_output(
+            (&raw const EVENTS).cast_mut().cast(),
+            record.cast_mut(),
+            len,
+            NO_WAKEUP,
+        )
     };
     if sent != 0 {
         lost(program, Lost::Ring);
@@ -223,7 +240,16 @@ pub(crate) fn release(slot: *mut Slot, id: u32, pid: u32, program: Program) {
         core::ptr::read_volatile(&raw const (*slot).refs)
     };
     if left == 0 {
-        emit(&SlotEvent { kind: EVENT_CLOSED, slot: id, pid, parent: 0, comm: [0; 16] }, program);
+        emit(
+            &SlotEvent {
+                kind: EVENT_CLOSED,
+                slot: id,
+                pid,
+                parent: 0,
+                comm: [0; 16],
+            },
+            program,
+        );
     }
 }
 
@@ -260,7 +286,9 @@ pub(crate) fn rss_pages(mm: Kernel, kind: u32) -> i64 {
     if mm.0.is_null() {
         return 0;
     }
-    mm.read::<i64>(offset!(mm_rss).wrapping_add(kind * RSS_STRIDE.load())).unwrap_or(0).max(0)
+    mm.read::<i64>(offset!(mm_rss).wrapping_add(kind * RSS_STRIDE.load()))
+        .unwrap_or(0)
+        .max(0)
 }
 
 /// Bytes between two resident counters: the size of a per-CPU counter, or of an atomic.

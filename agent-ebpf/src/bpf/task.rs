@@ -57,7 +57,9 @@ impl Kernel {
     /// Follows a pointer through the helper.
     #[inline(always)]
     pub(crate) fn deref(self, offset: u32) -> Option<Self> {
-        self.read::<*const u8>(offset).filter(|pointer| !pointer.is_null()).map(Self)
+        self.read::<*const u8>(offset)
+            .filter(|pointer| !pointer.is_null())
+            .map(Self)
     }
 }
 
@@ -75,7 +77,9 @@ pub(crate) fn rq_clock(task: Kernel) -> u64 {
     if offset!(cfs_rq_rq) == MISSING {
         return now();
     }
-    task.follow(offset!(task_cfs_rq)).follow(offset!(cfs_rq_rq)).load(offset!(rq_clock))
+    task.follow(offset!(task_cfs_rq))
+        .follow(offset!(cfs_rq_rq))
+        .load(offset!(rq_clock))
 }
 
 /// Monotonic time in nanoseconds.
@@ -94,7 +98,9 @@ impl Regs {
     #[inline(always)]
     pub(crate) fn of(task: Kernel) -> Self {
         // SAFETY: the verifier checks that the pointer is a task.
-        Self(Kernel(unsafe { bpf_task_pt_regs(task.0.cast_mut().cast()) } as *const u8))
+        Self(Kernel(
+            unsafe { bpf_task_pt_regs(task.0.cast_mut().cast()) } as *const u8
+        ))
     }
 
     /// System call number; negative outside of system calls. Only 32 bits count, as in the kernel.

@@ -103,7 +103,8 @@ pub(crate) mod bpf {
         }
         match (old, new) {
             (_, LISTEN) => listen(sock),
-            (LISTEN, _) => {
+            // A child starts as a copy of its listener, so only CLOSE ends the listener itself.
+            (LISTEN, CLOSE) => {
                 let _ = CONN_LISTENERS.remove(&sock.listen_key());
             }
             (_, SYN_SENT) => connect(&ctx, sock),

@@ -96,8 +96,14 @@ pub struct Sums {
 }
 impl Sums {
     /// No thread.
-    pub const ZERO: Self =
-        Self { cpu_ns: 0, wait_ns: [0; Cause::COUNT], utime: 0, stime: 0, min_flt: 0, maj_flt: 0 };
+    pub const ZERO: Self = Self {
+        cpu_ns: 0,
+        wait_ns: [0; Cause::COUNT],
+        utime: 0,
+        stime: 0,
+        min_flt: 0,
+        maj_flt: 0,
+    };
 }
 const _: () = assert!(size_of::<Sums>() == 14 * 8);
 

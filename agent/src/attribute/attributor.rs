@@ -64,10 +64,18 @@ impl Attributor {
     /// Takes an event; events come in their order.
     pub fn apply(&mut self, event: &Lifecycle, now: Instant) {
         match event {
-            Lifecycle::Opened { slot, pid, parent, .. } => {
+            Lifecycle::Opened {
+                slot, pid, parent, ..
+            } => {
                 let found = self.host.process(*pid).ok().map(|facts| identify(&facts));
-                let open =
-                    Open { pid: *pid, parent: *parent, since: now, found, service: None, held: Totals::default() };
+                let open = Open {
+                    pid: *pid,
+                    parent: *parent,
+                    since: now,
+                    found,
+                    service: None,
+                    held: Totals::default(),
+                };
                 self.open.insert(*slot, open);
                 self.decide(*slot, now, false);
             }
@@ -85,7 +93,9 @@ impl Attributor {
     /// Forgets a slot whose last totals were attributed.
     pub fn finish(&mut self, slot: SlotId, now: Instant) {
         self.decide(slot, now, true);
-        let Some(open) = self.open.remove(&slot) else { return };
+        let Some(open) = self.open.remove(&slot) else {
+            return;
+        };
         let Some(service) = open.service else { return };
         if let Some((_, info)) = self.services.get_mut(&*service) {
             info.pids.remove(&open.pid);
@@ -101,15 +111,21 @@ impl Attributor {
 
     /// Decides the slots that have become old enough.
     pub fn settle(&mut self, now: Instant) {
-        let waiting: Vec<SlotId> =
-            self.open.iter().filter(|(_, open)| open.service.is_none()).map(|(slot, _)| *slot).collect();
+        let waiting: Vec<SlotId> = self
+            .open
+            .iter()
+            .filter(|(_, open)| open.service.is_none())
+            .map(|(slot, _)| *slot)
+            .collect();
         for slot in waiting {
             self.decide(slot, now, false);
         }
     }
 
     fn decide(&mut self, slot: SlotId, now: Instant, last: bool) {
-        let Some(open) = self.open.get_mut(&slot) else { return };
+        let Some(open) = self.open.get_mut(&slot) else {
+            return;
+        };
         if open.service.is_some() {
             return;
         }
@@ -117,7 +133,12 @@ impl Attributor {
         let old = open.parent.is_none() || now.duration_since(open.since) >= self.min_age;
         if old && !last && open.parent.is_some() && open.found.as_ref().is_none_or(|found| !found.explicit) {
             // Programs set titles and change their cgroup right after they start: what counts is what they are now.
-            open.found = self.host.process(open.pid).ok().map(|facts| identify(&facts)).or(open.found.take());
+            open.found = self
+                .host
+                .process(open.pid)
+                .ok()
+                .map(|facts| identify(&facts))
+                .or(open.found.take());
         }
         let ready = open.found.as_ref().is_some_and(|found| found.explicit || old);
         let (pid, parent) = (open.pid, open.parent);
@@ -150,10 +171,19 @@ impl Attributor {
     }
 
     fn special(&mut self, name: &str) -> Arc<Service> {
-        let service = Service { name: name.to_owned(), namespace: String::new(), version: String::new() };
-        let info = ServiceInfo { source: "kernel".to_owned(), ..ServiceInfo::default() };
-        let entry =
-            self.services.entry(service.clone()).or_insert_with(|| (Arc::new(service), info));
+        let service = Service {
+            name: name.to_owned(),
+            namespace: String::new(),
+            version: String::new(),
+        };
+        let info = ServiceInfo {
+            source: "kernel".to_owned(),
+            ..ServiceInfo::default()
+        };
+        let entry = self
+            .services
+            .entry(service.clone())
+            .or_insert_with(|| (Arc::new(service), info));
         Arc::clone(&entry.0)
     }
 
@@ -168,7 +198,10 @@ impl Attributor {
             .entry(service.clone())
             .or_insert_with(|| (Arc::new(service), ServiceInfo::default()));
         let pids = std::mem::take(&mut entry.1.pids);
-        entry.1 = ServiceInfo { pids, ..identity.info };
+        entry.1 = ServiceInfo {
+            pids,
+            ..identity.info
+        };
         entry.1.pids.insert(pid);
         Arc::clone(&entry.0)
     }
@@ -177,7 +210,10 @@ impl Attributor {
         if slot == SlotId::KERNEL {
             return Some(self.special("(kernel)"));
         }
-        self.open.get(&slot).and_then(|open| open.service.clone()).or_else(|| self.tombs.get(&slot).cloned())
+        self.open
+            .get(&slot)
+            .and_then(|open| open.service.clone())
+            .or_else(|| self.tombs.get(&slot).cloned())
     }
 
     /// Service of a slot now: of one that is not decided, its parent's.
@@ -244,16 +280,35 @@ mod tests {
     use super::*;
 
     fn opened(slot: u32, pid: u32, parent: Option<u32>) -> Lifecycle {
-        Lifecycle::Opened { slot: SlotId(slot), pid, parent: parent.map(SlotId), comm: "x".into() }
+        Lifecycle::Opened {
+            slot: SlotId(slot),
+            pid,
+            parent: parent.map(SlotId),
+            comm: "x".into(),
+        }
     }
 
     fn tick(slots: &[(u32, u64)]) -> Tick {
-        let totals = |faults| Totals { faults_minor: faults, ..Totals::default() };
-        Tick { slots: slots.iter().map(|(slot, n)| (SlotId(*slot), totals(*n))).collect(), ..Tick::default() }
+        let totals = |faults| Totals {
+            faults_minor: faults,
+            ..Totals::default()
+        };
+        Tick {
+            slots: slots
+                .iter()
+                .map(|(slot, n)| (SlotId(*slot), totals(*n)))
+                .collect(),
+            ..Tick::default()
+        }
     }
 
     fn faults(attributed: &AttributedTick, name: &str) -> u64 {
-        attributed.services.iter().filter(|(service, _)| service.name == name).map(|(_, t)| t.faults_minor).sum()
+        attributed
+            .services
+            .iter()
+            .filter(|(service, _)| service.name == name)
+            .map(|(_, t)| t.faults_minor)
+            .sum()
     }
 
     /// Nothing is lost or counted twice while a slot is undecided, and a short life is its parent's.

@@ -20,7 +20,9 @@ fn percent_decode(text: &str) -> String {
     let raw = text.as_bytes();
     let mut at = 0;
     while let Some(byte) = raw.get(at) {
-        let hex = raw.get(at + 1..at + 3).and_then(|hex| std::str::from_utf8(hex).ok());
+        let hex = raw
+            .get(at + 1..at + 3)
+            .and_then(|hex| std::str::from_utf8(hex).ok());
         if *byte == b'%'
             && let Some(value) = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok())
         {
@@ -51,20 +53,35 @@ pub fn identify(facts: &ProcessFacts) -> Identity {
     let container = facts.cgroups.iter().find_map(|path| container_of(path));
     let unit = facts.cgroups.iter().find_map(|path| unit_of(path));
     let attributes = facts.otel.resource_attributes.as_deref().unwrap_or_default();
-    let otel_name = facts.otel.service_name.clone().or_else(|| attribute(attributes, "service.name"));
+    let otel_name = facts
+        .otel
+        .service_name
+        .clone()
+        .or_else(|| attribute(attributes, "service.name"));
     let (name, source, explicit) = if let Some(name) = otel_name {
         (name, "otel", true)
     } else if let Some(name) = container.as_ref().and_then(|container| container.name.clone()) {
         (name, "container", true)
     } else if container.is_some() {
         // Without the runtime's metadata an id is no name; the program is, and the container is explicit all the same.
-        (program_name(&facts.exe, &facts.cmdline, &facts.comm), "container", true)
+        (
+            program_name(&facts.exe, &facts.cmdline, &facts.comm),
+            "container",
+            true,
+        )
     } else if let Some(unit) = &unit {
         (unit.clone(), "systemd", true)
     } else {
-        (program_name(&facts.exe, &facts.cmdline, &facts.comm), "program", false)
+        (
+            program_name(&facts.exe, &facts.cmdline, &facts.comm),
+            "program",
+            false,
+        )
     };
-    let container_id = container.as_ref().map(|container| container.id.clone()).unwrap_or_default();
+    let container_id = container
+        .as_ref()
+        .map(|container| container.id.clone())
+        .unwrap_or_default();
     Identity {
         service: Service {
             name: bounded(&name),
@@ -74,7 +91,9 @@ pub fn identify(facts: &ProcessFacts) -> Identity {
         info: ServiceInfo {
             source: source.to_owned(),
             container_id,
-            container_runtime: container.map(|container| container.runtime.to_owned()).unwrap_or_default(),
+            container_runtime: container
+                .map(|container| container.runtime.to_owned())
+                .unwrap_or_default(),
             unit: unit.unwrap_or_default(),
             executable: facts.exe.clone(),
             ..ServiceInfo::default()
@@ -95,20 +114,32 @@ mod tests {
             cgroups: vec!["/system.slice/shop.service".into()],
             otel: OtelEnv {
                 service_name: Some("orders".into()),
-                resource_attributes: Some("service.namespace=shop%20eu, service.version=1.2%2C3,service.name=x".into()),
+                resource_attributes: Some(
+                    "service.namespace=shop%20eu, service.version=1.2%2C3,service.name=x".into(),
+                ),
             },
             ..ProcessFacts::default()
         };
         let identity = identify(&facts);
         assert_eq!(
             identity.service,
-            Service { name: "orders".into(), namespace: "shop eu".into(), version: "1.2,3".into() }
+            Service {
+                name: "orders".into(),
+                namespace: "shop eu".into(),
+                version: "1.2,3".into()
+            }
         );
         facts.otel.service_name = None;
         assert_eq!(identify(&facts).service.name, "x");
         facts.otel = OtelEnv::default();
-        assert_eq!((identify(&facts).service.name.as_str(), identify(&facts).explicit), ("shop", true));
+        assert_eq!(
+            (identify(&facts).service.name.as_str(), identify(&facts).explicit),
+            ("shop", true)
+        );
         facts.cgroups.clear();
-        assert_eq!((identify(&facts).service.name.as_str(), identify(&facts).explicit), ("orders", false));
+        assert_eq!(
+            (identify(&facts).service.name.as_str(), identify(&facts).explicit),
+            ("orders", false)
+        );
     }
 }

@@ -17,8 +17,8 @@ pub use service::{Service, ServiceInfo};
 
 /// What later stages need of `decode`: stages import only their neighbour.
 pub use crate::decode::model::{
-    Cause, ConnFailure, ConnTotals, Direction, DiskOp, DiskTotals, FdKind, HISTOGRAM_BUCKETS, Histogram, Lifecycle,
-    MemoryKind, Peer, SlotId, StackDetail, StackKind, StackSample, SyscallTotals, Tick, Totals,
+    Cause, ConnFailure, ConnTotals, Direction, DiskOp, DiskTotals, FdKind, HISTOGRAM_BUCKETS, Histogram,
+    Lifecycle, MemoryKind, Peer, SlotId, StackDetail, StackKind, StackSample, SyscallTotals, Tick, Totals,
 };
 
 /// One tick, summed to services.

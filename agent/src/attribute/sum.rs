@@ -75,7 +75,17 @@ impl Totals {
 impl ConnTotals {
     /// Adds another's counts.
     pub fn merge(&mut self, other: &Self) {
-        let Self { open, opened, closed, failures, sent_bytes, received_bytes, retransmits, connect, age } = other;
+        let Self {
+            open,
+            opened,
+            closed,
+            failures,
+            sent_bytes,
+            received_bytes,
+            retransmits,
+            connect,
+            age,
+        } = other;
         self.open += open;
         self.opened += opened;
         self.closed += closed;

@@ -16,7 +16,10 @@ pub fn run() -> ExitCode {
     let arguments = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("TIEBACK_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     let result = match arguments.command {
         Command::Agent(arguments) => agent::run(*arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),

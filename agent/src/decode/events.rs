@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use agent_ebpf::wire::{
-    EVENT_CLOSED, EVENT_EXITED, EVENT_OPENED, EVENT_STACK, EVENT_WAIT_DONE, SLOT_FIRST, SlotEvent, StackHeader,
-    WaitDone,
+    EVENT_CLOSED, EVENT_EXITED, EVENT_OPENED, EVENT_STACK, EVENT_WAIT_DONE, SLOT_FIRST, SlotEvent,
+    StackHeader, WaitDone,
 };
 
 use super::model::{Cause, Lifecycle, SlotId, StackDetail, StackKind, StackSample};
@@ -99,7 +99,11 @@ fn life(event: &SlotEvent) -> Lifecycle {
     let slot = SlotId(event.slot);
     match event.kind {
         EVENT_OPENED => {
-            let end = event.comm.iter().position(|byte| *byte == 0).unwrap_or(event.comm.len());
+            let end = event
+                .comm
+                .iter()
+                .position(|byte| *byte == 0)
+                .unwrap_or(event.comm.len());
             Lifecycle::Opened {
                 slot,
                 pid: event.pid,
@@ -174,7 +178,11 @@ mod tests {
                 let is_long = i % every == 0;
                 let length = ((if is_long { 50e6 } else { 20e3 }) * (0.5 + uniform())) as u64;
                 let expect = forecast[usize::from(is_long)];
-                if is_long { truth_long += length as f64 } else { truth_short += length as f64 }
+                if is_long {
+                    truth_long += length as f64
+                } else {
+                    truth_short += length as f64
+                }
                 if expect >= credit {
                     credit = draw(uniform());
                     samples += 1;
@@ -194,7 +202,10 @@ mod tests {
             let n = errors.len() as f64;
             let mean = errors.iter().sum::<f64>() / n;
             let deviation = (errors.iter().map(|e| (e - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt();
-            assert!(mean.abs() < 3.0 * deviation / n.sqrt(), "bias {mean} with deviation {deviation}");
+            assert!(
+                mean.abs() < 3.0 * deviation / n.sqrt(),
+                "bias {mean} with deviation {deviation}"
+            );
         }
         // 40 long waits of 50 ms and 0.4 s of short ones: at most about one sample per T of waiting, plus long ones.
         assert!(samples < 30 * (40 + 400_000 / 4096 + 60), "{samples} samples");
@@ -211,14 +222,23 @@ mod tests {
 
     #[test]
     fn an_opened_slot_names_its_parent() {
-        let mut event = SlotEvent { kind: EVENT_OPENED, slot: 4099, pid: 7, parent: 5, comm: [0; 16] };
+        let mut event = SlotEvent {
+            kind: EVENT_OPENED,
+            slot: 4099,
+            pid: 7,
+            parent: 5,
+            comm: [0; 16],
+        };
         event.comm[..2].copy_from_slice(b"sh");
         // SAFETY: a plain record.
-        let bytes = unsafe {
-            std::slice::from_raw_parts((&raw const event).cast::<u8>(), size_of::<SlotEvent>())
+        let bytes =
+            unsafe { std::slice::from_raw_parts((&raw const event).cast::<u8>(), size_of::<SlotEvent>()) };
+        let expected = Lifecycle::Opened {
+            slot: SlotId(4099),
+            pid: 7,
+            parent: Some(SlotId(5)),
+            comm: "sh".to_owned(),
         };
-        let expected =
-            Lifecycle::Opened { slot: SlotId(4099), pid: 7, parent: Some(SlotId(5)), comm: "sh".to_owned() };
         assert_eq!(Events::default().decode(bytes), Some(Event::Life(expected)));
     }
 }

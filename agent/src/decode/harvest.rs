@@ -42,18 +42,30 @@ struct View {
 }
 
 fn unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0))
 }
 
 fn array<'a, T: Copy>(loaded: &'a mut Loaded, name: &str) -> Result<Array<&'a mut MapData, Plain<T>>> {
-    Ok(Array::try_from(loaded.maps().map_mut(name).with_context(|| format!("the object has no map {name}"))?)?)
+    Ok(Array::try_from(
+        loaded
+            .maps()
+            .map_mut(name)
+            .with_context(|| format!("the object has no map {name}"))?,
+    )?)
 }
 
 fn hash<'a, K: Copy, V: Copy>(
     loaded: &'a mut Loaded,
     name: &str,
 ) -> Result<BpfMap<&'a mut MapData, Plain<K>, Plain<V>>> {
-    Ok(BpfMap::try_from(loaded.maps().map_mut(name).with_context(|| format!("the object has no map {name}"))?)?)
+    Ok(BpfMap::try_from(
+        loaded
+            .maps()
+            .map_mut(name)
+            .with_context(|| format!("the object has no map {name}"))?,
+    )?)
 }
 
 impl Default for Harvest {
@@ -66,7 +78,11 @@ impl Harvest {
     /// Starts with the kernel's own slot only.
     #[must_use]
     pub fn new() -> Self {
-        Self { slots: BTreeMap::from([(SLOT_KERNEL, Last::default())]), closed: Vec::new(), at_unix_ns: unix_ns() }
+        Self {
+            slots: BTreeMap::from([(SLOT_KERNEL, Last::default())]),
+            closed: Vec::new(),
+            at_unix_ns: unix_ns(),
+        }
     }
 
     /// A slot began.
@@ -116,7 +132,9 @@ impl Harvest {
         };
         self.at_unix_ns = at_unix_ns;
         for id in ids {
-            let (Some(view), Some(last)) = (views.remove(&id), self.slots.get_mut(&id)) else { continue };
+            let (Some(view), Some(last)) = (views.remove(&id), self.slots.get_mut(&id)) else {
+                continue;
+            };
             let totals = difference(view, last, syscall_ratio);
             tick.slots.push((SlotId(id), totals));
         }
@@ -136,7 +154,11 @@ impl Harvest {
         for id in ids {
             let slot = slots.get(&(id & (MAX_SLOTS - 1)), 0)?.0;
             let dead = dead.get(id).copied().unwrap_or_default();
-            let live = if slot.round == round { slot.live } else { Sums::default() };
+            let live = if slot.round == round {
+                slot.live
+            } else {
+                Sums::default()
+            };
             views.insert(*id, view(&slot, &dead, &live, round));
         }
         let hists = array::<WaitHists>(loaded, "WAIT_HISTS")?;
@@ -155,10 +177,18 @@ impl Harvest {
             return Ok(());
         }
         let closed = std::mem::take(&mut self.closed);
-        forget(&mut hash::<SyscallKey, u64>(loaded, "SYSCALL_COUNTS")?, |key| closed.contains(&key.slot))?;
-        forget(&mut hash::<SyscallKey, Hist>(loaded, "SYSCALL_HISTS")?, |key| closed.contains(&key.slot))?;
-        forget(&mut hash::<DiskKey, DiskStats>(loaded, "DISK_STATS")?, |key| closed.contains(&key.slot))?;
-        forget(&mut hash::<ConnKey, ConnStats>(loaded, "CONN_STATS")?, |key| closed.contains(&key.slot))?;
+        forget(&mut hash::<SyscallKey, u64>(loaded, "SYSCALL_COUNTS")?, |key| {
+            closed.contains(&key.slot)
+        })?;
+        forget(&mut hash::<SyscallKey, Hist>(loaded, "SYSCALL_HISTS")?, |key| {
+            closed.contains(&key.slot)
+        })?;
+        forget(&mut hash::<DiskKey, DiskStats>(loaded, "DISK_STATS")?, |key| {
+            closed.contains(&key.slot)
+        })?;
+        forget(&mut hash::<ConnKey, ConnStats>(loaded, "CONN_STATS")?, |key| {
+            closed.contains(&key.slot)
+        })?;
         {
             let mut hists = array::<WaitHists>(loaded, "WAIT_HISTS")?;
             for id in &closed {
@@ -171,8 +201,12 @@ impl Harvest {
                 slots.set(id & (MAX_SLOTS - 1), Plain(Slot::EMPTY), 0)?;
             }
         }
-        let mut free: Queue<_, u32> =
-            Queue::try_from(loaded.maps().map_mut("FREE_SLOTS").context("the object has no map FREE_SLOTS")?)?;
+        let mut free: Queue<_, u32> = Queue::try_from(
+            loaded
+                .maps()
+                .map_mut("FREE_SLOTS")
+                .context("the object has no map FREE_SLOTS")?,
+        )?;
         for id in closed {
             self.slots.remove(&id);
             free.push(id.wrapping_add(MAX_SLOTS), 0)?;
@@ -185,7 +219,11 @@ fn forget<K: Copy, V: Copy>(
     map: &mut BpfMap<&mut MapData, Plain<K>, Plain<V>>,
     gone: impl Fn(&K) -> bool,
 ) -> Result<()> {
-    let keys: Vec<Plain<K>> = map.keys().filter_map(Result::ok).filter(|key| gone(&key.0)).collect();
+    let keys: Vec<Plain<K>> = map
+        .keys()
+        .filter_map(Result::ok)
+        .filter(|key| gone(&key.0))
+        .collect();
     for key in keys {
         map.remove(&key)?;
     }
@@ -219,9 +257,11 @@ fn view(slot: &Slot, dead: &Sums, live: &Sums, round: u32) -> View {
 }
 
 fn syscalls(loaded: &mut Loaded, views: &mut HashMap<u32, View>) -> Result<()> {
-    for entry in hash::<SyscallKey, u64>(loaded, "SYSCALL_COUNTS")?.iter() {
+    for entry in &hash::<SyscallKey, u64>(loaded, "SYSCALL_COUNTS")? {
         let (Plain(key), Plain(count)) = entry?;
-        let Some(view) = views.get_mut(&key.slot) else { continue };
+        let Some(view) = views.get_mut(&key.slot) else {
+            continue;
+        };
         let call = view.absolute.syscalls.entry(key.nr).or_default();
         if key.errno == 0 {
             call.count = count;
@@ -229,7 +269,7 @@ fn syscalls(loaded: &mut Loaded, views: &mut HashMap<u32, View>) -> Result<()> {
             call.errors.insert(key.errno, count);
         }
     }
-    for entry in hash::<SyscallKey, Hist>(loaded, "SYSCALL_HISTS")?.iter() {
+    for entry in &hash::<SyscallKey, Hist>(loaded, "SYSCALL_HISTS")? {
         let (Plain(key), Plain(hist)) = entry?;
         if let Some(view) = views.get_mut(&key.slot) {
             view.absolute.syscalls.entry(key.nr).or_default().duration = histogram(&hist);
@@ -239,9 +279,11 @@ fn syscalls(loaded: &mut Loaded, views: &mut HashMap<u32, View>) -> Result<()> {
 }
 
 fn disk(loaded: &mut Loaded, views: &mut HashMap<u32, View>) -> Result<()> {
-    for entry in hash::<DiskKey, DiskStats>(loaded, "DISK_STATS")?.iter() {
+    for entry in &hash::<DiskKey, DiskStats>(loaded, "DISK_STATS")? {
         let (Plain(key), Plain(stats)) = entry?;
-        let (Some(view), Some(op)) = (views.get_mut(&key.slot), DiskOp::from_index(key.op)) else { continue };
+        let (Some(view), Some(op)) = (views.get_mut(&key.slot), DiskOp::from_index(key.op)) else {
+            continue;
+        };
         let disk = &mut view.absolute.disk[op.index()];
         disk.bytes = stats.bytes;
         disk.duration = histogram(&stats.latency);
@@ -250,9 +292,11 @@ fn disk(loaded: &mut Loaded, views: &mut HashMap<u32, View>) -> Result<()> {
 }
 
 fn connections(loaded: &mut Loaded, views: &mut HashMap<u32, View>) -> Result<()> {
-    for entry in hash::<ConnKey, ConnStats>(loaded, "CONN_STATS")?.iter() {
+    for entry in &hash::<ConnKey, ConnStats>(loaded, "CONN_STATS")? {
         let (Plain(key), Plain(stats)) = entry?;
-        let (Some(view), Some(whom)) = (views.get_mut(&key.slot), peer(&key)) else { continue };
+        let (Some(view), Some(whom)) = (views.get_mut(&key.slot), peer(&key)) else {
+            continue;
+        };
         let conn = view.absolute.conns.entry(whom).or_default();
         conn.open = (stats.opened + stats.adopted).saturating_sub(stats.closed);
         conn.opened = stats.opened;
@@ -286,7 +330,11 @@ fn difference(view: View, last: &mut Last, syscall_ratio: f64) -> Totals {
     if user + system == 0 {
         (user, system) = (last.utime, last.stime);
     }
-    let share = if user + system == 0 { 1.0 } else { user as f64 / (user + system) as f64 };
+    let share = if user + system == 0 {
+        1.0
+    } else {
+        user as f64 / (user + system) as f64
+    };
     totals.cpu_user_ns = (cpu as f64 * share) as u64;
     totals.cpu_system_ns = cpu - totals.cpu_user_ns.min(cpu);
     step(&mut totals.memory_growth_bytes, &mut before.memory_growth_bytes);
@@ -297,7 +345,13 @@ fn difference(view: View, last: &mut Last, syscall_ratio: f64) -> Totals {
         step(&mut now.bytes, &mut before.bytes);
         step_histogram(&mut now.duration, &mut before.duration);
     }
-    let scale = |count: u64| if syscall_ratio >= 1.0 { count } else { (count as f64 / syscall_ratio.max(1e-6)).round() as u64 };
+    let scale = |count: u64| {
+        if syscall_ratio >= 1.0 {
+            count
+        } else {
+            (count as f64 / syscall_ratio.max(1e-6)).round() as u64
+        }
+    };
     for (nr, now) in &mut totals.syscalls {
         let before = before.syscalls.entry(*nr).or_default();
         step(&mut now.count, &mut before.count);
@@ -356,8 +410,12 @@ fn stretch(hist: &mut Histogram, count: u64) {
 
 /// Per-CPU counters of the kernel side, summed over CPUs.
 pub fn counters(loaded: &mut Loaded, name: &str) -> Result<Vec<u64>> {
-    let map: PerCpuArray<_, u64> =
-        PerCpuArray::try_from(loaded.maps().map_mut(name).with_context(|| format!("the object has no map {name}"))?)?;
+    let map: PerCpuArray<_, u64> = PerCpuArray::try_from(
+        loaded
+            .maps()
+            .map_mut(name)
+            .with_context(|| format!("the object has no map {name}"))?,
+    )?;
     (0..map.len()).map(|i| Ok(map.get(&i, 0)?.iter().sum())).collect()
 }
 
@@ -378,7 +436,10 @@ mod tests {
 
     #[test]
     fn a_sampled_histogram_is_scaled_to_the_count() {
-        let mut hist = Histogram { sum_ns: 300, ..Histogram::default() };
+        let mut hist = Histogram {
+            sum_ns: 300,
+            ..Histogram::default()
+        };
         hist.buckets[0] = 2;
         hist.buckets[5] = 1;
         stretch(&mut hist, 100);

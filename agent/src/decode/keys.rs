@@ -7,7 +7,10 @@ use agent_ebpf::wire::{ConnKey, Hist};
 use super::model::{Direction, Histogram, Peer};
 
 pub(super) fn histogram(hist: &Hist) -> Histogram {
-    Histogram { buckets: hist.buckets, sum_ns: hist.sum_ns }
+    Histogram {
+        buckets: hist.buckets,
+        sum_ns: hist.sum_ns,
+    }
 }
 
 /// Direction and peer of a connection's key.

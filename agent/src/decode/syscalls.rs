@@ -399,7 +399,11 @@ pub static TABLE: &[(u16, &str)] = &[
 mod tests {
     #[test]
     fn the_table_agrees_with_libc() {
-        for (nr, name) in [(libc::SYS_getppid, "getppid"), (libc::SYS_openat, "openat"), (libc::SYS_statx, "statx")] {
+        for (nr, name) in [
+            (libc::SYS_getppid, "getppid"),
+            (libc::SYS_openat, "openat"),
+            (libc::SYS_statx, "statx"),
+        ] {
             assert_eq!(super::name(u16::try_from(nr).unwrap()), name);
         }
         assert!(super::TABLE.is_sorted_by_key(|row| row.0));

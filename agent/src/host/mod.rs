@@ -27,7 +27,9 @@ impl Host {
     /// Reads at most `limit` bytes of a file.
     fn read(&self, below: &str, limit: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        fs::File::open(self.path(below))?.take(limit).read_to_end(&mut bytes)?;
+        fs::File::open(self.path(below))?
+            .take(limit)
+            .read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 
@@ -42,7 +44,10 @@ impl Host {
 
     /// Upper bound of process ids.
     pub fn pid_max(&self) -> io::Result<u32> {
-        self.text("proc/sys/kernel/pid_max")?.trim().parse().map_err(io::Error::other)
+        self.text("proc/sys/kernel/pid_max")?
+            .trim()
+            .parse()
+            .map_err(io::Error::other)
     }
 
     /// Release of the kernel, like `uname -r`.
@@ -67,9 +72,13 @@ impl Host {
     pub fn kernel_symbols<const N: usize>(&self, names: [&str; N]) -> io::Result<[u64; N]> {
         let mut found = [0; N];
         for line in self.read("proc/kallsyms", 64 << 20)?.split(|byte| *byte == b'\n') {
-            let Ok(line) = std::str::from_utf8(line) else { continue };
+            let Ok(line) = std::str::from_utf8(line) else {
+                continue;
+            };
             let mut words = line.split_ascii_whitespace();
-            let (Some(address), Some(_), Some(name)) = (words.next(), words.next(), words.next()) else { continue };
+            let (Some(address), Some(_), Some(name)) = (words.next(), words.next(), words.next()) else {
+                continue;
+            };
             if let Some(at) = names.iter().position(|wanted| *wanted == name) {
                 found[at] = u64::from_str_radix(address, 16).unwrap_or(0);
             }
@@ -80,7 +89,12 @@ impl Host {
     /// Resident bytes of the agent itself.
     pub fn own_resident_bytes(&self) -> io::Result<u64> {
         let text = self.text("proc/self/statm")?;
-        let pages: u64 = text.split(' ').nth(1).unwrap_or_default().parse().map_err(io::Error::other)?;
+        let pages: u64 = text
+            .split(' ')
+            .nth(1)
+            .unwrap_or_default()
+            .parse()
+            .map_err(io::Error::other)?;
         Ok(pages * 4096)
     }
 
@@ -89,7 +103,13 @@ impl Host {
         let mut total = 0.0;
         for task in fs::read_dir(self.path("proc/self/task"))? {
             let stat = fs::read_to_string(task?.path().join("schedstat"))?;
-            total += stat.split(' ').next().unwrap_or_default().parse::<f64>().map_err(io::Error::other)? / 1e9;
+            total += stat
+                .split(' ')
+                .next()
+                .unwrap_or_default()
+                .parse::<f64>()
+                .map_err(io::Error::other)?
+                / 1e9;
         }
         Ok(total)
     }

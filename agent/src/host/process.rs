@@ -38,7 +38,9 @@ impl Host {
     pub fn process(&self, pid: u32) -> io::Result<ProcessFacts> {
         let below = |name: &str| format!("proc/{pid}/{name}");
         let before = self.start_time(pid)?;
-        let exe = fs::read_link(self.path(&below("exe")))?.to_string_lossy().into_owned();
+        let exe = fs::read_link(self.path(&below("exe")))?
+            .to_string_lossy()
+            .into_owned();
         let cmdline = self.read(&below("cmdline"), 4096)?;
         let facts = ProcessFacts {
             pid,
@@ -59,7 +61,10 @@ impl Host {
             otel: otel(&self.read(&below("environ"), 128 << 10)?),
         };
         if self.start_time(pid)? != before {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "the process id was taken over"));
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "the process id was taken over",
+            ));
         }
         Ok(facts)
     }
@@ -83,7 +88,10 @@ fn otel(environ: &[u8]) -> OtelEnv {
             (!value.is_empty()).then(|| String::from_utf8_lossy(value).into_owned())
         })
     };
-    OtelEnv { service_name: value("OTEL_SERVICE_NAME"), resource_attributes: value("OTEL_RESOURCE_ATTRIBUTES") }
+    OtelEnv {
+        service_name: value("OTEL_SERVICE_NAME"),
+        resource_attributes: value("OTEL_RESOURCE_ATTRIBUTES"),
+    }
 }
 
 #[cfg(test)]
@@ -92,7 +100,14 @@ mod tests {
 
     #[test]
     fn only_two_variables_are_kept() {
-        let env = otel(b"SECRET=x\0OTEL_SERVICE_NAME=shop\0XOTEL_SERVICE_NAME=no\0OTEL_RESOURCE_ATTRIBUTES=\0");
-        assert_eq!(env, OtelEnv { service_name: Some("shop".into()), resource_attributes: None });
+        let env =
+            otel(b"SECRET=x\0OTEL_SERVICE_NAME=shop\0XOTEL_SERVICE_NAME=no\0OTEL_RESOURCE_ATTRIBUTES=\0");
+        assert_eq!(
+            env,
+            OtelEnv {
+                service_name: Some("shop".into()),
+                resource_attributes: None
+            }
+        );
     }
 }

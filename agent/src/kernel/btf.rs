@@ -50,7 +50,10 @@ impl<'a> Btf<'a> {
     /// Indexes raw BTF, as `/sys/kernel/btf/vmlinux` has it.
     pub fn parse(raw: &'a [u8]) -> Result<Self> {
         ensure!(raw.len() >= 24, "BTF has no header");
-        ensure!(raw[0..2] == 0xeb9f_u16.to_ne_bytes(), "BTF has a wrong magic number or byte order");
+        ensure!(
+            raw[0..2] == 0xeb9f_u16.to_ne_bytes(),
+            "BTF has a wrong magic number or byte order"
+        );
         let header = word(raw, 4)? as usize;
         let (type_off, type_len) = (word(raw, 8)? as usize, word(raw, 12)? as usize);
         let (str_off, str_len) = (word(raw, 16)? as usize, word(raw, 20)? as usize);
@@ -60,7 +63,13 @@ impl<'a> Btf<'a> {
         };
         let types = section(type_off, type_len).context("BTF's types are cut off")?;
         let strings = section(str_off, str_len).context("BTF's strings are cut off")?;
-        let mut btf = Self { strings, index: vec![0], types, structs: HashMap::new(), typedefs: HashMap::new() };
+        let mut btf = Self {
+            strings,
+            index: vec![0],
+            types,
+            structs: HashMap::new(),
+            typedefs: HashMap::new(),
+        };
         let mut at = 0;
         while at < types.len() {
             let id = u32::try_from(btf.index.len())?;
@@ -72,21 +81,28 @@ impl<'a> Btf<'a> {
             } else if kind == KIND_TYPEDEF {
                 btf.typedefs.entry(btf.string(name)?).or_insert(id);
             }
-            at += 12 + match kind {
-                1 | 14 | 17 => 4,
-                KIND_ARRAY => 12,
-                KIND_STRUCT | KIND_UNION | 15 | 19 => 12 * count,
-                6 | 13 => 8 * count,
-                KIND_PTR | 7..=12 | 16 | KIND_TYPE_TAG => 0,
-                other => bail!("BTF has a type of the unknown kind {other}"),
-            };
+            at += 12
+                + match kind {
+                    1 | 14 | 17 => 4,
+                    KIND_ARRAY => 12,
+                    KIND_STRUCT | KIND_UNION | 15 | 19 => 12 * count,
+                    6 | 13 => 8 * count,
+                    KIND_PTR | 7..=12 | 16 | KIND_TYPE_TAG => 0,
+                    other => bail!("BTF has a type of the unknown kind {other}"),
+                };
         }
         Ok(btf)
     }
 
     fn string(&self, at: u32) -> Result<&'a str> {
-        let rest = self.strings.get(at as usize..).context("BTF names a string past its end")?;
-        let end = rest.iter().position(|byte| *byte == 0).context("BTF's strings do not end")?;
+        let rest = self
+            .strings
+            .get(at as usize..)
+            .context("BTF names a string past its end")?;
+        let end = rest
+            .iter()
+            .position(|byte| *byte == 0)
+            .context("BTF's strings do not end")?;
         Ok(std::str::from_utf8(&rest[..end])?)
     }
 
@@ -97,9 +113,18 @@ impl<'a> Btf<'a> {
     }
 
     fn record(&self, id: u32) -> Result<(usize, u32, usize, u32)> {
-        let at = *self.index.get(id as usize).filter(|_| id != 0).context("BTF names a type that it lacks")?;
+        let at = *self
+            .index
+            .get(id as usize)
+            .filter(|_| id != 0)
+            .context("BTF names a type that it lacks")?;
         let info = word(self.types, at + 4)?;
-        Ok((at, info >> 24 & 0x1f, (info & 0xffff) as usize, word(self.types, at + 8)?))
+        Ok((
+            at,
+            info >> 24 & 0x1f,
+            (info & 0xffff) as usize,
+            word(self.types, at + 8)?,
+        ))
     }
 
     /// Strips typedefs and qualifiers.
@@ -162,7 +187,10 @@ impl<'a> Btf<'a> {
         };
         let mut parts = path.split('.');
         let root = parts.next().unwrap_or_default();
-        let mut id = *self.structs.get(root).with_context(|| format!("the kernel has no struct {root}"))?;
+        let mut id = *self
+            .structs
+            .get(root)
+            .with_context(|| format!("the kernel has no struct {root}"))?;
         let mut bits = 0;
         let mut name = root;
         for part in parts {
@@ -180,17 +208,26 @@ impl<'a> Btf<'a> {
             id = type_id;
             if element {
                 let (at, kind, ..) = self.record(self.resolve(id)?)?;
-                ensure!(kind == KIND_ARRAY, "member {member} of {name} is no array in this kernel");
+                ensure!(
+                    kind == KIND_ARRAY,
+                    "member {member} of {name} is no array in this kernel"
+                );
                 id = word(self.types, at + 12)?;
             }
             name = member;
         }
-        Ok(Place { offset: bits / 8 + extra, bit: bits % 8 })
+        Ok(Place {
+            offset: bits / 8 + extra,
+            bit: bits % 8,
+        })
     }
 
     /// Size of a structure in bytes.
     pub fn size(&self, name: &str) -> Result<u32> {
-        let id = *self.structs.get(name).with_context(|| format!("the kernel has no struct {name}"))?;
+        let id = *self
+            .structs
+            .get(name)
+            .with_context(|| format!("the kernel has no struct {name}"))?;
         Ok(self.record(id)?.3)
     }
 }
@@ -213,15 +250,38 @@ mod tests {
     fn example() -> Vec<u8> {
         let strings = b"\0s\0a\0b\0c\0d\0";
         let mut types = Vec::new();
-        let mut put = |words: &[u32]| words.iter().for_each(|w| types.extend_from_slice(&w.to_ne_bytes()));
+        let mut put = |words: &[u32]| {
+            words
+                .iter()
+                .for_each(|w| types.extend_from_slice(&w.to_ne_bytes()))
+        };
         put(&[0, 1 << 24, 4, 32]); // 1: int
         put(&[0, (KIND_STRUCT << 24) | 1, 4, 7, 1, 0]); // 2: anonymous struct { c }
         put(&[0, (KIND_UNION << 24) | 2, 4, 5, 1, 0, 0, 2, 0]); // 3: anonymous union { b; 2 }
-        put(&[1, (1 << 31) | (KIND_STRUCT << 24) | 3, 12, 3, 1, 0, 0, 3, 32, 9, 1, (3 << 24) | 67]); // 4: s
+        put(&[
+            1,
+            (1 << 31) | (KIND_STRUCT << 24) | 3,
+            12,
+            3,
+            1,
+            0,
+            0,
+            3,
+            32,
+            9,
+            1,
+            (3 << 24) | 67,
+        ]); // 4: s
         let mut raw = Vec::new();
         raw.extend_from_slice(&0xeb9f_u16.to_ne_bytes());
         raw.extend_from_slice(&[1, 0]);
-        for word in [24, 0, types.len() as u32, types.len() as u32, strings.len() as u32] {
+        for word in [
+            24,
+            0,
+            types.len() as u32,
+            types.len() as u32,
+            strings.len() as u32,
+        ] {
             raw.extend_from_slice(&word.to_ne_bytes());
         }
         raw.extend_from_slice(&types);

@@ -25,8 +25,12 @@ pub struct Layout {
 /// use it to see that one missing field disables one probe.
 #[must_use]
 pub fn layout(btf: &Btf<'_>, bogus: Option<Field>) -> Layout {
-    let mut layout =
-        Layout { offsets: Offsets::UNSET, missing: BTreeMap::new(), iowait_mask: 1, rss_stride: 8 };
+    let mut layout = Layout {
+        offsets: Offsets::UNSET,
+        missing: BTreeMap::new(),
+        iowait_mask: 1,
+        rss_stride: 8,
+    };
     for field in Field::ALL {
         let mut why = String::new();
         let bogus_path;

@@ -9,9 +9,9 @@ use aya::{
     Btf, Ebpf,
     programs::{
         BtfTracePoint, Iter, PerfEvent, Program, ProgramError, RawTracePoint,
-        tp_btf::BtfTracePointLink,
         perf_event::{PerfEventConfig, PerfEventLink, PerfEventScope, SamplePolicy, SoftwareEvent},
         raw_trace_point::RawTracePointLink,
+        tp_btf::BtfTracePointLink,
     },
 };
 
@@ -30,13 +30,17 @@ enum Link {
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program> {
-    ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))
+    ebpf.program_mut(name)
+        .with_context(|| format!("the object has no program {name}"))
 }
 
 /// The last lines of a refusal, which is where the verifier says why.
 fn refusal(error: &ProgramError) -> String {
     match error {
-        ProgramError::LoadError { io_error, verifier_log } => {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
             let log = verifier_log.to_string();
             let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
             let tail = lines[lines.len().saturating_sub(4)..].join(" | ");
@@ -69,7 +73,10 @@ pub(super) fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<(), (Verdi
                     other => return other.map_err(broken),
                 }
             }
-            Err((Verdict::Unsupported, format!("this kernel has no BTF tracepoint {}", names.join(" or "))))
+            Err((
+                Verdict::Unsupported,
+                format!("this kernel has no BTF tracepoint {}", names.join(" or ")),
+            ))
         }
         Attach::RawTp(_) => {
             let program: &mut RawTracePoint = program.try_into().map_err(broken)?;
@@ -82,7 +89,10 @@ pub(super) fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<(), (Verdi
         Attach::Iter(target) => {
             let program: &mut Iter = program.try_into().map_err(broken)?;
             program.load(target, btf).map_err(|error| match error {
-                ProgramError::Btf(_) => (Verdict::Unsupported, format!("this kernel has no BPF iterator {target}")),
+                ProgramError::Btf(_) => (
+                    Verdict::Unsupported,
+                    format!("this kernel has no BPF iterator {target}"),
+                ),
                 other => broken(other),
             })
         }
@@ -151,6 +161,10 @@ pub(super) fn visit(ebpf: &mut Ebpf, name: &str) -> Result<()> {
     let id = program.attach()?;
     let mut file = program.take_link(id)?.into_file()?;
     let mut buffer = [0; 4096];
-    while file.read(&mut buffer).with_context(|| format!("read the iterator {name}"))? > 0 {}
+    while file
+        .read(&mut buffer)
+        .with_context(|| format!("read the iterator {name}"))?
+        > 0
+    {}
     Ok(())
 }

@@ -97,13 +97,21 @@ impl Loaded {
             round: 0,
             cpu_period_ns: 1_000_000_000 / env.cpu_hz.max(1),
         };
-        let mut loaded = Self { ebpf, env, statuses: Vec::new(), links: attach::Links::default(), tuning };
+        let mut loaded = Self {
+            ebpf,
+            env,
+            statuses: Vec::new(),
+            links: attach::Links::default(),
+            tuning,
+        };
         loaded.set_tuning(|_| ())?;
         for probe in probes::ALL {
             let status = loaded.start(probe, &btf);
             match status.verdict {
                 Verdict::Ok => tracing::debug!(probe = probe.name, "attached"),
-                Verdict::Disabled => tracing::info!(probe = probe.name, reason = status.reason, "probe disabled"),
+                Verdict::Disabled => {
+                    tracing::info!(probe = probe.name, reason = status.reason, "probe disabled");
+                }
                 _ => tracing::warn!(
                     probe = probe.name,
                     verdict = status.verdict.as_str(),
@@ -129,7 +137,10 @@ impl Loaded {
         }
         for (field, why) in self.env.layout.missing.values() {
             if probe.fields.contains(field) {
-                return status(Verdict::Unsupported, format!("this kernel lacks a field that it reads: {why}"));
+                return status(
+                    Verdict::Unsupported,
+                    format!("this kernel lacks a field that it reads: {why}"),
+                );
             }
         }
         for hook in probe.hooks {
@@ -167,7 +178,9 @@ impl Loaded {
     /// Whether a probe could be loaded and attached.
     #[must_use]
     pub fn works(&self, probe: &str) -> bool {
-        self.statuses.iter().any(|status| status.probe == probe && status.verdict == Verdict::Ok)
+        self.statuses
+            .iter()
+            .any(|status| status.probe == probe && status.verdict == Verdict::Ok)
     }
 
     /// Attaches (`true`) or detaches a probe that works.
@@ -179,7 +192,10 @@ impl Loaded {
             self.links.detach(name);
             return Ok(());
         }
-        let probe = probes::ALL.iter().find(|probe| probe.name == name).context("no such probe")?;
+        let probe = probes::ALL
+            .iter()
+            .find(|probe| probe.name == name)
+            .context("no such probe")?;
         self.attach(probe)
     }
 
@@ -191,8 +207,11 @@ impl Loaded {
     /// Changes the knobs of the kernel side.
     pub fn set_tuning(&mut self, change: impl FnOnce(&mut Tuning)) -> Result<()> {
         change(&mut self.tuning);
-        let mut map: Array<_, Plain<Tuning>> =
-            Array::try_from(self.ebpf.map_mut("TUNING").context("the object has no map TUNING")?)?;
+        let mut map: Array<_, Plain<Tuning>> = Array::try_from(
+            self.ebpf
+                .map_mut("TUNING")
+                .context("the object has no map TUNING")?,
+        )?;
         map.set(0, Plain(self.tuning), 0)?;
         Ok(())
     }
@@ -231,20 +250,26 @@ impl Loaded {
 
 /// Fills the tables that the programs read.
 fn prepare(ebpf: &mut Ebpf, env: &Environment) -> Result<()> {
-    let mut free: Queue<_, u32> =
-        Queue::try_from(ebpf.map_mut("FREE_SLOTS").context("the object has no map FREE_SLOTS")?)?;
+    let mut free: Queue<_, u32> = Queue::try_from(
+        ebpf.map_mut("FREE_SLOTS")
+            .context("the object has no map FREE_SLOTS")?,
+    )?;
     for id in SLOT_FIRST..MAX_SLOTS {
         free.push(id, 0).context("fill the list of free slots")?;
     }
-    let mut classes: Array<_, u32> =
-        Array::try_from(ebpf.map_mut("WAIT_CLASSES").context("the object has no map WAIT_CLASSES")?)?;
+    let mut classes: Array<_, u32> = Array::try_from(
+        ebpf.map_mut("WAIT_CLASSES")
+            .context("the object has no map WAIT_CLASSES")?,
+    )?;
     for (nr, name) in &env.syscalls {
         if u32::from(*nr) < MAX_SYSCALLS {
             classes.set(u32::from(*nr), class_of(name), 0)?;
         }
     }
-    let mut table: Array<_, u32> =
-        Array::try_from(ebpf.map_mut("WAIT_QUANTILES").context("the object has no map WAIT_QUANTILES")?)?;
+    let mut table: Array<_, u32> = Array::try_from(
+        ebpf.map_mut("WAIT_QUANTILES")
+            .context("the object has no map WAIT_QUANTILES")?,
+    )?;
     for (i, value) in (0u32..).zip(quantiles()) {
         table.set(i, value, 0)?;
     }

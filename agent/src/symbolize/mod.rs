@@ -34,8 +34,9 @@ pub use stats::{Outcome, SymbolizeStats};
 
 /// What later stages need of earlier ones: stages import only their neighbour.
 pub use crate::attribute::{
-    AttributedTick, Cause, ConnFailure, ConnTotals, Direction, DiskOp, DiskTotals, FdKind, HISTOGRAM_BUCKETS, Histogram,
-    MemoryKind, Peer, Service, ServiceInfo, SlotId, StackDetail, StackKind, StackSample, SyscallTotals, Totals,
+    AttributedTick, Cause, ConnFailure, ConnTotals, Direction, DiskOp, DiskTotals, FdKind, HISTOGRAM_BUCKETS,
+    Histogram, MemoryKind, Peer, Service, ServiceInfo, SlotId, StackDetail, StackKind, StackSample,
+    SyscallTotals, Totals,
 };
 
 /// A shared, resolved stack.

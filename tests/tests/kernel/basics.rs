@@ -75,7 +75,13 @@ fn fsync_and_cold_reads_are_disk_time() -> Result<()> {
         let (timed, cpu) = (seconds("disk_seconds")?, seconds("cpu_seconds")?);
         let got = agent.settled()?.sum("tieback_wait_seconds_total", &labels) - before;
         // The loop's own timing holds its copying too, which is no waiting.
-        assert_within!(got + cpu, timed, 0.02, "{} waited {got:.4} s, {cpu:.4} s of CPU", args[0]);
+        assert_within!(
+            got + cpu,
+            timed,
+            0.02,
+            "{} waited {got:.4} s, {cpu:.4} s of CPU",
+            args[0]
+        );
     }
     Ok(())
 }
