@@ -29,8 +29,8 @@ macro_rules! offsets {
             /// Every field.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
-            /// Paths through BTF, the first that exists wins: `struct.member.member`, `[]` steps into an array's
-            /// element type, a `+N` at the end adds N bytes.
+            /// Paths through BTF, the first that exists wins: `struct.member.member`; brackets after a member step into an
+            /// array's element type, a `+N` at the end adds N bytes.
             #[must_use]
             pub const fn paths(self) -> &'static [&'static str] {
                 match self { $(Self::$variant => &$paths,)+ }

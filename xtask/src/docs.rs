@@ -1,6 +1,7 @@
 //! `cargo xtask docs`: rustdoc without warnings, and the README's generated tables.
 
 use crate::{command, workspace};
+use agent_ebpf::probe::Attach;
 use anyhow::{Context as _, Result, bail};
 use std::fs;
 
@@ -20,7 +21,37 @@ struct Part {
 }
 
 /// Every generated part. Each must have its place in the README.
-const PARTS: &[Part] = &[];
+const PARTS: &[Part] = &[Part {
+    name: "probes",
+    content: probes,
+}];
+
+/// The table of probes, from their descriptions.
+fn probes() -> String {
+    let mut table = String::from("| probe | measures | hooks | metrics |\n|---|---|---|---|\n");
+    for probe in agent_ebpf::probes::ALL {
+        let hooks: Vec<String> = probe.hooks.iter().map(|hook| attach(hook.attach)).collect();
+        let metrics: Vec<String> = probe.metrics.iter().map(|name| format!("`{name}`")).collect();
+        table += &format!(
+            "| `{}` | {} | {} | {} |\n",
+            probe.name,
+            probe.help,
+            hooks.join(", "),
+            metrics.join(", ")
+        );
+    }
+    table
+}
+
+fn attach(attach: Attach) -> String {
+    match attach {
+        Attach::TpBtf(names) => format!("BTF tracepoint {}", names.join(" or ")),
+        Attach::RawTp(name) => format!("raw tracepoint {name}"),
+        Attach::CpuClock => "CPU clock".to_owned(),
+        Attach::MinorFaults => "minor page faults".to_owned(),
+        Attach::Iter(target) => format!("iterator over {target}, on each tick"),
+    }
+}
 
 /// Builds, then generates or compares.
 pub(crate) fn run(args: &Args) -> Result<()> {

@@ -179,9 +179,9 @@ mod tests {
                 let length = ((if is_long { 50e6 } else { 20e3 }) * (0.5 + uniform())) as u64;
                 let expect = forecast[usize::from(is_long)];
                 if is_long {
-                    truth_long += length as f64
+                    truth_long += length as f64;
                 } else {
-                    truth_short += length as f64
+                    truth_short += length as f64;
                 }
                 if expect >= credit {
                     credit = draw(uniform());

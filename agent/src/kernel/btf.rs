@@ -253,7 +253,7 @@ mod tests {
         let mut put = |words: &[u32]| {
             words
                 .iter()
-                .for_each(|w| types.extend_from_slice(&w.to_ne_bytes()))
+                .for_each(|w| types.extend_from_slice(&w.to_ne_bytes()));
         };
         put(&[0, 1 << 24, 4, 32]); // 1: int
         put(&[0, (KIND_STRUCT << 24) | 1, 4, 7, 1, 0]); // 2: anonymous struct { c }

@@ -38,7 +38,7 @@ pub struct SymbolizerConfig {
 impl Default for SymbolizerConfig {
     fn default() -> Self {
         Self {
-            proc: PathBuf::from("/proc"),
+            proc: PathBuf::from("/").join("proc"),
             max_file_bytes: 512 << 20,
             max_image_bytes: 48 << 20,
             max_images_bytes: 64 << 20,

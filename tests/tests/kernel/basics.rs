@@ -22,7 +22,13 @@ fn exact_mode_counts_every_call_and_errno() -> Result<()> {
         let [old, new] = [&before, &scrape].map(|at| at.sum("tieback_syscall_errors_total", &labels));
         assert_eq!(new - old, 1000.0, "{errno}");
     }
-    assert_eq!(scrape.sum("tieback_lost_total", &[]), 0.0, "lost");
+    for probe in ["syscall", "ring"] {
+        assert_eq!(
+            scrape.sum("tieback_lost_total", &[("probe", probe)]),
+            0.0,
+            "lost by {probe}"
+        );
+    }
     Ok(())
 }
 

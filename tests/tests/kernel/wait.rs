@@ -42,8 +42,7 @@ fn each_wait_has_its_cause() -> Result<()> {
         ("flock", "lock"),
         ("epoll", "idle"),
         ("accept", "idle"),
-        ("condvar", "idle"),
-        ("pthread-condvar", "idle"),
+        ("wait4", "idle"),
     ];
     for (kind, cause) in kinds {
         let (service, truth, scrape) = observe(&agent, &["wait", kind])?;

@@ -15,7 +15,7 @@ const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("telemetry", &[]),
     ("kernel", &["agent_ebpf", "host", "telemetry"]),
     ("load", &["agent_ebpf", "aya", "host", "kernel", "telemetry"]),
-    ("decode", &["agent_ebpf", "load", "telemetry"]),
+    ("decode", &["agent_ebpf", "aya", "load", "telemetry"]),
     ("signals", &["decode", "host", "telemetry"]),
     ("attribute", &["decode", "host", "signals", "telemetry"]),
     ("symbolize", &["attribute", "host", "telemetry"]),

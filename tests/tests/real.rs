@@ -1,0 +1,82 @@
+//! Real programs, measured by Tieback and by an independent tool. Needs root.
+
+use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use tieback_tests::agent::Agent;
+use tieback_tests::program::unique_service;
+
+const DD: [&str; 4] = ["if=/dev/zero", "of=/dev/null", "bs=1", "count=50000"];
+
+/// Calls by name as `strace -c` counts them.
+fn strace() -> Result<BTreeMap<String, f64>> {
+    let file = tempfile::NamedTempFile::new()?;
+    let status = Command::new("strace")
+        .args(["-f", "-c", "-o"])
+        .arg(file.path())
+        .arg("dd")
+        .args(DD)
+        .stderr(Stdio::null())
+        .status()
+        .context("start strace")?;
+    ensure!(status.success(), "strace failed");
+    let table = std::fs::read_to_string(file.path())?;
+    let mut calls = BTreeMap::new();
+    for line in table.lines() {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        if let [_, _, _, count, .., name] = fields[..]
+            && let Ok(count) = count.parse()
+        {
+            calls.insert(name.to_owned(), count);
+        }
+    }
+    Ok(calls)
+}
+
+#[test]
+fn dd_makes_the_calls_that_strace_counts() -> Result<()> {
+    let truth = strace()?;
+    ensure!(
+        truth.get("read").is_some_and(|count| *count >= 50_000.0),
+        "strace saw no reads"
+    );
+    let agent = Agent::start(&["--syscall-mode", "exact"])?;
+    let service = unique_service("dd");
+    // The shell waits until it is known, so that dd starts as a child of a known service.
+    let status = Command::new("dd")
+        .args(DD)
+        .env("OTEL_SERVICE_NAME", &service)
+        .stderr(Stdio::null())
+        .status()?;
+    ensure!(status.success(), "dd failed");
+    let label = ("service_name", service.as_str());
+    let scrape = agent.wait_for("dd's calls", |scrape| {
+        scrape.sum("tieback_syscalls_total", &[label]) > 100_000.0
+    })?;
+    for name in ["read", "write", "openat", "dup2"] {
+        let got = scrape.sum("tieback_syscalls_total", &[label, ("syscall", name)]);
+        assert_eq!(Some(&got), truth.get(name), "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn promtool_finds_nothing_wrong() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    agent.settled()?;
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("start promtool")?;
+    let text = agent.get("/metrics")?;
+    ensure!(text.contains("tieback_wait_seconds_total"), "no waits");
+    std::io::Write::write_all(&mut promtool.stdin.take().context("no stdin")?, text.as_bytes())?;
+    let output = promtool.wait_with_output()?;
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert!(output.status.success());
+    Ok(())
+}
