@@ -5,11 +5,25 @@
 #![no_std]
 #![cfg_attr(
     target_arch = "bpf",
+    feature(core_intrinsics),
     expect(
         internal_features,
         reason = "the non-returning atomic add exists as an intrinsic only"
-    ),
-    feature(core_intrinsics)
+    )
+)]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(
+        clippy::needless_pass_by_value,
+        reason = "aya's attributes want contexts by value"
+    )
+)]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(
+        clippy::needless_borrows_for_generic_args,
+        reason = "a key or value by value is one more copy on a stack of 512 bytes"
+    )
 )]
 
 #[cfg(target_arch = "bpf")]

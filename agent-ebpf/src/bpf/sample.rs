@@ -150,6 +150,7 @@ fn user_stack(scratch: *mut Scratch, regs: Regs) -> (u32, u32) {
     };
     // SAFETY: the helper checks the address; the destination has `COPY` bytes.
     let copy = unsafe { (&raw mut (*scratch).copy).cast::<c_void>() };
+    // SAFETY: as above.
     if unsafe { raw_probe_read_user(copy, COPY as u32, sp as *const c_void) } == 0 {
         walk.copied = COPY as u64;
     }

@@ -127,12 +127,9 @@ pub(crate) fn slot(id: u32) -> Option<*mut Slot> {
 /// Gives a process a slot of its own; the parent's where none is free.
 #[inline(always)]
 pub(crate) fn open_slot(task: Kernel, tgid: u32, parent: u32, program: Program) -> u32 {
-    let id = match FREE_SLOTS.pop() {
-        Ok(Some(id)) => id,
-        _ => {
-            lost(program, Lost::Slots);
-            return if parent == SLOT_NONE { SLOT_KERNEL } else { parent };
-        }
+    let Ok(Some(id)) = FREE_SLOTS.pop() else {
+        lost(program, Lost::Slots);
+        return if parent == SLOT_NONE { SLOT_KERNEL } else { parent };
     };
     if let Some(slot) = slot(id) {
         // SAFETY: a map value that only this program owns until the id is used.

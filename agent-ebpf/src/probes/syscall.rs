@@ -79,7 +79,7 @@ mod bpf {
         }
         // SAFETY: the helper has no preconditions.
         let random = u64::from(unsafe { bpf_get_prandom_u32() });
-        (random * u64::from(2 * every - 1) >> 32) as u32
+        ((random * u64::from(2 * every - 1)) >> 32) as u32
     }
 
     #[btf_tracepoint(function = "sys_exit")]
@@ -106,7 +106,7 @@ mod bpf {
             time(&key, now().saturating_sub(t.sys_at));
             t.sys_at = 0;
         }
-        if ret < 0 && ret >= -4095 {
+        if (-4095..0).contains(&ret) {
             key.errno = -ret as u16;
             count(&key);
         }
@@ -159,7 +159,7 @@ mod bpf {
     fn time(key: &SyscallKey, ns: u64) {
         if SYSCALL_HISTS.get_ptr_mut(key).is_none() {
             let zero = Hist { buckets: [0; BUCKETS], sum_ns: 0 };
-            let _ = SYSCALL_HISTS.insert(key, &zero, 1);
+            let _ = SYSCALL_HISTS.insert(key, zero, 1);
         }
         match SYSCALL_HISTS.get_ptr_mut(key) {
             Some(hist) => observe(hist, ns),

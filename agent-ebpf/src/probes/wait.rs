@@ -196,7 +196,7 @@ mod bpf {
         let next = WAIT_QUANTILES.get((random & 1023) + 1).copied().unwrap_or(0);
         // Between two quantiles a straight line is exact to 1e-3; the low bits of the draw choose the point on it.
         let fraction = u64::from(random >> 10 & 0xffff);
-        let value = u64::from(quantile) - (u64::from(quantile.saturating_sub(next)) * fraction >> 16);
+        let value = u64::from(quantile) - ((u64::from(quantile.saturating_sub(next)) * fraction) >> 16);
         ((value * u64::from(tuning.wait_mean)) >> 16).min(u64::from(u32::MAX)) as u32
     }
 

@@ -15,7 +15,7 @@ pub const EVENT_CLOSED: u32 = 2;
 pub const EVENT_EXITED: u32 = 3;
 /// [`WaitDone::kind`].
 pub const EVENT_WAIT_DONE: u32 = 4;
-/// [`StackEvent::kind`].
+/// [`StackHeader::kind`].
 pub const EVENT_STACK: u32 = 5;
 
 /// Life of slots and processes.

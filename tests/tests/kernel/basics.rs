@@ -70,22 +70,30 @@ fn fsync_and_cold_reads_are_disk_time() -> Result<()> {
     let path = dir.path().join("file");
     std::fs::write(&path, vec![7; 64 << 20])?;
     let path = path.to_str().context("path")?;
-    for args in [&["cold-read", path][..], &["fsync", path]] {
+    // The cold read takes 30 ms on a fast disk, of which a tick of the scheduler is already several percent.
+    for (args, tolerance) in [(&["cold-read", path][..], 0.1), (&["fsync", path], 0.02)] {
         let (mut program, _) = Program::start(args)?;
         agent.wait_for_service(&program.service)?;
-        let service = ("service_name", program.service.clone());
-        let labels = [(service.0, service.1.as_str()), ("cause", "disk")];
-        let before = agent.settled()?.sum("tieback_wait_seconds_total", &labels);
+        let service = program.service.clone();
+        let waited = |scrape: &tieback_tests::metrics::Scrape, cause| {
+            scrape.sum(
+                "tieback_wait_seconds_total",
+                &[("service_name", service.as_str()), ("cause", cause)],
+            )
+        };
+        let before = agent.settled()?;
         let truth = program.finish()?;
+        let after = agent.settled()?;
         let seconds = |name: &str| truth[name].as_f64().with_context(|| format!("no {name}"));
         let (timed, cpu) = (seconds("disk_seconds")?, seconds("cpu_seconds")?);
-        let got = agent.settled()?.sum("tieback_wait_seconds_total", &labels) - before;
-        // The loop's own timing holds its copying too, which is no waiting.
+        let disk = waited(&after, "disk") - waited(&before, "disk");
+        let runqueue = waited(&after, "runqueue") - waited(&before, "runqueue");
+        // The loop's own timing also holds its copying, and the queue for a CPU after the disk was done.
         assert_within!(
-            got + cpu,
+            disk + runqueue + cpu,
             timed,
             0.02,
-            "{} waited {got:.4} s, {cpu:.4} s of CPU",
+            "{}: disk {disk:.4}, cpu {cpu:.4}",
             args[0]
         );
     }
