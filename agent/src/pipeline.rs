@@ -273,7 +273,12 @@ impl Reader {
         while let Some(record) = self.ring.next() {
             match self.events.decode(&record) {
                 Some(Event::Sample(sample)) => {
-                    let result = if sample.truncated { "truncated" } else { "ok" };
+                    let result = match (sample.truncated, sample.user.len()) {
+                        (false, _) => "ok",
+                        // Not even the caller was found: the code was compiled without frame pointers.
+                        (true, 0 | 1) => "no_frame_pointer",
+                        (true, _) => "truncated",
+                    };
                     *self.unwind.entry(result.to_owned()).or_default() += 1;
                     self.samples.push(sample);
                 }

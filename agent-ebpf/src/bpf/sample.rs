@@ -15,11 +15,10 @@ use aya_ebpf::{
 use core::ffi::c_void;
 
 use super::{
-    count::lost,
     state::send,
     task::{Regs, current},
 };
-use crate::wire::{EVENT_STACK, KERNEL_FRAMES, Lost, Program, StackHeader, StackKind, USER_FRAMES};
+use crate::wire::{EVENT_STACK, KERNEL_FRAMES, Program, StackHeader, StackKind, USER_FRAMES};
 
 /// Bytes of stack copied at once.
 const COPY: usize = 2048;
@@ -173,9 +172,6 @@ pub(crate) fn take(ctx: *mut c_void, what: &What) {
         return;
     };
     let (user_len, truncated) = user_stack(scratch, Regs::of(current()));
-    if user_len <= 1 && truncated != 0 {
-        lost(what.program, Lost::StackRead);
-    }
     let user_len = user_len.min(USER_FRAMES as u32);
     let mut kernel_len = 0;
     if what.kernel {

@@ -100,8 +100,6 @@ index_enum! {
         Requests = "requests_full",
         /// An event that could not be matched with its beginning.
         Unmatched = "unmatched",
-        /// The user stack could not be read.
-        StackRead = "stack_unreadable",
     }
 }
 

@@ -56,18 +56,18 @@ pub fn fsync_loop(path: &Path, times: u32) -> Result<()> {
     )
 }
 
-/// Reads a file that is not in the page cache, in `chunk` bytes a call, and times the calls.
+/// Reads a file that is not in the page cache, in `chunk` bytes a call and without read-ahead, and times the calls.
 pub fn cold_read(path: &Path, chunk: usize) -> Result<()> {
     let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     drop_cache(&file)?;
+    fadvise(&file, 0, None, Advice::Random)?;
     let mut buffer = vec![0; chunk];
     gate::step("ready", &json!({}))?;
-    let mut ran = 0.0;
     let (mut took, mut bytes, mut calls) = (Duration::ZERO, 0u64, 0u64);
+    let cpu = thread_cpu();
     loop {
-        let (start, cpu) = (Instant::now(), thread_cpu());
+        let start = Instant::now();
         let got = read_cold(file.as_fd(), &mut buffer);
-        ran += thread_cpu() - cpu;
         took += start.elapsed();
         ensure!(got >= 0, "read failed: {got}");
         if got == 0 {
@@ -76,6 +76,7 @@ pub fn cold_read(path: &Path, chunk: usize) -> Result<()> {
         bytes += got as u64;
         calls += 1;
     }
+    let ran = thread_cpu() - cpu;
     gate::truth(
         &json!({ "disk_seconds": took.as_secs_f64(), "cpu_seconds": ran, "read_bytes": bytes, "calls": calls }),
     )
