@@ -214,7 +214,7 @@ pub(crate) fn raw(ctx: &impl EbpfContext) -> *mut c_void {
 
 /// A hash of where a thread blocks: the place in the code and the depth of its stack.
 #[inline(always)]
-pub(crate) fn site(regs: Regs, nr: i32) -> u64 {
+pub(crate) fn site(regs: Regs, nr: i32) -> u8 {
     let mixed = (regs.ip() ^ regs.sp().rotate_left(21) ^ nr as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    mixed >> 61
+    (mixed >> 56) as u8
 }

@@ -60,6 +60,7 @@ mod bpf {
         },
         classes::{CLASS_DISK, CLASS_FD, CLASS_IDLE, CLASS_IPC, CLASS_LOCK, CLASS_SLEEP},
         wire::{
+            FORECAST_BITS, FORECAST_MAX,
             Cause, EVENT_EXITED, EVENT_WAIT_DONE, Lost, MAX_SLOTS, MAX_SYSCALLS, Program, SITES,
             SLOT_KERNEL, STATE_NEW, STATE_OFF, STATE_ON, STATE_UNSEEN, SlotEvent, StackKind, Thread, Tuning,
             WaitDone, WaitHists,
@@ -155,9 +156,7 @@ mod bpf {
             return;
         }
         let Some(tuning) = tuning() else { return };
-        let site = sample::site(regs, nr) as usize & (SITES - 1);
-        t.site = site as u8;
-        let forecast = t.forecast[site];
+        let forecast = forecast(t, sample::site(regs, nr));
         let expect = if forecast == 0 { FIRST_FORECAST } else { forecast };
         if t.credit_epoch != tuning.epoch {
             // Exponential thresholds have no memory, so a new draw at any time keeps the sampling unbiased.
@@ -185,6 +184,35 @@ mod bpf {
             kernel: true,
         };
         sample::take(sample::raw(ctx), &what);
+    }
+
+    /// Finds the thread's forecast for a blocking place and notes where it is; 0 for a new place. A place has an entry
+    /// of its own (but for one in 256): were a rare long wait and a frequent short one to share a forecast, the long one
+    /// would hardly be chosen, and the few times it is would weigh far too much.
+    #[inline(always)]
+    fn forecast(t: &mut Thread, tag: u8) -> u32 {
+        let mut empty = SITES;
+        let mut at = 0;
+        while at < SITES {
+            let entry = t.forecast[at];
+            if entry == 0 {
+                empty = at;
+                break;
+            }
+            if entry >> FORECAST_BITS == u32::from(tag) {
+                t.site = at as u8;
+                return entry & FORECAST_MAX;
+            }
+            at += 1;
+        }
+        if empty == SITES {
+            // SAFETY: the helper has no preconditions.
+            empty = unsafe { bpf_get_prandom_u32() } as usize;
+        }
+        let at = empty & (SITES - 1);
+        t.site = at as u8;
+        t.forecast[at] = u32::from(tag) << FORECAST_BITS;
+        0
     }
 
     /// An exponential threshold with the mean of the tuning.
@@ -292,9 +320,11 @@ mod bpf {
             return;
         }
         let site = t.site as usize & (SITES - 1);
-        let length = (blocked >> 10).clamp(1, u64::from(u32::MAX >> 2)) as u32;
-        let old = t.forecast[site];
-        t.forecast[site] = if old == 0 { length } else { (old - old / 4 + length / 4).max(1) };
+        let length = (blocked >> 10).clamp(1, u64::from(FORECAST_MAX)) as u32;
+        let entry = t.forecast[site];
+        let old = entry & FORECAST_MAX;
+        let new = if old == 0 { length } else { (old - old / 4 + length / 4).max(1) };
+        t.forecast[site] = entry & !FORECAST_MAX | new;
         if t.sample != 0 {
             emit(
                 &WaitDone {

@@ -6,6 +6,10 @@ use super::{Cause, ConnFailure, FdKind, MemoryKind};
 pub const BUCKETS: usize = 28;
 /// Forecast entries of a thread's blocking places.
 pub const SITES: usize = 8;
+/// Bits of a forecast entry that hold the forecast; the place's tag is above them.
+pub const FORECAST_BITS: u32 = 24;
+/// Highest forecast: 17 s, beyond any threshold.
+pub const FORECAST_MAX: u32 = (1 << FORECAST_BITS) - 1;
 /// Slots at most; a power of two, because a slot id's low bits are its index.
 pub const MAX_SLOTS: u32 = 4096;
 /// Slot of nothing: the thread was never seen.
@@ -52,7 +56,7 @@ pub struct Thread {
     pub credit: u32,
     /// [`Tuning::epoch`] that `credit` was drawn in.
     pub credit_epoch: u32,
-    /// Moving averages of the wait by blocking place, same unit.
+    /// Moving averages of the wait by blocking place, same unit: the place's tag above [`FORECAST_BITS`].
     pub forecast: [u32; SITES],
     /// Anonymous pages of the process at its last fault (leaders only).
     pub anon_pages: i64,

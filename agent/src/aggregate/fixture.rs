@@ -70,6 +70,7 @@ pub(crate) fn sample(
         kind,
         detail,
         weight,
+        own: 0.0,
         stack,
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct Claim {
     pub(super) stack: SharedStack,
     pub(super) detail: StackDetail,
     pub(super) weight: f64,
+    /// The part of `weight` that was measured, not estimated.
+    pub(super) own: f64,
 }
 
 impl Claim {
@@ -93,16 +95,28 @@ impl Ledger {
         settled
     }
 
-    /// Shares `target` out by weight, to the unit.
+    /// Shares `target` out, to the unit.
+    ///
+    /// What is scaled is the estimated part of each weight: a wait so long that it was certain to be sampled stands
+    /// for itself and takes no part of the error of those that were chosen by lot. (Scaling whole weights is a ratio
+    /// estimator, biased towards the lottery by some percent where a tick has few samples; see Särndal, Swensson and
+    /// Wretman, Model Assisted Survey Sampling, 6.5, for this calibration of weights.)
     fn credit(&mut self, target: u64, weight: f64, rule: Rule, settled: &mut Settled) {
+        let own: f64 = self.pending.iter().map(|(claim, _)| claim.own).sum();
+        let estimated = weight - own;
+        let (measured, scale) = if estimated > 1e-9 * weight && own < target as f64 {
+            (1.0, (target as f64 - own) / estimated)
+        } else {
+            (0.0, target as f64 / weight)
+        };
         let (mut seen, mut given) = (0.0, 0);
         let last = self.pending.len() - 1;
         for (at, (claim, _)) in self.pending.iter().enumerate() {
-            seen += claim.weight;
+            seen += measured * claim.own + scale * (claim.weight - measured * claim.own);
             let upto = if at == last {
                 target
             } else {
-                ((target as f64 * (seen / weight)) as u64).min(target)
+                (seen as u64).clamp(given, target)
             };
             settled.credits.push((claim.clone(), upto - given));
             given = upto;
@@ -166,6 +180,7 @@ mod tests {
             stack: stack(function, false),
             detail: StackDetail::None,
             weight,
+            own: 0.0,
         }
     }
 
@@ -183,6 +198,24 @@ mod tests {
         let settled = ledger.settle(1001, Rule::Scale, vec![claim("a", 3.0), claim("b", 1.0)], 2);
         assert_eq!(amounts(&settled), [("a".into(), 750), ("b".into(), 251)]);
         assert!(ledger.is_empty());
+    }
+
+    #[test]
+    fn what_was_measured_is_not_scaled() {
+        let mut ledger = Ledger::default();
+        let certain = Claim {
+            own: 50.0,
+            ..claim("long", 50.0)
+        };
+        let lot = Claim {
+            own: 1.0,
+            ..claim("short", 101.0)
+        };
+        let settled = ledger.settle(100, Rule::Scale, vec![certain.clone(), lot.clone()], 2);
+        assert_eq!(amounts(&settled), [("long".into(), 50), ("short".into(), 50)]);
+        // More was measured than the total holds: nothing is left but to scale it all.
+        let settled = ledger.settle(30, Rule::Scale, vec![certain, lot], 2);
+        assert_eq!(amounts(&settled), [("long".into(), 9), ("short".into(), 21)]);
     }
 
     #[test]

@@ -88,6 +88,7 @@ impl ServiceState {
                 stack: sample.stack,
                 detail,
                 weight: sample.weight,
+                own: sample.own,
             });
         }
         for group in exact.keys().chain(claims.keys()) {

@@ -68,6 +68,7 @@ impl Events {
                     return None;
                 };
                 sample.weight = wait_weight(done.blocked_ns, done.expect, done.mean);
+                sample.own = done.blocked_ns as f64;
                 return Some(Event::Sample(sample));
             }
             EVENT_STACK => {
@@ -144,6 +145,7 @@ fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample)> {
         kind,
         detail,
         weight: header.weight as f64,
+        own: 0.0,
         user,
         kernel,
         truncated: header.truncated != 0,

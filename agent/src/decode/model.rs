@@ -147,6 +147,9 @@ pub struct StackSample {
     pub detail: StackDetail,
     /// Nanoseconds, calls, bytes or connections that this sample stands for.
     pub weight: f64,
+    /// The part of `weight` that was measured on this very event, 0 where a sample is one of many alike. Scaling to
+    /// an exact total never touches it.
+    pub own: f64,
     /// User return addresses, innermost first.
     pub user: Vec<u64>,
     /// Kernel return addresses, innermost first.

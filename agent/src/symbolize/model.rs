@@ -59,6 +59,8 @@ pub struct SymbolizedSample {
     pub detail: StackDetail,
     /// Weight in the unit of the kind.
     pub weight: f64,
+    /// The part of `weight` that was measured on this very event.
+    pub own: f64,
     /// The stack.
     pub stack: SharedStack,
 }

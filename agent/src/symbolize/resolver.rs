@@ -126,6 +126,7 @@ impl Symbolizer {
             kind: sample.kind,
             detail: sample.detail,
             weight: sample.weight,
+            own: sample.own,
             stack,
         }
     }

@@ -28,6 +28,7 @@ fn sample(pid: u32, user: Vec<u64>) -> (StackSample, Arc<Service>) {
         kind: StackKind::Wait,
         detail: StackDetail::Wait(Cause::Lock, Some(202)),
         weight: 5.0,
+        own: 0.0,
         user,
         kernel: Vec::new(),
         truncated: false,
