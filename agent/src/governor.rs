@@ -21,19 +21,26 @@ const LEAST: f64 = 0.02;
 /// Share of the budget that system calls may take.
 const SHARE: f64 = 0.5;
 
+/// A duty this far below all of the time is left only when there is this much room in the budget.
+const HYSTERESIS: f64 = 1.3;
+
 /// Decides when the system call hooks are attached.
 pub struct Governor {
     mode: SyscallMode,
     costs: Costs,
     cpus: usize,
     limit: f64,
+    /// Share of the time that system calls are to be counted.
     duty: f64,
     period_began: Instant,
-    on_at: Instant,
-    off_at: Instant,
-    on: bool,
-    changed: Instant,
-    on_time: Duration,
+    /// When to look again.
+    next: Instant,
+    /// Calls are rated since then.
+    rated: Instant,
+    /// Since when calls are counted.
+    open: Option<Instant>,
+    /// Time of this tick in which calls were counted, up to the last closing or tick.
+    counted: Duration,
     tick_began: Instant,
     last_runs: u64,
     last_spent: f64,
@@ -61,8 +68,9 @@ fn getppid_ns() -> f64 {
 pub fn calibrate(loaded: &mut Loaded) -> Result<Costs> {
     let mut costs = Costs::new();
     if loaded.works("syscall") {
+        loaded.count_syscalls(true)?;
         let with = getppid_ns();
-        loaded.switch("syscall", false)?;
+        loaded.count_syscalls(false)?;
         let without = getppid_ns();
         let each = (with - without).max(0.0) / 2.0;
         costs.insert(Program::SyscallEnter, each);
@@ -73,7 +81,7 @@ pub fn calibrate(loaded: &mut Loaded) -> Result<Costs> {
 }
 
 impl Governor {
-    /// Starts with the hooks detached; the first turn decides.
+    /// Starts with no call counted; the first turn decides.
     #[must_use]
     pub fn new(mode: SyscallMode, costs: Costs, cpus: usize, limit: f64) -> Self {
         let now = Instant::now();
@@ -84,11 +92,10 @@ impl Governor {
             limit,
             duty: if mode == SyscallMode::Exact { 1.0 } else { 0.05 },
             period_began: now,
-            on_at: now,
-            off_at: now,
-            on: false,
-            changed: now,
-            on_time: Duration::ZERO,
+            next: now,
+            rated: now,
+            open: None,
+            counted: Duration::ZERO,
             tick_began: now,
             last_runs: 0,
             last_spent: 0.0,
@@ -104,105 +111,108 @@ impl Governor {
         (self.seed >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Everything was detached or attached by somebody else.
-    pub fn reset(&mut self, now: Instant) {
-        self.on = false;
-        self.changed = now;
-        self.period_began = now.checked_sub(PERIOD).unwrap_or(now);
+    /// Stops counting: everything is about to be detached.
+    pub fn pause(&mut self, loaded: &mut Loaded) -> Result<()> {
+        self.close(loaded)?;
+        self.next = Instant::now();
+        Ok(())
     }
 
     /// When to call [`Self::turn`] next at the latest.
     #[must_use]
     pub fn next_turn(&self) -> Instant {
-        if self.duty >= 1.0 {
-            return self.period_began + PERIOD;
-        }
-        if self.on {
-            self.off_at
-        } else {
-            self.on_at.max(self.period_began)
-        }
+        self.next
     }
 
     /// Attaches or detaches as the time has come.
     pub fn turn(&mut self, loaded: &mut Loaded, now: Instant) -> Result<()> {
-        if self.mode == SyscallMode::Off || !loaded.works("syscall") {
-            self.on_at = now + PERIOD;
+        if now < self.next {
             return Ok(());
         }
+        if self.mode == SyscallMode::Off || !loaded.works("syscall") {
+            self.next = now + PERIOD;
+            return Ok(());
+        }
+        if self.open.is_none() {
+            self.open(loaded)?;
+            self.next = now + PERIOD.mul_f64(self.duty.min(1.0));
+            return Ok(());
+        }
+        self.steer(loaded, now)?;
         if self.duty >= 1.0 {
-            self.period_began = now;
-            return self.switch(loaded, true, now);
+            self.next = now + PERIOD;
+            return Ok(());
         }
-        if self.on && now >= self.off_at {
-            self.switch(loaded, false, now)?;
-            self.steer(loaded)?;
-            self.period_began += PERIOD;
-            if self.period_began < now {
-                self.period_began = now;
-            }
-            // A window at a random place of each period: no periodic program can hide from it.
-            let length = PERIOD.mul_f64(self.duty.min(1.0));
-            self.on_at = self.period_began + (PERIOD - length).mul_f64(self.uniform());
-        } else if !self.on && now >= self.on_at {
-            self.switch(loaded, true, now)?;
-            self.off_at = now + PERIOD.mul_f64(self.duty);
-        }
+        self.close(loaded)?;
+        self.period_began = (self.period_began + PERIOD).max(now);
+        // A window at a random place of each period: no periodic program can hide from it.
+        self.next = self.period_began + PERIOD.mul_f64((1.0 - self.duty) * self.uniform());
         Ok(())
     }
 
-    /// Sets the duty by the rate seen in the last window.
-    fn steer(&mut self, loaded: &mut Loaded) -> Result<()> {
+    /// Sets the duty by the rate of calls since the last look.
+    fn steer(&mut self, loaded: &mut Loaded, now: Instant) -> Result<()> {
+        let length = now.duration_since(self.rated);
+        self.rated = now;
         let runs = counters(loaded, "RUNS")?;
         let seen = runs.get(Program::SyscallExit.index()).copied().unwrap_or(0);
-        let window = PERIOD.as_secs_f64() * self.duty;
-        let rate = seen.saturating_sub(self.last_runs) as f64 / window;
+        let rate = seen.saturating_sub(self.last_runs) as f64 / length.as_secs_f64().max(1e-6);
         self.last_runs = seen;
-        if self.mode == SyscallMode::Auto {
-            let each: f64 = self.costs.values().sum();
-            let share = rate * each / 1e9 / self.cpus as f64;
-            let wanted = if share <= 0.0 {
-                1.0
-            } else {
-                self.limit * SHARE / share
-            };
-            self.duty = if wanted >= 1.0 {
-                0.9
-            } else {
-                wanted.clamp(LEAST, 0.9)
-            };
-        }
-        Ok(())
-    }
-
-    fn switch(&mut self, loaded: &mut Loaded, on: bool, now: Instant) -> Result<()> {
-        if self.on == on {
+        if self.mode == SyscallMode::Exact {
             return Ok(());
         }
-        loaded.switch("syscall", on)?;
-        if self.on {
-            self.on_time += now.duration_since(self.changed);
+        let each: f64 = self.costs.values().sum();
+        let share = rate * each / 1e9 / self.cpus as f64;
+        let wanted = self.limit * SHARE / share.max(1e-12);
+        let room = if self.duty >= 1.0 { 1.0 } else { HYSTERESIS };
+        let duty = if wanted >= room {
+            1.0
+        } else {
+            wanted.clamp(LEAST, 0.9)
+        };
+        if (duty >= 1.0) != (self.duty >= 1.0) {
+            tracing::info!(
+                duty,
+                calls_per_second = rate.round(),
+                "system calls are counted {}",
+                if duty >= 1.0 { "exactly" } else { "in windows" }
+            );
         }
-        self.on = on;
-        self.changed = now;
+        self.duty = duty;
         Ok(())
     }
 
-    /// Ends a tick: the share of it during which the hooks were attached.
+    fn open(&mut self, loaded: &mut Loaded) -> Result<()> {
+        loaded.count_syscalls(true)?;
+        self.rated = Instant::now();
+        self.open = Some(self.rated);
+        Ok(())
+    }
+
+    fn close(&mut self, loaded: &mut Loaded) -> Result<()> {
+        if let Some(since) = self.open.take() {
+            let until = loaded.count_syscalls(false)?;
+            self.counted += until.duration_since(since);
+        }
+        Ok(())
+    }
+
+    /// Ends a tick: the share of it during which calls were counted.
     pub fn finish_tick(&mut self, now: Instant) -> f64 {
-        if self.on {
-            self.on_time += now.duration_since(self.changed);
-            self.changed = now;
+        if let Some(since) = self.open.as_mut() {
+            self.counted += now.saturating_duration_since(*since);
+            *since = now.max(*since);
         }
         let length = now.duration_since(self.tick_began).as_secs_f64();
-        let ratio = if self.mode == SyscallMode::Exact || length <= 0.0 {
+        let ratio = (self.counted.as_secs_f64() / length.max(1e-9)).clamp(0.0, 1.0);
+        self.counted = Duration::ZERO;
+        self.tick_began = now;
+        // What opening takes is not a tenth of a percent: a tick that was counted to the end was counted whole.
+        if self.mode == SyscallMode::Exact || ratio > 0.999 {
             1.0
         } else {
-            (self.on_time.as_secs_f64() / length).clamp(0.0, 1.0)
-        };
-        self.on_time = Duration::ZERO;
-        self.tick_began = now;
-        ratio
+            ratio
+        }
     }
 
     /// Calibrated cost of so many runs in seconds, 0 for programs that are not calibrated.
@@ -221,7 +231,7 @@ impl Governor {
     /// What it decided.
     #[must_use]
     pub fn telemetry(&self) -> GovernorTelemetry {
-        let windows = self.mode == SyscallMode::Auto;
+        let windows = self.mode == SyscallMode::Auto && self.duty < 1.0;
         GovernorTelemetry {
             syscall_duty: if self.mode == SyscallMode::Off {
                 0.0

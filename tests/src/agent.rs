@@ -120,6 +120,14 @@ impl Agent {
     }
 }
 
+impl Agent {
+    /// Kills the agent (SIGKILL): it has no time to clean up.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill().context("killing the agent")?;
+        self.child.wait().context("waiting for the agent").map(drop)
+    }
+}
+
 impl Drop for Agent {
     fn drop(&mut self) {
         // Fails only where the agent has already ended.

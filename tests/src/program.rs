@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -46,8 +46,31 @@ pub struct Program {
 impl Program {
     /// Starts `tieback-workload` with `args` and waits until it is ready.
     pub fn start(args: &[&str]) -> Result<(Self, Value)> {
+        Self::start_by(Command::new(built("TIEBACK_WORKLOAD", "tieback-workload")?), args)
+    }
+
+    /// The same in the network namespace of another workload, or in a new one with its loopback up.
+    pub fn start_in_netns(of: Option<&Self>, args: &[&str]) -> Result<(Self, Value)> {
+        let workload = built("TIEBACK_WORKLOAD", "tieback-workload")?;
+        let mut command = match of {
+            Some(other) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/proc/{}/ns/net", other.pid()));
+                command
+            }
+            None => {
+                let mut command = Command::new("unshare");
+                command.args(["--net", "sh", "-c", "ip link set lo up && exec \"$@\"", "sh"]);
+                command
+            }
+        };
+        command.arg(workload);
+        Self::start_by(command, args)
+    }
+
+    fn start_by(mut command: Command, args: &[&str]) -> Result<(Self, Value)> {
         let service = unique_service(args.first().copied().unwrap_or("workload"));
-        let mut child = Command::new(built("TIEBACK_WORKLOAD", "tieback-workload")?)
+        let mut child = command
             .args(args)
             .env("OTEL_SERVICE_NAME", &service)
             .stdin(Stdio::piped())
@@ -96,6 +119,11 @@ impl Program {
         } else {
             value["facts"].take()
         })
+    }
+
+    /// Waits for the workload's end, however it comes.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        self.child.wait().context("waiting for the workload")
     }
 
     /// Releases a workload of one step, reads its truth and waits for its end.

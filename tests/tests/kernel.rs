@@ -4,5 +4,9 @@
 mod basics;
 #[path = "kernel/conn.rs"]
 mod conn;
+#[path = "kernel/life.rs"]
+mod life;
+#[path = "kernel/memory.rs"]
+mod memory;
 #[path = "kernel/wait.rs"]
 mod wait;

@@ -103,6 +103,12 @@ impl Regs {
         ))
     }
 
+    /// Saved registers that a tracepoint hands over.
+    #[inline(always)]
+    pub(crate) fn at(registers: *const u8) -> Self {
+        Self(Kernel(registers))
+    }
+
     /// System call number; negative outside of system calls. Only 32 bits count, as in the kernel.
     #[inline(always)]
     pub(crate) fn nr(self) -> i32 {

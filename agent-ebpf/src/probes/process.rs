@@ -110,7 +110,7 @@ mod bpf {
             }
             (*now).anon_pages = 0;
             (*now).growth_pages = 0;
-            (*now).sys_nr = 0;
+            (*now).sys_entered = 0;
         }
         0
     }

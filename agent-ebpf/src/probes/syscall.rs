@@ -36,9 +36,9 @@ mod bpf {
             count::{add, lost, observe, run},
             sample::{self, Level, What},
             state::{sampled, thread, tuning},
-            task::{current, now, offset},
+            task::{Regs, current, now, offset},
         },
-        wire::{BUCKETS, Hist, Lost, MAX_SYSCALLS, Program, SLOT_KERNEL, StackKind, SyscallKey, Thread, Tuning},
+        wire::{BUCKETS, Hist, Lost, MAX_SYSCALLS, Program, SLOT_KERNEL, StackKind, SyscallKey, Thread, Tuning, entered},
     };
 
     /// Calls and errors.
@@ -51,20 +51,24 @@ mod bpf {
 
     #[btf_tracepoint(function = "sys_enter")]
     fn syscall_enter(ctx: BtfTracePointContext) -> i32 {
+        let Some(tuning) = tuning() else { return 0 };
+        if tuning.window & 1 == 0 {
+            return 0;
+        }
         run(Program::SyscallEnter);
         let nr: u32 = ctx.arg::<u64>(1) as u32;
         let tid: u32 = current().load(offset!(task_pid));
         let Some(thread) = thread(tid) else { return 0 };
         // SAFETY: a map value; only this thread writes these fields.
         let t = unsafe { &mut *thread };
-        if t.slot <= SLOT_KERNEL {
+        if t.slot <= SLOT_KERNEL || nr >= MAX_SYSCALLS {
             return 0;
         }
-        t.sys_nr = nr.wrapping_add(1);
+        t.sys_entered = entered(tuning.window, nr);
         t.sys_at = 0;
         if t.sys_skip > 0 {
             t.sys_skip -= 1;
-        } else if let Some(tuning) = tuning() {
+        } else {
             t.sys_skip = skip(tuning.syscall_every);
             t.sys_at = now();
         }
@@ -84,20 +88,30 @@ mod bpf {
 
     #[btf_tracepoint(function = "sys_exit")]
     fn syscall_exit(ctx: BtfTracePointContext) -> i32 {
+        let Some(tuning) = tuning() else { return 0 };
+        if tuning.window & 1 == 0 {
+            return 0;
+        }
         run(Program::SyscallExit);
         let ret = ctx.arg::<u64>(1) as i64;
         let tid: u32 = current().load(offset!(task_pid));
         let Some(thread) = thread(tid) else { return 0 };
         // SAFETY: a map value; only this thread writes these fields.
         let t = unsafe { &mut *thread };
-        // A call that was entered before the hooks were attached is not counted: its entry fell outside of the window.
-        if t.sys_nr == 0 || t.slot <= SLOT_KERNEL {
+        if t.slot <= SLOT_KERNEL {
             return 0;
         }
-        let nr = t.sys_nr - 1;
-        t.sys_nr = 0;
+        // A call counts in the window in which it ends, wherever it began: counting only those that begin and end in one
+        // would lose the long ones. Its number is still in the registers, but for rt_sigreturn, which restores them.
+        let running = t.sys_entered;
+        t.sys_entered = 0;
+        let mut nr = Regs::at(ctx.arg::<*const u8>(0)).nr() as u32;
+        if running != 0 && running >> 16 == tuning.window & 0xffff {
+            nr = (running & 0xffff) - 1;
+        } else {
+            t.sys_at = 0;
+        }
         if nr >= MAX_SYSCALLS {
-            lost(Program::SyscallExit, Lost::Unmatched);
             return 0;
         }
         let mut key = SyscallKey { slot: t.slot, nr: nr as u16, errno: 0 };
@@ -112,7 +126,7 @@ mod bpf {
         }
         if t.sys_stack_skip > 0 {
             t.sys_stack_skip -= 1;
-        } else if let Some(tuning) = tuning() {
+        } else {
             caller(&ctx, tid, t, nr, tuning);
         }
         0

@@ -31,7 +31,7 @@ pub const STATE_OFF: u8 = 2;
 pub const STATE_NEW: u8 = 3;
 
 /// Everything kept of a thread, written only while it is switched (under its run queue's lock) or by itself.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Thread {
     /// Slot of its program image, or one of the `SLOT_*` constants.
@@ -64,8 +64,8 @@ pub struct Thread {
     pub growth_pages: u64,
     /// When the running system call was entered, 0 when it is not timed.
     pub sys_at: u64,
-    /// Number of the running system call, plus one; 0 for none.
-    pub sys_nr: u32,
+    /// [`Tuning::window`] and number (plus one) of the running system call, packed by [`entered`]; 0 for none.
+    pub sys_entered: u32,
     /// Calls left until the next timed one.
     pub sys_skip: u32,
     /// `STATE_*`.
@@ -283,6 +283,13 @@ pub struct Conn {
     pub pad: u32,
 }
 
+/// [`Thread::sys_entered`] of a call that was entered in `window`.
+#[inline(always)]
+#[must_use]
+pub const fn entered(window: u32, nr: u32) -> u32 {
+    window << 16 | ((nr + 1) & 0xffff)
+}
+
 /// [`Conn::flags`]: established.
 pub const CONN_ESTABLISHED: u32 = 1;
 /// [`Conn::flags`]: counted as closed.
@@ -320,6 +327,9 @@ pub struct Tuning {
     pub syscall_stack_every: u32,
     /// One of how many connects has its caller sampled.
     pub conn_every: u32,
+    /// Windows in which system calls are counted: odd while one is open. It opens after both hooks are attached and
+    /// closes before they are detached, so its length is known to the microsecond, which attaching is not.
+    pub window: u32,
     /// Number of the harvest.
     pub round: u32,
     /// Nanoseconds that one CPU sample stands for.

@@ -5,6 +5,7 @@ pub mod maps;
 pub mod status;
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use agent_ebpf::{
     classes::class_of,
@@ -94,6 +95,7 @@ impl Loaded {
             syscall_every: 64,
             syscall_stack_every: 4096,
             conn_every: 1,
+            window: 0,
             round: 0,
             cpu_period_ns: 1_000_000_000 / env.cpu_hz.max(1),
         };
@@ -197,6 +199,22 @@ impl Loaded {
             .find(|probe| probe.name == name)
             .context("no such probe")?;
         self.attach(probe)
+    }
+
+    /// Starts counting system calls after attaching their hooks, or stops before detaching them; returns the moment
+    /// at which counting started or stopped.
+    pub fn count_syscalls(&mut self, on: bool) -> Result<Instant> {
+        if on {
+            self.switch("syscall", true)?;
+        }
+        if (self.tuning.window & 1 == 1) != on {
+            self.set_tuning(|tuning| tuning.window = tuning.window.wrapping_add(1))?;
+        }
+        let at = Instant::now();
+        if !on {
+            self.switch("syscall", false)?;
+        }
+        Ok(at)
     }
 
     /// Runs an iterator probe once.

@@ -38,6 +38,13 @@ enum Command {
         #[arg(long, default_value_t = 1_000)]
         openat: u64,
     },
+    /// Reads zeros.
+    Zeros {
+        #[arg(long, default_value_t = 600_000)]
+        reads: u64,
+        #[arg(long, default_value_t = 262_144)]
+        bytes: usize,
+    },
     /// Writes and syncs a file.
     Fsync {
         path: PathBuf,
@@ -130,6 +137,7 @@ fn main() -> Result<()> {
         Command::Fault { path, stride } => disk::fault_read(&path, stride),
         Command::DirectWrite { path, bytes, chunk } => disk::direct_write(&path, bytes, chunk),
         Command::Grow { bytes, huge } => memory::grow(bytes, huge),
+        Command::Zeros { reads, bytes } => syscalls::zeros(reads, bytes),
         Command::Oom => memory::grow_until_killed(),
         Command::Mixture { turns, shorts } => mixture::run(turns, shorts),
         Command::Storm { children, exec } => process::storm(children, exec),

@@ -91,6 +91,7 @@ pub fn fault_read(path: &Path, stride: usize) -> Result<()> {
     map.advise_random()?;
     gate::step("ready", &json!({}))?;
     let before = major_faults();
+    let cpu = thread_cpu();
     let start = Instant::now();
     let mut sum = 0u64;
     let mut touched = 0u64;
@@ -99,8 +100,9 @@ pub fn fault_read(path: &Path, stride: usize) -> Result<()> {
         touched += 1;
     }
     let took = start.elapsed();
+    let ran = thread_cpu() - cpu;
     gate::truth(
-        &json!({ "fault_seconds": took.as_secs_f64(), "touched": touched, "sum": sum,
+        &json!({ "fault_seconds": took.as_secs_f64(), "cpu_seconds": ran, "touched": touched, "sum": sum,
         "major_faults": major_faults() - before }),
     )
 }

@@ -1,6 +1,7 @@
 //! Exactly counted system calls.
 
 use std::ffi::CString;
+use std::os::fd::AsFd;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -21,6 +22,18 @@ fn call_openat(path: &CString, times: u64, error: i32) -> Result<()> {
         ensure!(result == -(error as isize), "openat returned {result}");
     }
     Ok(())
+}
+
+/// `times` reads of `bytes` zeros each: calls that do real work, several microseconds each.
+pub fn zeros(times: u64, bytes: usize) -> Result<()> {
+    let file = std::fs::File::open("/dev/zero")?;
+    let mut buffer = vec![0; bytes];
+    gate::step("ready", &json!({}))?;
+    for _ in 0..times {
+        let got = raw::read(file.as_fd(), &mut buffer);
+        ensure!(got == bytes as isize, "read returned {got}");
+    }
+    gate::truth(&json!({ "read": times }))
 }
 
 /// `times` × getppid; then `failures` × openat of a missing file (ENOENT) and as many below a file (ENOTDIR).

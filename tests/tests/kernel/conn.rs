@@ -9,22 +9,34 @@ fn conn(scrape: &Scrape, name: &str, service: &str, key: &str, value: &str) -> f
     scrape.sum(name, &[("service_name", service), (key, value)])
 }
 
-/// Starts a server and a client of it, both known to the agent.
-fn pair(agent: &Agent, mode: &str, family: &[&str]) -> Result<(Program, Program)> {
-    let (server, facts) = Program::start(&[&["serve", mode], family].concat())?;
+/// Starts a server and a client of it, both known to the agent; in a network namespace of their own with `apart`.
+fn pair(agent: &Agent, mode: &str, family: &[&str], apart: bool) -> Result<(Program, Program)> {
+    let serve = [&["serve", mode], family].concat();
+    let (server, facts) = if apart {
+        Program::start_in_netns(None, &serve)?
+    } else {
+        Program::start(&serve)?
+    };
     let port = facts["port"].as_u64().context("no port")?.to_string();
-    let (client, _) = Program::start(&[&["connect", port.as_str()], family].concat())?;
+    let connect = [&["connect", port.as_str()], family].concat();
+    let (client, _) = if apart {
+        Program::start_in_netns(Some(&server), &connect)?
+    } else {
+        Program::start(&connect)?
+    };
     agent.wait_for_service(&server.service)?;
     agent.wait_for_service(&client.service)?;
     Ok((server, client))
 }
 
+const PLACES: [(&[&str], bool); 4] = [(&[], false), (&["--v6"], false), (&[], true), (&["--v6"], true)];
+
 #[test]
 fn held_and_reset_connections_are_exact_at_each_step() -> Result<()> {
     let agent = Agent::start(&[])?;
-    for family in [&[][..], &["--v6"]] {
+    for (family, apart) in PLACES {
         for mode in ["hold", "reset"] {
-            let (mut server, mut client) = pair(&agent, mode, family)?;
+            let (mut server, mut client) = pair(&agent, mode, family, apart)?;
             let ends = [(client.service.clone(), "out"), (server.service.clone(), "in")];
             server.go()?;
             client.go()?;
@@ -76,9 +88,9 @@ fn held_and_reset_connections_are_exact_at_each_step() -> Result<()> {
 #[test]
 fn failed_connects_are_exact_by_reason() -> Result<()> {
     let agent = Agent::start(&[])?;
-    for family in [&[][..], &["--v6"]] {
+    for (family, apart) in PLACES {
         for (mode, reason) in [("closed", "refused"), ("blackhole", "timeout")] {
-            let (_server, mut client) = pair(&agent, mode, family)?;
+            let (_server, mut client) = pair(&agent, mode, family, apart)?;
             client.go()?;
             client.expect("connected")?;
             let scrape = agent.settled()?;

@@ -1,4 +1,6 @@
-//! The only file that knows every stage: two threads, one that reads the kernel side and one that names and sums.
+//! The only module that knows every stage: two threads, one that reads the kernel side and one that names and sums.
+
+mod own;
 
 use std::collections::BTreeMap;
 use std::sync::{
@@ -7,9 +9,8 @@ use std::sync::{
     mpsc,
 };
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use agent_ebpf::wire::{Lost, Program};
 use anyhow::{Context as _, Result};
 use aya::maps::{MapData, RingBuf};
 use tokio::sync::watch;
@@ -19,7 +20,7 @@ use crate::attribute::{AttributedTick, Attributor, Lifecycle, Service, ServiceIn
 use crate::config::{Config, RuleTable, SyscallMode};
 use crate::decode::{
     events::{Event, Events},
-    harvest::{Harvest, counters},
+    harvest::Harvest,
     syscalls,
 };
 use crate::governor::{Governor, calibrate};
@@ -27,7 +28,7 @@ use crate::host::Host;
 use crate::kernel::{btf::Btf, layout};
 use crate::load::{Environment, Loaded, status::ProbeStatus};
 use crate::symbolize::{Outcome, OwnerRule, Symbolizer, SymbolizerConfig};
-use crate::telemetry::{ProbeTelemetry, Telemetry};
+use crate::telemetry::Telemetry;
 
 /// How often the ring buffer is drained.
 const DRAIN: Duration = Duration::from_millis(100);
@@ -184,6 +185,7 @@ struct Reader {
     samples: Vec<StackSample>,
     closed: Vec<crate::attribute::SlotId>,
     unwind: BTreeMap<String, u64>,
+    start_unix_seconds: f64,
     ticks: u64,
     tick_seconds_total: f64,
     killed: bool,
@@ -198,13 +200,6 @@ impl Reader {
         let cpus = host.online_cpus()?.len();
         let costs = calibrate(&mut loaded)?;
         let governor = Governor::new(config.syscall_mode, costs, cpus, config.cpu_limit_ratio);
-        // Twice: listening sockets must be known before the connections that they accepted.
-        for _ in 0..2 {
-            let programs: Vec<&str> = loaded.iterators().collect();
-            for program in programs {
-                loaded.visit(program)?;
-            }
-        }
         Ok(Self {
             ring: RingBuf::try_from(ring)?,
             events: Events::default(),
@@ -214,6 +209,9 @@ impl Reader {
             samples: Vec::new(),
             closed: Vec::new(),
             unwind: BTreeMap::new(),
+            start_unix_seconds: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0.0, |since| since.as_secs_f64()),
             ticks: 0,
             tick_seconds_total: 0.0,
             killed: false,
@@ -224,6 +222,7 @@ impl Reader {
     }
 
     fn run(&mut self, send: &mpsc::SyncSender<Batch>, stop: &AtomicBool) -> Result<()> {
+        self.find()?;
         // What was counted up to here is the agent's own start (calibration included): the first tick begins now.
         self.drain(Instant::now());
         self.harvest.tick(&mut self.loaded, 1.0)?;
@@ -233,7 +232,11 @@ impl Reader {
         while !stop.load(Ordering::Relaxed) {
             let now = Instant::now();
             if now >= next_drain {
-                self.kill_switch()?;
+                if let Some(last) = self.kill_switch(now)?
+                    && send.send(last).is_err()
+                {
+                    return Ok(());
+                }
                 self.drain(now);
                 self.attributor.settle(now);
                 next_drain = now + DRAIN;
@@ -254,18 +257,47 @@ impl Reader {
         Ok(())
     }
 
-    /// Detaches everything while the kill switch's file exists, and attaches it again when it is gone.
-    fn kill_switch(&mut self) -> Result<()> {
+    /// Detaches everything while the kill switch's file exists, and attaches it again when it is gone. Returns what was
+    /// counted until then.
+    fn kill_switch(&mut self, now: Instant) -> Result<Option<Batch>> {
         let killed = self.host.exists(&self.config.kill_switch);
         if killed == self.killed {
-            return Ok(());
+            return Ok(None);
+        }
+        tracing::warn!(killed, path = %self.config.kill_switch.display(), "kill switch");
+        let mut last = None;
+        if killed {
+            self.governor.pause(&mut self.loaded)?;
+            last = Some(self.tick(now)?);
+        } else {
+            // What happened meanwhile was not seen: everything is found anew, as at the start.
+            self.drain(now);
+            for slot in self.harvest.reset(&mut self.loaded)? {
+                self.attributor.finish(slot, now);
+            }
+            self.closed.clear();
         }
         self.killed = killed;
         for probe in agent_ebpf::probes::ALL {
-            self.loaded.switch(probe.name, !killed)?;
+            if probe.name != "syscall" {
+                self.loaded.switch(probe.name, !killed)?;
+            }
         }
-        self.governor.reset(Instant::now());
-        tracing::warn!(killed, path = %self.config.kill_switch.display(), "kill switch");
+        if !killed {
+            self.find()?;
+        }
+        Ok(last)
+    }
+
+    /// Takes up all that runs already.
+    fn find(&mut self) -> Result<()> {
+        // Twice: listening sockets must be known before the connections that they accepted.
+        for _ in 0..2 {
+            let programs: Vec<&str> = self.loaded.iterators().collect();
+            for program in programs {
+                self.loaded.visit(program)?;
+            }
+        }
         Ok(())
     }
 
@@ -339,56 +371,6 @@ impl Reader {
             infos: self.attributor.infos(),
             probes: self.loaded.statuses(),
             telemetry,
-        })
-    }
-
-    fn telemetry(&mut self, ratio: f64, length_ns: u64, began: Instant) -> Result<Telemetry> {
-        let runs = counters(&mut self.loaded, "RUNS")?;
-        let lost_counts = counters(&mut self.loaded, "LOST")?;
-        let mut probes: BTreeMap<String, ProbeTelemetry> = BTreeMap::new();
-        let mut lost = BTreeMap::new();
-        for program in Program::ALL {
-            let name = program.as_str();
-            let probe = name.split('_').next().unwrap_or(name).to_owned();
-            let entry = probes.entry(probe.clone()).or_insert_with(|| ProbeTelemetry {
-                sampling_ratio: if probe == "syscall" { ratio } else { 1.0 },
-                ..ProbeTelemetry::default()
-            });
-            let count = runs.get(program.index()).copied().unwrap_or(0);
-            entry.runs += count;
-            entry.cost_seconds += self.governor.cost_seconds(*program, count);
-            for why in Lost::ALL {
-                let at = program.index() * 16 + why.index();
-                let count = lost_counts.get(at).copied().unwrap_or(0);
-                if count > 0 {
-                    lost.insert((probe.clone(), why.as_str().to_owned()), count);
-                }
-            }
-        }
-        lost.insert(("ring".to_owned(), "malformed".to_owned()), self.events.malformed);
-        lost.insert(("wait".to_owned(), "unmatched".to_owned()), self.events.unmatched);
-        let hooks: f64 = probes.values().map(|probe| probe.cost_seconds).sum();
-        let cpu_seconds = self.host.own_cpu_seconds().unwrap_or(0.0);
-        self.governor.account(hooks + cpu_seconds, length_ns);
-        let seconds = began.elapsed().as_secs_f64();
-        self.tick_seconds_total += seconds;
-        let mut governor = self.governor.telemetry();
-        governor.killed = self.killed;
-        Ok(Telemetry {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            kernel: self.host.kernel_release().unwrap_or_default(),
-            probes,
-            lost,
-            unwind: self.unwind.clone(),
-            cpu_seconds,
-            memory_limit_bytes: self.config.memory_limit_bytes,
-            resident_bytes: self.host.own_resident_bytes().unwrap_or(0),
-            bpf_map_bytes: self.loaded.map_bytes(&self.host),
-            ticks: self.ticks,
-            tick_seconds: seconds,
-            tick_seconds_total: self.tick_seconds_total,
-            governor,
-            ..Telemetry::default()
         })
     }
 }

@@ -1,0 +1,131 @@
+//! What was added between two ticks.
+
+use super::{Last, View};
+use crate::decode::model::{Cause, Histogram, Totals};
+
+/// What came since the last tick; `last` becomes the new view. A value that is momentarily lower (a thread that ended
+/// while it was visited) counts as unchanged until it has caught up.
+pub(super) fn difference(view: View, last: &mut Last, syscall_ratio: f64) -> Totals {
+    let mut totals = view.absolute;
+    let before = &mut last.totals;
+    for cause in Cause::ALL {
+        let i = cause.index();
+        step(&mut totals.wait_ns[i], &mut before.wait_ns[i]);
+        step_histogram(&mut totals.wait[i], &mut before.wait[i]);
+    }
+    // The exact time on the CPU is split by the kernel's own sampled user and system times, as `times(2)` does.
+    let mut cpu = view.cpu_ns;
+    step(&mut cpu, &mut before.cpu_user_ns);
+    let (mut user, mut system) = (view.utime, view.stime);
+    step(&mut user, &mut last.utime);
+    step(&mut system, &mut last.stime);
+    if user + system == 0 {
+        (user, system) = (last.utime, last.stime);
+    }
+    let share = if user + system == 0 {
+        1.0
+    } else {
+        user as f64 / (user + system) as f64
+    };
+    totals.cpu_user_ns = (cpu as f64 * share) as u64;
+    totals.cpu_system_ns = cpu - totals.cpu_user_ns.min(cpu);
+    step(&mut totals.memory_growth_bytes, &mut before.memory_growth_bytes);
+    step(&mut totals.faults_minor, &mut before.faults_minor);
+    step(&mut totals.faults_major, &mut before.faults_major);
+    step(&mut totals.oom_kills, &mut before.oom_kills);
+    for (now, before) in totals.disk.iter_mut().zip(&mut before.disk) {
+        step(&mut now.bytes, &mut before.bytes);
+        step_histogram(&mut now.duration, &mut before.duration);
+    }
+    let scale = |count: u64| {
+        if syscall_ratio >= 1.0 {
+            count
+        } else {
+            (count as f64 / syscall_ratio.max(1e-6)).round() as u64
+        }
+    };
+    for (nr, now) in &mut totals.syscalls {
+        let before = before.syscalls.entry(*nr).or_default();
+        step(&mut now.count, &mut before.count);
+        now.count = scale(now.count);
+        for (errno, count) in &mut now.errors {
+            step(count, before.errors.entry(*errno).or_default());
+            *count = scale(*count);
+        }
+        step_histogram(&mut now.duration, &mut before.duration);
+        stretch(&mut now.duration, now.count);
+    }
+    for (whom, now) in &mut totals.conns {
+        let before = before.conns.entry(*whom).or_default();
+        step(&mut now.opened, &mut before.opened);
+        step(&mut now.closed, &mut before.closed);
+        for (now, before) in now.failures.iter_mut().zip(&mut before.failures) {
+            step(now, before);
+        }
+        step(&mut now.sent_bytes, &mut before.sent_bytes);
+        step(&mut now.received_bytes, &mut before.received_bytes);
+        step(&mut now.retransmits, &mut before.retransmits);
+        step_histogram(&mut now.connect, &mut before.connect);
+        step_histogram(&mut now.age, &mut before.age);
+    }
+    totals
+}
+
+fn step(now: &mut u64, before: &mut u64) {
+    let absolute = *now;
+    *now = absolute.saturating_sub(*before);
+    *before = absolute.max(*before);
+}
+
+fn step_histogram(now: &mut Histogram, before: &mut Histogram) {
+    for (now, before) in now.buckets.iter_mut().zip(&mut before.buckets) {
+        step(now, before);
+    }
+    step(&mut now.sum_ns, &mut before.sum_ns);
+}
+
+/// Scales a histogram of a sample of the calls to all of them.
+fn stretch(hist: &mut Histogram, count: u64) {
+    let sampled: u64 = hist.buckets.iter().sum();
+    if sampled == 0 || sampled >= count {
+        return;
+    }
+    let factor = count as f64 / sampled as f64;
+    let mut carried = 0.0;
+    for bucket in &mut hist.buckets {
+        let exact = *bucket as f64 * factor + carried;
+        *bucket = exact.round() as u64;
+        carried = exact - *bucket as f64;
+    }
+    hist.sum_ns = (hist.sum_ns as f64 * factor) as u64;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dip_is_not_counted_twice() {
+        let (mut last, mut sum) = (0, 0);
+        for absolute in [10, 25, 20, 25, 31] {
+            let mut now = absolute;
+            step(&mut now, &mut last);
+            sum += now;
+        }
+        assert_eq!(sum, 31);
+    }
+
+    #[test]
+    fn a_sampled_histogram_is_scaled_to_the_count() {
+        let mut hist = Histogram {
+            sum_ns: 300,
+            ..Histogram::default()
+        };
+        hist.buckets[0] = 2;
+        hist.buckets[5] = 1;
+        stretch(&mut hist, 100);
+        assert_eq!(hist.buckets.iter().sum::<u64>(), 100);
+        assert_eq!(hist.buckets[0], 67);
+        assert_eq!(hist.sum_ns, 10_000);
+    }
+}

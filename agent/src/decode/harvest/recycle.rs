@@ -1,0 +1,124 @@
+//! Gives slots back: those that closed, one by one; all of them when everything was detached.
+
+use std::collections::BTreeMap;
+
+use agent_ebpf::wire::{
+    Conn, ConnKey, ConnStats, DiskKey, DiskRequest, DiskStats, Hist, ListenKey, MAX_SLOTS, SLOT_FIRST, Slot,
+    SyscallKey, Thread, WaitHists,
+};
+use anyhow::{Context as _, Result};
+use aya::maps::{Array, HashMap as BpfMap, MapData, Queue};
+
+use super::{Harvest, array, hash};
+use crate::decode::model::SlotId;
+use crate::load::{Loaded, Plain};
+
+impl Harvest {
+    /// Empties closed slots and offers their places again, under the next generation of their ids.
+    pub(super) fn give_back(&mut self, loaded: &mut Loaded) -> Result<()> {
+        if self.closed.is_empty() {
+            return Ok(());
+        }
+        let closed = std::mem::take(&mut self.closed);
+        forget(&mut hash::<SyscallKey, u64>(loaded, "SYSCALL_COUNTS")?, |key| {
+            closed.contains(&key.slot)
+        })?;
+        forget(&mut hash::<SyscallKey, Hist>(loaded, "SYSCALL_HISTS")?, |key| {
+            closed.contains(&key.slot)
+        })?;
+        forget(&mut hash::<DiskKey, DiskStats>(loaded, "DISK_STATS")?, |key| {
+            closed.contains(&key.slot)
+        })?;
+        forget(&mut hash::<ConnKey, ConnStats>(loaded, "CONN_STATS")?, |key| {
+            closed.contains(&key.slot)
+        })?;
+        {
+            let mut hists = array::<WaitHists>(loaded, "WAIT_HISTS")?;
+            for id in &closed {
+                hists.set(id & (MAX_SLOTS - 1), Plain(WaitHists::default()), 0)?;
+            }
+        }
+        {
+            let mut slots = array::<Slot>(loaded, "SLOTS")?;
+            for id in &closed {
+                slots.set(id & (MAX_SLOTS - 1), Plain(Slot::EMPTY), 0)?;
+            }
+        }
+        let mut free = free_slots(loaded)?;
+        for id in closed {
+            self.slots.remove(&id);
+            free.push(id.wrapping_add(MAX_SLOTS), 0)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets everything that the kernel side holds and returns the slots that were in use. To be called while
+    /// nothing is attached: threads that end or begin meanwhile are not seen, so what is known of them is no longer
+    /// true.
+    pub fn reset(&mut self, loaded: &mut Loaded) -> Result<Vec<SlotId>> {
+        forget(&mut hash::<SyscallKey, u64>(loaded, "SYSCALL_COUNTS")?, |_| true)?;
+        forget(&mut hash::<SyscallKey, Hist>(loaded, "SYSCALL_HISTS")?, |_| true)?;
+        forget(&mut hash::<DiskKey, DiskStats>(loaded, "DISK_STATS")?, |_| true)?;
+        forget(&mut hash::<u64, DiskRequest>(loaded, "DISK_REQUESTS")?, |_| true)?;
+        forget(&mut hash::<ConnKey, ConnStats>(loaded, "CONN_STATS")?, |_| true)?;
+        forget(&mut hash::<u64, Conn>(loaded, "CONNS")?, |_| true)?;
+        forget(&mut hash::<ListenKey, u32>(loaded, "CONN_LISTENERS")?, |_| true)?;
+        forget(&mut hash::<u32, Thread>(loaded, "THREADS_HASH")?, |_| true)?;
+        empty(&mut array::<Thread>(loaded, "THREADS")?, Thread::default())?;
+        empty(
+            &mut array::<WaitHists>(loaded, "WAIT_HISTS")?,
+            WaitHists::default(),
+        )?;
+        let mut ids: BTreeMap<u32, u32> = BTreeMap::new();
+        {
+            let mut slots = array::<Slot>(loaded, "SLOTS")?;
+            for index in SLOT_FIRST..MAX_SLOTS {
+                // An index that was never used has no id yet.
+                let used = slots.get(&index, 0)?.0.id.max(index);
+                ids.insert(index, used.wrapping_add(MAX_SLOTS));
+            }
+            empty(&mut slots, Slot::EMPTY)?;
+        }
+        let mut free = free_slots(loaded)?;
+        while let Ok(id) = free.pop(0) {
+            ids.insert(id & (MAX_SLOTS - 1), id);
+        }
+        for id in ids.values() {
+            free.push(*id, 0)?;
+        }
+        let open = std::mem::take(self);
+        Ok(open
+            .slots
+            .into_keys()
+            .filter(|id| *id >= SLOT_FIRST)
+            .map(SlotId)
+            .collect())
+    }
+}
+
+fn free_slots(loaded: &mut Loaded) -> Result<Queue<&mut MapData, u32>> {
+    let map = loaded.maps().map_mut("FREE_SLOTS");
+    Ok(Queue::try_from(map.context("the object has no map FREE_SLOTS")?)?)
+}
+
+fn empty<T: Copy>(map: &mut Array<&mut MapData, Plain<T>>, value: T) -> Result<()> {
+    for index in 0..map.len() {
+        map.set(index, Plain(value), 0)?;
+    }
+    Ok(())
+}
+
+fn forget<K: Copy, V: Copy>(
+    map: &mut BpfMap<&mut MapData, Plain<K>, Plain<V>>,
+    gone: impl Fn(&K) -> bool,
+) -> Result<()> {
+    let keys: Vec<Plain<K>> = map
+        .keys()
+        .filter_map(Result::ok)
+        .filter(|key| gone(&key.0))
+        .collect();
+    for key in keys {
+        map.remove(&key)?;
+    }
+    Ok(())
+}

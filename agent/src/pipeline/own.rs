@@ -1,0 +1,64 @@
+//! What the agent says of itself after each tick.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use agent_ebpf::wire::{Lost, Program};
+use anyhow::Result;
+
+use super::Reader;
+use crate::decode::harvest::counters;
+use crate::telemetry::{ProbeTelemetry, Telemetry};
+
+impl Reader {
+    pub(super) fn telemetry(&mut self, ratio: f64, length_ns: u64, began: Instant) -> Result<Telemetry> {
+        let runs = counters(&mut self.loaded, "RUNS")?;
+        let lost_counts = counters(&mut self.loaded, "LOST")?;
+        let mut probes: BTreeMap<String, ProbeTelemetry> = BTreeMap::new();
+        let mut lost = BTreeMap::new();
+        for program in Program::ALL {
+            let name = program.as_str();
+            let probe = name.split('_').next().unwrap_or(name).to_owned();
+            let entry = probes.entry(probe.clone()).or_insert_with(|| ProbeTelemetry {
+                sampling_ratio: if probe == "syscall" { ratio } else { 1.0 },
+                ..ProbeTelemetry::default()
+            });
+            let count = runs.get(program.index()).copied().unwrap_or(0);
+            entry.runs += count;
+            entry.cost_seconds += self.governor.cost_seconds(*program, count);
+            for why in Lost::ALL {
+                let at = program.index() * 16 + why.index();
+                let count = lost_counts.get(at).copied().unwrap_or(0);
+                if count > 0 {
+                    lost.insert((probe.clone(), why.as_str().to_owned()), count);
+                }
+            }
+        }
+        lost.insert(("ring".to_owned(), "malformed".to_owned()), self.events.malformed);
+        lost.insert(("wait".to_owned(), "unmatched".to_owned()), self.events.unmatched);
+        let hooks: f64 = probes.values().map(|probe| probe.cost_seconds).sum();
+        let cpu_seconds = self.host.own_cpu_seconds().unwrap_or(0.0);
+        self.governor.account(hooks + cpu_seconds, length_ns);
+        let seconds = began.elapsed().as_secs_f64();
+        self.tick_seconds_total += seconds;
+        let mut governor = self.governor.telemetry();
+        governor.killed = self.killed;
+        Ok(Telemetry {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: self.host.kernel_release().unwrap_or_default(),
+            probes,
+            lost,
+            unwind: self.unwind.clone(),
+            cpu_seconds,
+            memory_limit_bytes: self.config.memory_limit_bytes,
+            resident_bytes: self.host.own_resident_bytes().unwrap_or(0),
+            bpf_map_bytes: self.loaded.map_bytes(&self.host),
+            start_unix_seconds: self.start_unix_seconds,
+            ticks: self.ticks,
+            tick_seconds: seconds,
+            tick_seconds_total: self.tick_seconds_total,
+            governor,
+            ..Telemetry::default()
+        })
+    }
+}

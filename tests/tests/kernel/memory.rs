@@ -1,0 +1,182 @@
+//! Memory and storage.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use tieback_tests::agent::Agent;
+use tieback_tests::assert_within;
+use tieback_tests::program::Program;
+
+#[test]
+fn growth_is_exact_and_split_by_function() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    for huge in ["on", "off"] {
+        let (mut program, _) = Program::start(&["grow", "--huge", huge])?;
+        let labels = [("service_name", program.service.clone())];
+        let labels = labels.each_ref().map(|(key, value)| (*key, value.as_str()));
+        agent.wait_for_service(&program.service)?;
+        let before = agent.settled()?.sum("tieback_memory_growth_bytes_total", &labels);
+        program.go()?;
+        let grown = program.expect("grown")?["grown_bytes"]
+            .as_f64()
+            .context("no grown_bytes")?;
+        let scrape = agent.settled()?;
+        assert_within!(
+            scrape.sum("tieback_memory_growth_bytes_total", &labels) - before,
+            grown,
+            0.01,
+            "growth"
+        );
+        let by = |name| scrape.code("tieback_code_memory_growth_bytes_total", &labels, name);
+        assert_within!(
+            by("grow_three"),
+            3.0 * by("grow_one"),
+            0.1,
+            "3:1 with huge pages {huge}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn fsync_and_cold_reads_are_disk_time() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("file");
+    std::fs::write(&path, vec![7; 64 << 20])?;
+    let path = path.to_str().context("path")?;
+    for args in [["cold-read", path], ["fsync", path]] {
+        let (mut program, _) = Program::start(&args)?;
+        agent.wait_for_service(&program.service)?;
+        let service = program.service.clone();
+        let waited = |scrape: &tieback_tests::metrics::Scrape, cause| {
+            scrape.sum(
+                "tieback_wait_seconds_total",
+                &[("service_name", service.as_str()), ("cause", cause)],
+            )
+        };
+        let before = agent.settled()?;
+        let truth = program.finish()?;
+        let after = agent.settled()?;
+        let seconds = |name: &str| truth[name].as_f64().with_context(|| format!("no {name}"));
+        let (timed, cpu) = (seconds("disk_seconds")?, seconds("cpu_seconds")?);
+        let disk = waited(&after, "disk") - waited(&before, "disk");
+        let runqueue = waited(&after, "runqueue") - waited(&before, "runqueue");
+        // The loop's own timing also holds its copying, and the queue for a CPU after the disk was done.
+        assert_within!(
+            disk,
+            timed - cpu - runqueue,
+            0.02,
+            "{}: of {timed:.4} s, cpu {cpu:.4}, runqueue {runqueue:.4}",
+            args[0]
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn major_faults_are_counted_and_wait_as_faults() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("file");
+    std::fs::write(&path, vec![7; 64 << 20])?;
+    let (mut program, _) = Program::start(&["fault", path.to_str().context("path")?, "--stride", "16384"])?;
+    let service = program.service.clone();
+    agent.wait_for_service(&service)?;
+    let before = agent.settled()?;
+    let truth = program.finish()?;
+    let after = agent.settled()?;
+    let more = |name: &str, key: &str, value: &str| {
+        let labels = [("service_name", service.as_str()), (key, value)];
+        after.sum(name, &labels) - before.sum(name, &labels)
+    };
+    let number = |name: &str| truth[name].as_f64().with_context(|| format!("no {name}"));
+    // The program's end may fault in a page of its own once more.
+    let majors = more("tieback_page_faults_total", "kind", "major");
+    let known = number("major_faults")?;
+    assert!(
+        (known..known + 8.0).contains(&majors),
+        "{majors} major faults, getrusage says {known}"
+    );
+    let rest = more("tieback_wait_seconds_total", "cause", "runqueue") + number("cpu_seconds")?;
+    assert_within!(
+        more("tieback_wait_seconds_total", "cause", "fault"),
+        number("fault_seconds")? - rest,
+        // A wait takes 30 µs here, of which the way into and out of the idle CPU is already a few percent.
+        0.05,
+        "waiting for pages, {rest:.3} s of the rest"
+    );
+    Ok(())
+}
+
+#[test]
+fn direct_writes_are_charged_to_the_byte() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("file");
+    // The blocks exist before, so that the writes change no metadata but the time.
+    std::fs::write(&path, vec![7; 16 << 20])?;
+    std::fs::File::open(&path)?.sync_all()?;
+    let (mut program, _) = Program::start(&["direct-write", path.to_str().context("path")?])?;
+    let service = program.service.clone();
+    agent.wait_for_service(&service)?;
+    let truth = program.finish()?;
+    let scrape = agent.settled()?;
+    let labels = [("service_name", service.as_str()), ("operation", "write")];
+    let want = truth["written_bytes"].as_f64().context("no written_bytes")?;
+    // O_SYNC also writes the inode's time now and then.
+    assert_within!(
+        scrape.sum("tieback_disk_io_bytes_total", &labels),
+        want,
+        0.02,
+        "bytes written"
+    );
+    Ok(())
+}
+
+/// A cgroup with a limit of memory, removed when dropped.
+struct MemoryGroup(PathBuf);
+
+impl MemoryGroup {
+    fn new(bytes: u64) -> Result<Self> {
+        let name = format!("tieback-test-{}", std::process::id());
+        let v1 = Path::new("/sys/fs/cgroup/memory");
+        let (root, limit) = if v1.is_dir() {
+            (v1, "memory.limit_in_bytes")
+        } else {
+            (Path::new("/sys/fs/cgroup"), "memory.max")
+        };
+        let group = Self(root.join(name));
+        std::fs::create_dir(&group.0).context("create a memory cgroup")?;
+        std::fs::write(group.0.join(limit), bytes.to_string())?;
+        Ok(group)
+    }
+
+    fn add(&self, pid: u32) -> Result<()> {
+        Ok(std::fs::write(self.0.join("cgroup.procs"), pid.to_string())?)
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        // Fails only where a process is left in it, which the test has ended.
+        let _removed = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn an_oom_kill_is_charged_to_its_victim() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let group = MemoryGroup::new(64 << 20)?;
+    let (mut program, _) = Program::start(&["oom"])?;
+    agent.wait_for_service(&program.service)?;
+    group.add(program.pid())?;
+    program.go()?;
+    assert_eq!(program.wait()?.signal(), Some(9), "the kernel kills it");
+    let scrape = agent.settled()?;
+    let labels = [("service_name", program.service.as_str())];
+    assert_eq!(scrape.sum("tieback_oom_kills_total", &labels), 1.0);
+    assert_eq!(scrape.sum("tieback_processes", &labels), 0.0);
+    Ok(())
+}
