@@ -64,6 +64,19 @@ fn quantiles() -> impl Iterator<Item = u32> {
 }
 
 impl Loaded {
+    /// The knobs at the start: those of full detail.
+    pub const DEFAULT_TUNING: Tuning = Tuning {
+        wait_mean: 20_000,
+        epoch: 1,
+        memory_pages: 256,
+        syscall_every: 64,
+        syscall_stack_every: 4096,
+        conn_every: 1,
+        window: 0,
+        round: 0,
+        cpu_period_ns: 1_000_000_000 / 19,
+    };
+
     /// Loads the object and attaches every probe that can be.
     pub fn new(env: Environment) -> Result<Self> {
         let btf = Btf::from_sys_fs().context(
@@ -89,15 +102,8 @@ impl Loaded {
         )?;
         prepare(&mut ebpf, &env)?;
         let tuning = Tuning {
-            wait_mean: 20_000,
-            epoch: 1,
-            memory_pages: 256,
-            syscall_every: 64,
-            syscall_stack_every: 4096,
-            conn_every: 1,
-            window: 0,
-            round: 0,
             cpu_period_ns: 1_000_000_000 / env.cpu_hz.max(1),
+            ..Self::DEFAULT_TUNING
         };
         let mut loaded = Self {
             ebpf,

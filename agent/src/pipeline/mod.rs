@@ -158,13 +158,10 @@ fn name_and_sum(
     }
 }
 
-/// Wait samples a second that the host may take: about 0.04 % of a CPU (COST.md, cost model).
-const WAIT_BUDGET: f64 = 100.0;
-
 /// The mean of forecast waiting between two samples (in units of 1024 ns) that brings the rate of samples to the
 /// budget; `None` while it is near enough. At most a factor of four a tick, between 1 ms and 10 s.
-fn wait_mean(mean: u32, rate: f64) -> Option<u32> {
-    let factor = (rate / WAIT_BUDGET).clamp(0.25, 4.0);
+fn wait_mean(mean: u32, rate: f64, budget: f64) -> Option<u32> {
+    let factor = (rate / budget).clamp(0.25, 4.0);
     if (0.7..1.4).contains(&factor) {
         return None;
     }
@@ -357,6 +354,7 @@ impl Reader {
         if let Some(mean) = wait_mean(
             self.loaded.tuning().wait_mean,
             waits as f64 / (length as f64 / 1e9),
+            self.governor.wait_budget(),
         ) {
             self.loaded.set_tuning(|tuning| {
                 tuning.wait_mean = mean;

@@ -38,7 +38,8 @@ impl Reader {
         lost.insert(("wait".to_owned(), "unmatched".to_owned()), self.events.unmatched);
         let hooks: f64 = probes.values().map(|probe| probe.cost_seconds).sum();
         let cpu_seconds = self.host.own_cpu_seconds().unwrap_or(0.0);
-        self.governor.account(hooks + cpu_seconds, length_ns);
+        self.governor
+            .account(&mut self.loaded, hooks + cpu_seconds, length_ns)?;
         let seconds = began.elapsed().as_secs_f64();
         self.tick_seconds_total += seconds;
         let mut governor = self.governor.telemetry();

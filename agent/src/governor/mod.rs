@@ -1,6 +1,9 @@
-//! Keeps the cost of the system call hooks inside the budget: calibration at start, then duty-cycled windows.
+//! Keeps the agent's cost inside its budget: calibration at start, duty-cycled windows of the system call hooks, and
+//! less detail, step by step, where that is not enough.
 
-use std::collections::BTreeMap;
+mod calibrate;
+mod level;
+
 use std::time::{Duration, Instant};
 
 use agent_ebpf::wire::Program;
@@ -11,8 +14,8 @@ use crate::decode::harvest::counters;
 use crate::load::Loaded;
 use crate::telemetry::GovernorTelemetry;
 
-/// Nanoseconds that one run of a program costs, hook included, where it was calibrated.
-pub type Costs = BTreeMap<Program, f64>;
+pub use self::calibrate::{Costs, calibrate};
+use self::level::Levels;
 
 /// One window a period.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -45,39 +48,8 @@ pub struct Governor {
     last_runs: u64,
     last_spent: f64,
     cost_ratio: f64,
+    levels: Levels,
     seed: u64,
-}
-
-/// Times a loop of the cheapest system call, best of several.
-fn getppid_ns() -> f64 {
-    const CALLS: u32 = 20_000;
-    (0..5)
-        .map(|_| {
-            let began = Instant::now();
-            for _ in 0..CALLS {
-                // SAFETY: getppid takes nothing and cannot fail.
-                unsafe { libc::syscall(libc::SYS_getppid) };
-            }
-            began.elapsed().as_nanos() as f64 / f64::from(CALLS)
-        })
-        .fold(f64::INFINITY, f64::min)
-}
-
-/// Measures what the hooks cost on this host, by a loop with and without them. Only hooks that can be driven from here
-/// without disturbing the host are calibrated: those of system calls, which are also the ones that can cost much.
-pub fn calibrate(loaded: &mut Loaded) -> Result<Costs> {
-    let mut costs = Costs::new();
-    if loaded.works("syscall") {
-        loaded.count_syscalls(true)?;
-        let with = getppid_ns();
-        loaded.count_syscalls(false)?;
-        let without = getppid_ns();
-        let each = (with - without).max(0.0) / 2.0;
-        costs.insert(Program::SyscallEnter, each);
-        costs.insert(Program::SyscallExit, each);
-        tracing::info!(ns_per_call = with - without, "calibrated the system call hooks");
-    }
-    Ok(costs)
 }
 
 impl Governor {
@@ -100,6 +72,7 @@ impl Governor {
             last_runs: 0,
             last_spent: 0.0,
             cost_ratio: 0.0,
+            levels: Levels::default(),
             seed: 0x9E37_79B9_7F4A_7C15 ^ u64::from(std::process::id()),
         }
     }
@@ -129,9 +102,10 @@ impl Governor {
         if now < self.next {
             return Ok(());
         }
-        if self.mode == SyscallMode::Off || !loaded.works("syscall") {
+        let given_up = self.mode == SyscallMode::Auto && !self.levels.syscalls();
+        if self.mode == SyscallMode::Off || given_up || !loaded.works("syscall") {
             self.next = now + PERIOD;
-            return Ok(());
+            return self.close(loaded);
         }
         if self.open.is_none() {
             self.open(loaded)?;
@@ -161,7 +135,10 @@ impl Governor {
         if self.mode == SyscallMode::Exact {
             return Ok(());
         }
-        let each: f64 = self.costs.values().sum();
+        let each: f64 = [Program::SyscallEnter, Program::SyscallExit]
+            .iter()
+            .map(|program| self.costs.of(*program))
+            .sum();
         let share = rate * each / 1e9 / self.cpus as f64;
         let wanted = self.limit * SHARE / share.max(1e-12);
         let room = if self.duty >= 1.0 { 1.0 } else { HYSTERESIS };
@@ -215,34 +192,43 @@ impl Governor {
         }
     }
 
-    /// Calibrated cost of so many runs in seconds, 0 for programs that are not calibrated.
+    /// Calibrated cost of so many runs in seconds.
     #[must_use]
     pub fn cost_seconds(&self, program: Program, runs: u64) -> f64 {
-        self.costs.get(&program).map_or(0.0, |ns| ns * runs as f64 / 1e9)
+        self.costs.of(program) * runs as f64 / 1e9
     }
 
-    /// Takes the total spent so far.
-    pub fn account(&mut self, spent_seconds: f64, length_ns: u64) {
+    /// Takes the total spent so far at the end of a tick, and gives up detail or takes it back.
+    pub fn account(&mut self, loaded: &mut Loaded, spent_seconds: f64, length_ns: u64) -> Result<()> {
         let seconds = length_ns.max(1) as f64 / 1e9;
         self.cost_ratio = (spent_seconds - self.last_spent).max(0.0) / seconds / self.cpus as f64;
         self.last_spent = spent_seconds;
+        if self.levels.tick(self.cost_ratio, self.limit) {
+            self.levels.tune(loaded)?;
+        }
+        Ok(())
+    }
+
+    /// Wait samples a second that the host may take.
+    #[must_use]
+    pub fn wait_budget(&self) -> f64 {
+        self.levels.wait_budget()
     }
 
     /// What it decided.
     #[must_use]
     pub fn telemetry(&self) -> GovernorTelemetry {
         let windows = self.mode == SyscallMode::Auto && self.duty < 1.0;
+        let off = self.mode == SyscallMode::Off || self.mode == SyscallMode::Auto && !self.levels.syscalls();
+        let mut reasons = self.levels.reasons();
+        if windows && !off {
+            reasons.push("system calls are counted in windows and scaled");
+        }
         GovernorTelemetry {
-            syscall_duty: if self.mode == SyscallMode::Off {
-                0.0
-            } else {
-                self.duty
-            },
-            reason: if windows {
-                "counted in windows and scaled".to_owned()
-            } else {
-                String::new()
-            },
+            level: self.levels.level(),
+            level_name: self.levels.name().to_owned(),
+            syscall_duty: if off { 0.0 } else { self.duty },
+            reason: reasons.join(", "),
             cost_ratio: self.cost_ratio,
             cost_limit_ratio: self.limit,
             ..GovernorTelemetry::default()

@@ -1,0 +1,251 @@
+//! What one run of each program costs on this host: loops that drive a hook, timed with and without it.
+//!
+//! `bpf_stats` is no meter of this: it adds 80 to 90 ns to every run and misses the hook itself (COST.md, 1).
+
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::time::Instant;
+
+use agent_ebpf::wire::Program;
+use anyhow::{Context as _, Result};
+
+use crate::decode::harvest::counters;
+use crate::load::Loaded;
+
+/// Each loop is timed this often; the best counts, because everything else that runs only makes it slower.
+const ROUNDS: usize = 5;
+
+/// Nanoseconds that one run of a program costs, hook included.
+#[derive(Clone, Debug, Default)]
+pub struct Costs(BTreeMap<Program, f64>);
+
+impl Costs {
+    /// Of one program. Those that cannot be driven without disturbing the host (block I/O, the clock) count as the mean
+    /// of the others.
+    #[must_use]
+    pub fn of(&self, program: Program) -> f64 {
+        let mean = || self.0.values().sum::<f64>() / self.0.len().max(1) as f64;
+        self.0.get(&program).copied().unwrap_or_else(mean)
+    }
+}
+
+/// A loop and the programs that it drives, which share its cost.
+struct Loop {
+    probe: &'static str,
+    programs: &'static [Program],
+    run: fn() -> Result<()>,
+}
+
+const LOOPS: [Loop; 5] = [
+    Loop {
+        probe: "syscall",
+        programs: &[Program::SyscallEnter, Program::SyscallExit],
+        run: calls,
+    },
+    Loop {
+        probe: "wait",
+        programs: &[Program::WaitSwitch],
+        run: switches,
+    },
+    Loop {
+        probe: "memory",
+        programs: &[Program::MemoryFault],
+        run: faults,
+    },
+    Loop {
+        probe: "process",
+        programs: &[Program::ProcessFork],
+        run: threads,
+    },
+    Loop {
+        probe: "conn",
+        programs: &[Program::ConnState],
+        run: connections,
+    },
+];
+
+/// Measures what the hooks cost; takes about a tenth of a second.
+pub fn calibrate(loaded: &mut Loaded) -> Result<Costs> {
+    let mut costs = BTreeMap::new();
+    for each in &LOOPS {
+        if !loaded.works(each.probe) {
+            continue;
+        }
+        switch(loaded, each.probe, true)?;
+        let before = runs(loaded, each.programs)?;
+        let with = best(each.run)?;
+        let seen = runs(loaded, each.programs)?.saturating_sub(before);
+        switch(loaded, each.probe, false)?;
+        let without = best(each.run)?;
+        if each.probe != "syscall" {
+            switch(loaded, each.probe, true)?;
+        }
+        // Of the loop alone: others may have run the programs, too, but not five times as often.
+        let per_round = (seen as f64 / ROUNDS as f64).max(1.0);
+        let ns = (with - without).max(0.0) / per_round;
+        tracing::debug!(
+            probe = each.probe,
+            ns_per_run = ns.round(),
+            runs = seen,
+            "calibrated"
+        );
+        costs.extend(each.programs.iter().map(|program| (*program, ns)));
+    }
+    tracing::info!(
+        ns_per_run = ?costs.iter().map(|(program, ns)| (program.as_str(), ns.round())).collect::<Vec<_>>(),
+        "calibrated"
+    );
+    Ok(Costs(costs))
+}
+
+fn switch(loaded: &mut Loaded, probe: &str, on: bool) -> Result<()> {
+    if probe == "syscall" {
+        return loaded.count_syscalls(on).map(drop);
+    }
+    loaded.switch(probe, on)
+}
+
+fn runs(loaded: &mut Loaded, programs: &[Program]) -> Result<u64> {
+    let all = counters(loaded, "RUNS")?;
+    Ok(programs
+        .iter()
+        .filter_map(|program| all.get(program.index()))
+        .sum())
+}
+
+/// Nanoseconds of the fastest round.
+fn best(run: fn() -> Result<()>) -> Result<f64> {
+    let mut best = f64::INFINITY;
+    for _ in 0..ROUNDS {
+        let began = Instant::now();
+        run()?;
+        best = best.min(began.elapsed().as_nanos() as f64);
+    }
+    Ok(best)
+}
+
+/// The cheapest system call there is.
+fn calls() -> Result<()> {
+    for _ in 0..20_000 {
+        // SAFETY: getppid takes nothing and cannot fail.
+        black_box(unsafe { libc::syscall(libc::SYS_getppid) });
+    }
+    Ok(())
+}
+
+/// Two threads of one CPU that pass a byte to and fro: two switches a turn.
+fn switches() -> Result<()> {
+    let (mut near, mut far) = std::os::unix::net::UnixStream::pair()?;
+    let home = Cpu::allowed()?;
+    let cpu = Cpu::current();
+    cpu.apply()?;
+    let echo = std::thread::spawn(move || -> Result<()> {
+        cpu.apply()?;
+        let mut byte = [0];
+        while far.read(&mut byte)? == 1 {
+            far.write_all(&byte)?;
+        }
+        Ok(())
+    });
+    let mut byte = [0];
+    let result = (0..1000).try_for_each(|_| {
+        near.write_all(&byte)?;
+        near.read_exact(&mut byte)
+    });
+    drop(near);
+    let echoed = echo
+        .join()
+        .map_err(|_| anyhow::anyhow!("the echo of the calibration panicked"))?;
+    home.apply()?;
+    result?;
+    echoed
+}
+
+/// A set of CPUs to run on.
+#[derive(Clone, Copy)]
+struct Cpu(libc::cpu_set_t);
+
+impl Cpu {
+    /// The one that this thread runs on.
+    fn current() -> Self {
+        // SAFETY: an all-zero set is valid; the CPU's number is below its size on every kernel that libc supports, and
+        // `CPU_SET` checks it.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(usize::try_from(libc::sched_getcpu()).unwrap_or(0), &mut set);
+            Self(set)
+        }
+    }
+
+    /// Those that this thread may run on.
+    fn allowed() -> Result<Self> {
+        // SAFETY: the set is valid and its size is passed along.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            let result = libc::sched_getaffinity(0, size_of_val(&set), &raw mut set);
+            if result == 0 {
+                return Ok(Self(set));
+            }
+        }
+        Err(std::io::Error::last_os_error()).context("sched_getaffinity")
+    }
+
+    fn apply(&self) -> Result<()> {
+        // SAFETY: as above.
+        let result = unsafe { libc::sched_setaffinity(0, size_of_val(&self.0), &raw const self.0) };
+        if result == 0 {
+            return Ok(());
+        }
+        Err(std::io::Error::last_os_error()).context("sched_setaffinity")
+    }
+}
+
+/// First touches of fresh memory.
+fn faults() -> Result<()> {
+    const BYTES: usize = 2 << 20;
+    // SAFETY: a mapping of our own, used inside its bounds and unmapped once.
+    unsafe {
+        let start = libc::mmap(
+            std::ptr::null_mut(),
+            BYTES,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+        if start == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error()).context("mmap");
+        }
+        libc::madvise(start, BYTES, libc::MADV_NOHUGEPAGE);
+        for page in (0..BYTES).step_by(4096) {
+            start.cast::<u8>().add(page).write_volatile(1);
+        }
+        libc::munmap(start, BYTES);
+    }
+    Ok(())
+}
+
+/// Threads that end at once.
+fn threads() -> Result<()> {
+    for _ in 0..50 {
+        std::thread::spawn(|| ())
+            .join()
+            .map_err(|_| anyhow::anyhow!("a thread of the calibration panicked"))?;
+    }
+    Ok(())
+}
+
+/// Loopback connections that are accepted and closed.
+fn connections() -> Result<()> {
+    let Ok(listener) = TcpListener::bind("127.0.0.1:0") else {
+        return Ok(()); // A network namespace without a loopback: the others' mean will do.
+    };
+    let address = listener.local_addr()?;
+    for _ in 0..50 {
+        let near = TcpStream::connect(address)?;
+        drop((listener.accept()?, near));
+    }
+    Ok(())
+}
