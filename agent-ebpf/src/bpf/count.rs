@@ -71,20 +71,26 @@ fn bucket(ns: u64) -> usize {
     bucket + units.min(1) as usize
 }
 
+/// Adds one to the bucket of a duration.
+#[inline(always)]
+pub(crate) fn tally(buckets: *mut [u64; BUCKETS], ns: u64) {
+    let bucket = bucket(ns);
+    // SAFETY: `buckets` points into a map value, and both indexes are below the array's length.
+    unsafe {
+        if bucket < BUCKETS {
+            add(buckets.cast::<u64>().add(bucket), 1);
+        } else {
+            add(buckets.cast::<u64>().add(BUCKETS - 1), 1);
+        }
+    }
+}
+
 /// Adds a duration to a histogram.
 #[inline(always)]
 pub(crate) fn observe(hist: *mut Hist, ns: u64) {
-    let bucket = bucket(ns);
-    if bucket < BUCKETS {
-        // SAFETY: `hist` points into a map value and the index is below the array's length.
-        add(unsafe { (&raw mut (*hist).buckets).cast::<u64>().add(bucket) }, 1);
-    } else {
-        // SAFETY: as above, with the last index.
-        add(
-            unsafe { (&raw mut (*hist).buckets).cast::<u64>().add(BUCKETS - 1) },
-            1,
-        );
-    }
     // SAFETY: `hist` points into a map value.
-    add(unsafe { &raw mut (*hist).sum_ns }, ns);
+    unsafe {
+        tally(&raw mut (*hist).buckets, ns);
+        add(&raw mut (*hist).sum_ns, ns);
+    }
 }

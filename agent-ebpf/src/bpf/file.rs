@@ -1,6 +1,6 @@
 //! What a descriptor refers to, from the kernel's own structures.
 
-use aya_ebpf::Global;
+use aya_ebpf::{Global, btf_maps::Array, macros::btf_map};
 
 use super::task::{Kernel, offset};
 use crate::wire::{Cause, FdKind};
@@ -22,6 +22,19 @@ const AF_INET6: u16 = 10;
 /// apart; 0 where kallsyms hides them.
 #[unsafe(no_mangle)]
 static ANON_FOPS: Global<[u64; 5]> = Global::new([0; 5]);
+
+/// Addresses of the file operations of sockets and of pipes, learnt from the first of each that the iterator over
+/// descriptors sees: they tell these two kinds sooner than the inode does.
+#[btf_map]
+static COMMON_FOPS: Array<u64, 2> = Array::new();
+const SOCKET_FOPS: u32 = 0;
+const PIPE_FOPS: u32 = 1;
+
+/// Whether `op` is the known address of this kind.
+#[inline(always)]
+fn is_known(op: u64, kind: u32) -> bool {
+    op != 0 && COMMON_FOPS.get(kind).is_some_and(|known| *known == op)
+}
 
 /// An open file.
 #[derive(Clone, Copy)]
@@ -87,14 +100,17 @@ impl File {
     /// Why a blocked call on this file waits.
     #[inline(always)]
     pub(crate) fn cause(self) -> Cause {
+        let op = self.0.read::<u64>(offset!(file_op)).unwrap_or(0);
+        if is_known(op, PIPE_FOPS) {
+            return Cause::Ipc;
+        }
+        if is_known(op, SOCKET_FOPS) {
+            return self.socket_cause();
+        }
         match self.mode() {
             Some(S_IFREG | S_IFBLK | S_IFDIR) => Cause::Disk,
             Some(S_IFIFO) => Cause::Ipc,
-            Some(S_IFSOCK) => match self.family() {
-                Some(AF_INET | AF_INET6) => Cause::Network,
-                Some(AF_UNIX) => Cause::Ipc,
-                _ => Cause::Other,
-            },
+            Some(S_IFSOCK) => self.socket_cause(),
             Some(0) => match self.anon() {
                 FdKind::Eventfd => Cause::Ipc,
                 FdKind::Timerfd => Cause::Sleep,
@@ -107,6 +123,15 @@ impl File {
     }
 
     #[inline(always)]
+    fn socket_cause(self) -> Cause {
+        match self.family() {
+            Some(AF_INET | AF_INET6) => Cause::Network,
+            Some(AF_UNIX) => Cause::Ipc,
+            _ => Cause::Other,
+        }
+    }
+
+    #[inline(always)]
     fn family(self) -> Option<u16> {
         self.0
             .deref(offset!(file_private))?
@@ -114,13 +139,35 @@ impl File {
             .read(offset!(sk_family))
     }
 
+    /// Remembers the file operations of this kind. (Few sockets have operations of their own; they are told by their
+    /// inode, as before.)
+    #[inline(always)]
+    fn learn(self, kind: u32) {
+        if let Some(known) = COMMON_FOPS.get_ptr_mut(kind)
+            && let Some(op) = self.0.read::<u64>(offset!(file_op))
+        {
+            // SAFETY: a map value; only the iterator writes it.
+            unsafe {
+                if *known == 0 {
+                    *known = op;
+                }
+            }
+        }
+    }
+
     /// Kind for the gauge of open descriptors.
     #[inline(always)]
     pub(crate) fn kind(self) -> FdKind {
         match self.mode() {
             Some(S_IFREG | S_IFDIR) => FdKind::File,
-            Some(S_IFSOCK) => FdKind::Socket,
-            Some(S_IFIFO) => FdKind::Pipe,
+            Some(S_IFSOCK) => {
+                self.learn(SOCKET_FOPS);
+                FdKind::Socket
+            }
+            Some(S_IFIFO) => {
+                self.learn(PIPE_FOPS);
+                FdKind::Pipe
+            }
             Some(S_IFCHR | S_IFBLK) => FdKind::Device,
             Some(0) => self.anon(),
             _ => FdKind::Other,

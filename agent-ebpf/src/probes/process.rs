@@ -174,15 +174,19 @@ mod bpf {
         let clock = rq_clock(current());
         let running = clock.saturating_sub(t.since);
         s.live.cpu_ns += t.cpu_ns;
-        let mut cause = 0;
-        while cause < Cause::COUNT {
-            s.live.wait_ns[cause] += t.wait_ns[cause];
-            cause += 1;
+        let mut each = 0;
+        while each < Cause::COUNT {
+            s.live.wait_ns[each] += t.wait_ns[each];
+            each += 1;
         }
+        // Read once: the scheduler may change it meanwhile.
+        // SAFETY: a field of a map value.
+        let cause = unsafe { core::ptr::read_volatile(&raw const t.cause) } as usize;
         if t.state == STATE_ON {
             s.live.cpu_ns += running;
-        } else if (t.cause as usize) < Cause::COUNT {
-            s.live.wait_ns[t.cause as usize] += running;
+        } else if cause < Cause::COUNT {
+            s.live.wait_ns[cause] += running;
+            s.live.lasting_ns[cause] += running;
         }
         s.live.utime += task.load::<u64>(offset!(task_utime));
         s.live.stime += task.load::<u64>(offset!(task_stime));
@@ -215,6 +219,17 @@ mod bpf {
         }
     }
 
+    /// One word at a time: the compiler's memset is no BPF function.
+    #[inline(always)]
+    fn clear(sums: *mut Sums) {
+        let mut word = 0;
+        while word < size_of::<Sums>() / 8 {
+            // SAFETY: inside of a map value; `Sums` holds nothing but words.
+            unsafe { core::ptr::write_volatile(sums.cast::<u64>().add(word), 0) };
+            word += 1;
+        }
+    }
+
     /// Empties the live part at the first thread of a round.
     #[inline(always)]
     fn refresh(s: &mut Slot, round: u32) {
@@ -222,14 +237,7 @@ mod bpf {
             return;
         }
         s.round = round;
-        s.live = Sums {
-            cpu_ns: 0,
-            wait_ns: [0; Cause::COUNT],
-            utime: 0,
-            stime: 0,
-            min_flt: 0,
-            maj_flt: 0,
-        };
+        clear(&raw mut s.live);
         s.processes = 0;
         s.threads = 0;
         s.rss_pages = [0; MemoryKind::COUNT];

@@ -25,6 +25,7 @@ pub const PROBE: Probe = Probe {
         Field::FdtMax,
         Field::FdtFd,
         Field::FileInode,
+        Field::FileOp,
         Field::FilePrivate,
         Field::InodeMode,
         Field::SocketSk,
@@ -52,7 +53,7 @@ mod bpf {
 
     use crate::{
         bpf::{
-            count::{add, lost, observe, run},
+            count::{add, lost, run, tally},
             file::File,
             sample::{self, Level, What},
             state::{adopt, emit, forget, release, sampled, slot, thread, tuning},
@@ -60,7 +61,7 @@ mod bpf {
         },
         classes::{CLASS_DISK, CLASS_FD, CLASS_IDLE, CLASS_IPC, CLASS_LOCK, CLASS_SLEEP},
         wire::{
-            FORECAST_BITS, FORECAST_MAX,
+            BUCKETS, FORECAST_BITS, FORECAST_MAX,
             Cause, EVENT_EXITED, EVENT_WAIT_DONE, Lost, MAX_SLOTS, MAX_SYSCALLS, Program, SITES,
             SLOT_KERNEL, STATE_NEW, STATE_OFF, STATE_ON, STATE_UNSEEN, SlotEvent, StackKind, Thread, Tuning,
             WaitDone, WaitHists,
@@ -301,7 +302,7 @@ mod bpf {
             t.wait_ns[Cause::Runqueue as usize] += blocked;
             if let Some(hists) = hists {
                 // SAFETY: map value, constant index.
-                observe(unsafe { (&raw mut (*hists).causes).cast() }, off);
+                tally(unsafe { (&raw mut (*hists).causes).cast() }, off);
             }
             return;
         }
@@ -312,8 +313,8 @@ mod bpf {
         if let Some(hists) = hists {
             // SAFETY: map value, the index is below the array's length.
             unsafe {
-                observe((&raw mut (*hists).causes).cast::<crate::wire::Hist>().add(cause), blocked);
-                observe((&raw mut (*hists).causes).cast(), runqueue);
+                tally((&raw mut (*hists).causes).cast::<[u64; BUCKETS]>().add(cause), blocked);
+                tally((&raw mut (*hists).causes).cast(), runqueue);
             }
         }
         if cause == Cause::Idle as usize {

@@ -89,6 +89,8 @@ pub struct Sums {
     pub cpu_ns: u64,
     /// Time off the CPU by cause.
     pub wait_ns: [u64; Cause::COUNT],
+    /// The part of `wait_ns` of waits that still last (live threads only).
+    pub lasting_ns: [u64; Cause::COUNT],
     /// `utime` as the kernel samples it.
     pub utime: u64,
     /// `stime` as the kernel samples it.
@@ -103,13 +105,14 @@ impl Sums {
     pub const ZERO: Self = Self {
         cpu_ns: 0,
         wait_ns: [0; Cause::COUNT],
+        lasting_ns: [0; Cause::COUNT],
         utime: 0,
         stime: 0,
         min_flt: 0,
         maj_flt: 0,
     };
 }
-const _: () = assert!(size_of::<Sums>() == 14 * 8);
+const _: () = assert!(size_of::<Sums>() == (5 + 2 * Cause::COUNT) * 8);
 
 /// Everything summed for a slot.
 #[derive(Clone, Copy, Debug)]
@@ -160,7 +163,7 @@ impl Slot {
         fds_round: 0,
     };
 }
-const _: () = assert!(size_of::<Slot>() == 16 + 2 * 112 + 8 * (4 + 4 + 1 + 9 + 1));
+const _: () = assert!(size_of::<Slot>() == 16 + 2 * size_of::<Sums>() + 8 * (4 + 4 + 1 + 9 + 1));
 
 /// Duration histogram with its sum.
 #[derive(Clone, Copy, Debug, Default)]
@@ -172,12 +175,13 @@ pub struct Hist {
     pub sum_ns: u64,
 }
 
-/// Histograms of finished waits of a slot.
+/// Histograms of finished waits of a slot. They have no sums of their own: the finished part of the totals is that sum,
+/// and each atomic addition costs as much as a fifth of the whole program.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct WaitHists {
-    /// By cause.
-    pub causes: [Hist; Cause::COUNT],
+    /// Buckets by cause.
+    pub causes: [[u64; BUCKETS]; Cause::COUNT],
 }
 
 /// Key of system call counters.

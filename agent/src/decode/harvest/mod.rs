@@ -19,10 +19,7 @@ use self::{
     difference::difference,
     read::{connections, disk, syscalls},
 };
-use super::{
-    keys::histogram,
-    model::{SlotId, Tick, Totals},
-};
+use super::model::{SlotId, Tick, Totals};
 use crate::load::{Loaded, Plain};
 
 const PAGE: u64 = 4096;
@@ -172,7 +169,7 @@ impl Harvest {
         for (id, view) in &mut views {
             let wait = hists.get(&(id & (MAX_SLOTS - 1)), 0)?.0;
             for (to, from) in view.absolute.wait.iter_mut().zip(&wait.causes) {
-                *to = histogram(from);
+                to.buckets = *from;
             }
         }
         Ok(views)
@@ -183,6 +180,7 @@ fn view(slot: &Slot, dead: &Sums, live: &Sums, round: u32) -> View {
     let mut totals = Totals::default();
     for (i, wait) in totals.wait_ns.iter_mut().enumerate() {
         *wait = dead.wait_ns[i] + live.wait_ns[i];
+        totals.wait[i].sum_ns = wait.saturating_sub(live.lasting_ns[i]);
     }
     totals.memory_growth_bytes = slot.growth_pages * PAGE;
     totals.faults_minor = dead.min_flt + live.min_flt;
