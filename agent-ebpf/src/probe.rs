@@ -12,8 +12,6 @@ pub enum Attach {
     RawTp(&'static str),
     /// The CPU clock, on every CPU.
     CpuClock,
-    /// Minor page faults (`PERF_COUNT_SW_PAGE_FAULTS_MIN`), on every CPU.
-    MinorFaults,
     /// A BPF iterator that the agent reads on each tick.
     Iter(&'static str),
 }

@@ -48,7 +48,6 @@ fn attach(attach: Attach) -> String {
         Attach::TpBtf(names) => format!("BTF tracepoint {}", names.join(" or ")),
         Attach::RawTp(name) => format!("raw tracepoint {name}"),
         Attach::CpuClock => "CPU clock".to_owned(),
-        Attach::MinorFaults => "minor page faults".to_owned(),
         Attach::Iter(target) => format!("iterator over {target}, on each tick"),
     }
 }

@@ -8,15 +8,15 @@ use crate::{
 /// What it is.
 pub const PROBE: Probe = Probe {
     name: "memory",
-    help: "Growth of anonymous memory, by the code whose page faults grew it.",
-    hooks: &[Hook { program: "memory_fault", attach: Attach::MinorFaults }],
-    fields: &[Field::TaskTgid, Field::TaskMm, Field::MmRss, Field::RegsIp, Field::RegsSp, Field::RegsFp],
+    help: "Growth of anonymous memory, by the code that touched it first.",
+    hooks: &[Hook { program: "memory_growth", attach: Attach::TpBtf(&["rss_stat"]) }],
+    fields: &[Field::TaskPid, Field::TaskTgid, Field::TaskMm, Field::MmRss, Field::RegsIp, Field::RegsSp, Field::RegsFp],
     metrics: &["tieback_memory_growth_bytes_total", "tieback_code_memory_growth_bytes_total"],
 };
 
 #[cfg(target_arch = "bpf")]
 mod bpf {
-    use aya_ebpf::{macros::perf_event, programs::PerfEventContext};
+    use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
     use crate::{
         bpf::{
@@ -28,12 +28,23 @@ mod bpf {
         wire::{Program, SLOT_KERNEL, StackKind},
     };
 
-    /// Runs after the fault was handled (`mm_account_fault`), so the difference of the resident counter is what this
-    /// fault added, or the last 32 of its CPU where the kernel keeps per-CPU parts.
-    #[perf_event]
-    fn memory_fault(ctx: PerfEventContext) -> u32 {
-        run(Program::MemoryFault);
+    /// `MM_ANONPAGES`, linux/mm_types_task.h.
+    const ANON_PAGES: u32 = 1;
+
+    /// Runs where the kernel has just counted pages of an address space, so the difference of that counter is what was
+    /// added: one page or a huge one, or the last 32 of this CPU where the kernel keeps per-CPU parts (64 of a thread
+    /// before Linux 6.2). A perf event on page faults would see the same for six times the cost.
+    #[btf_tracepoint(function = "rss_stat")]
+    fn memory_growth(ctx: BtfTracePointContext) -> i32 {
+        if ctx.arg::<u64>(1) as u32 != ANON_PAGES {
+            return 0;
+        }
+        run(Program::MemoryGrowth);
         let task = current();
+        // Others than the owner count, too: fork for the child, reclaim, khugepaged. None of that is growth.
+        if task.load::<u64>(offset!(task_mm)) != ctx.arg::<*const u8>(0) as u64 {
+            return 0;
+        }
         let tgid: u32 = task.load(offset!(task_tgid));
         let Some(leader) = thread(tgid) else { return 0 };
         let pages = anon_pages(task);
@@ -59,7 +70,7 @@ mod bpf {
         }
         t.growth_pages = 0;
         let what = What {
-            program: Program::MemoryFault,
+            program: Program::MemoryGrowth,
             level: Level::Task,
             kind: StackKind::Memory,
             slot: t.slot,

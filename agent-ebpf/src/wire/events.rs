@@ -118,8 +118,8 @@ index_enum! {
         SyscallEnter = "syscall_enter",
         /// `syscall_exit`.
         SyscallExit = "syscall_exit",
-        /// `memory_fault`.
-        MemoryFault = "memory_fault",
+        /// `memory_growth`.
+        MemoryGrowth = "memory_growth",
         /// `memory_oom`.
         MemoryOom = "memory_oom",
         /// `disk_start`.

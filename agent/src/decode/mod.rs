@@ -4,4 +4,3 @@ pub mod events;
 pub mod harvest;
 mod keys;
 pub mod model;
-pub mod syscalls;

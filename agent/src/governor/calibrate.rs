@@ -22,7 +22,7 @@ const ROUNDS: usize = 5;
 pub struct Costs(BTreeMap<Program, f64>);
 
 impl Costs {
-    /// Of one program. Those that cannot be driven without disturbing the host (block I/O, the clock) count as the mean
+    /// Of one program. Those that cannot be driven without disturbing the host (block I/O, exec, the clock) count as the mean
     /// of the others.
     #[must_use]
     pub fn of(&self, program: Program) -> f64 {
@@ -38,7 +38,7 @@ struct Loop {
     run: fn() -> Result<()>,
 }
 
-const LOOPS: [Loop; 5] = [
+const LOOPS: [Loop; 4] = [
     Loop {
         probe: "syscall",
         programs: &[Program::SyscallEnter, Program::SyscallExit],
@@ -51,13 +51,8 @@ const LOOPS: [Loop; 5] = [
     },
     Loop {
         probe: "memory",
-        programs: &[Program::MemoryFault],
+        programs: &[Program::MemoryGrowth],
         run: faults,
-    },
-    Loop {
-        probe: "process",
-        programs: &[Program::ProcessFork],
-        run: threads,
     },
     Loop {
         probe: "conn",
@@ -223,16 +218,6 @@ fn faults() -> Result<()> {
             start.cast::<u8>().add(page).write_volatile(1);
         }
         libc::munmap(start, BYTES);
-    }
-    Ok(())
-}
-
-/// Threads that end at once.
-fn threads() -> Result<()> {
-    for _ in 0..50 {
-        std::thread::spawn(|| ())
-            .join()
-            .map_err(|_| anyhow::anyhow!("a thread of the calibration panicked"))?;
     }
     Ok(())
 }

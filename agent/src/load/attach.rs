@@ -82,7 +82,7 @@ pub(super) fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<(), (Verdi
             let program: &mut RawTracePoint = program.try_into().map_err(broken)?;
             program.load().map_err(broken)
         }
-        Attach::CpuClock | Attach::MinorFaults => {
+        Attach::CpuClock => {
             let program: &mut PerfEvent = program.try_into().map_err(broken)?;
             program.load().map_err(broken)
         }
@@ -129,20 +129,15 @@ impl Links {
                 let id = program.attach(name).with_context(what)?;
                 links.push(Link::Raw(program.take_link(id)?));
             }
-            Attach::CpuClock | Attach::MinorFaults => {
+            Attach::CpuClock => {
                 let program: &mut PerfEvent = program.try_into()?;
-                let (event, policy) = if hook.attach == Attach::CpuClock {
-                    let period = 1_000_000_000 / u64::from(env.cpu_hz.max(1));
-                    (SoftwareEvent::CpuClock, SamplePolicy::Period(period))
-                } else {
-                    (SoftwareEvent::PageFaultsMin, SamplePolicy::Period(1))
-                };
+                let period = 1_000_000_000 / u64::from(env.cpu_hz.max(1));
                 for cpu in &env.cpus {
                     let id = program
                         .attach(
-                            PerfEventConfig::Software(event),
+                            PerfEventConfig::Software(SoftwareEvent::CpuClock),
                             PerfEventScope::AllProcessesOneCpu { cpu: *cpu },
-                            policy,
+                            SamplePolicy::Period(period),
                             false,
                         )
                         .with_context(what)?;

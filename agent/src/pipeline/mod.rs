@@ -15,13 +15,12 @@ use anyhow::{Context as _, Result};
 use aya::maps::{MapData, RingBuf};
 use tokio::sync::watch;
 
-use crate::aggregate::{Aggregator, Limits, Snapshot};
+use crate::aggregate::{Aggregator, Limits, Snapshot, names};
 use crate::attribute::{AttributedTick, Attributor, Lifecycle, Service, ServiceInfo, StackSample};
 use crate::config::{Config, RuleTable, SyscallMode};
 use crate::decode::{
     events::{Event, Events},
     harvest::Harvest,
-    syscalls,
 };
 use crate::governor::{Governor, calibrate};
 use crate::host::Host;
@@ -85,7 +84,7 @@ pub fn load(host: &Host, config: &Config) -> Result<Loaded> {
         cpus: host.online_cpus().context("read the list of online CPUs")?,
         layout: layout(&btf, bogus),
         anon_fops: host.kernel_symbols(fops).unwrap_or_default(),
-        syscalls: syscalls::TABLE.to_vec(),
+        syscalls: names::syscalls().collect(),
         disabled,
         cpu_hz: config.sample_cpu_hz,
     })

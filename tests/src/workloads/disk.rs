@@ -113,7 +113,7 @@ pub fn direct_write(path: &Path, bytes: u64, chunk: usize) -> Result<()> {
         .write(true)
         .create(true)
         .truncate(false)
-        .custom_flags(libc::O_DIRECT | libc::O_SYNC)
+        .custom_flags(libc::O_DIRECT)
         .open(path)
         .with_context(|| format!("opening {}", path.display()))?;
     let buffer = super::memory::Mapping::anonymous(chunk)?;

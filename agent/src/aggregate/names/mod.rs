@@ -47,6 +47,13 @@ fn look_up(names: &[&'static str], number: u16) -> Option<&'static str> {
         .filter(|name| !name.is_empty())
 }
 
+/// All system calls of this architecture: number and name.
+pub fn syscalls() -> impl Iterator<Item = (u16, &'static str)> {
+    (0u16..)
+        .zip(SYSCALL_NAMES.iter().copied())
+        .filter(|(_, name)| !name.is_empty())
+}
+
 /// The name of a system call of this architecture, or `(unknown)`.
 #[must_use]
 pub fn syscall(number: u16) -> &'static str {
