@@ -247,7 +247,10 @@ impl Reader {
                 }
                 next_tick = now + self.config.interval;
             }
-            let wake = next_drain.min(next_tick).min(self.governor.next_turn());
+            let mut wake = next_drain.min(next_tick);
+            if !self.killed {
+                wake = wake.min(self.governor.next_turn());
+            }
             thread::sleep(wake.saturating_duration_since(Instant::now()));
         }
         Ok(())
