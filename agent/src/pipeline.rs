@@ -15,7 +15,9 @@ use aya::maps::{MapData, RingBuf};
 use tokio::sync::watch;
 
 use crate::aggregate::{Aggregator, Limits, Snapshot};
-use crate::attribute::{AttributedTick, Attributor, Lifecycle, Service, ServiceInfo, StackSample};
+use crate::attribute::{
+    AttributedTick, Attributor, Lifecycle, Service, ServiceInfo, ServiceRule, StackSample,
+};
 use crate::config::{Config, RuleTable, SyscallMode};
 use crate::decode::{
     events::{Event, Events},
@@ -107,11 +109,7 @@ pub fn start(
         service_idle: config.service_idle,
         ..Limits::default()
     };
-    let owner_rules = config
-        .owner_rules
-        .iter()
-        .map(RuleTable::read::<OwnerRule>)
-        .collect::<Result<Vec<OwnerRule>>>()?;
+    let owner_rules: Vec<OwnerRule> = RuleTable::read_all(&config.owner_rules)?;
     let symbols = SymbolizerConfig {
         proc: config.host_root.join("proc"),
         owner_rules,
@@ -123,10 +121,11 @@ pub fn start(
             name_and_sum(&receive, symbols, limits, &publish);
             Ok(())
         })?;
+    let service_rules: Vec<ServiceRule> = RuleTable::read_all(&config.service_rules)?;
     let loaded = load(&host, &config)?;
     let reading = thread::Builder::new()
         .name("kernel".to_owned())
-        .spawn(move || Reader::new(host, config, loaded)?.run(&send, &stop))?;
+        .spawn(move || Reader::new(host, config, loaded, service_rules)?.run(&send, &stop))?;
     Ok(vec![reading, naming])
 }
 
@@ -190,7 +189,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(host: Host, config: Config, mut loaded: Loaded) -> Result<Self> {
+    fn new(host: Host, config: Config, mut loaded: Loaded, rules: Vec<ServiceRule>) -> Result<Self> {
         let ring = loaded
             .maps()
             .take_map("EVENTS")
@@ -209,7 +208,7 @@ impl Reader {
             ring: RingBuf::try_from(ring)?,
             events: Events::default(),
             harvest: Harvest::new(),
-            attributor: Attributor::new(host.clone(), config.min_age, config.services_limit),
+            attributor: Attributor::new(host.clone(), config.min_age, config.services_limit, rules),
             governor,
             samples: Vec::new(),
             closed: Vec::new(),
@@ -367,6 +366,8 @@ impl Reader {
         }
         lost.insert(("ring".to_owned(), "malformed".to_owned()), self.events.malformed);
         lost.insert(("wait".to_owned(), "unmatched".to_owned()), self.events.unmatched);
+        let attribute = self.attributor.stats().lost();
+        lost.extend(attribute.map(|(reason, count)| (("attribute".to_owned(), reason.to_owned()), count)));
         let hooks: f64 = probes.values().map(|probe| probe.cost_seconds).sum();
         let cpu_seconds = self.host.own_cpu_seconds().unwrap_or(0.0);
         self.governor.account(hooks + cpu_seconds, length_ns);
