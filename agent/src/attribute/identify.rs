@@ -1,16 +1,16 @@
 //! From what is known of a process to its service: the first rule that answers (DESIGN.md section 5).
 
-use super::{Service, ServiceInfo, container_of, program_name, unit_of};
+use super::{Service, ServiceInfo, ServiceRule, container_of, program_name, unit_of};
 use crate::host::ProcessFacts;
 
 /// A service and how it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Name, namespace, release.
+    /// Name, namespace, and the release where somebody tells it; the executable is asked later.
     pub service: Service,
     /// What else is known.
     pub info: ServiceInfo,
-    /// Named by somebody (OpenTelemetry, a unit, a container), not only by the program's file.
+    /// Named by somebody (a rule, OpenTelemetry, a unit, a container), not only by the program's file.
     pub explicit: bool,
 }
 
@@ -43,13 +43,15 @@ fn attribute(attributes: &str, name: &str) -> Option<String> {
     })
 }
 
-fn bounded(text: &str) -> String {
+/// What may become a label.
+pub(super) fn bounded(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(128).collect()
 }
 
-/// Names a process.
+/// Names a process. What the first rule that matches leaves out is found as if there were none.
 #[must_use]
-pub fn identify(facts: &ProcessFacts) -> Identity {
+pub fn identify(facts: &ProcessFacts, rules: &[ServiceRule]) -> Identity {
+    let rule = rules.iter().find(|rule| rule.matches(facts));
     let container = facts.cgroups.iter().find_map(|path| container_of(path));
     let unit = facts.cgroups.iter().find_map(|path| unit_of(path));
     let attributes = facts.otel.resource_attributes.as_deref().unwrap_or_default();
@@ -58,7 +60,9 @@ pub fn identify(facts: &ProcessFacts) -> Identity {
         .service_name
         .clone()
         .or_else(|| attribute(attributes, "service.name"));
-    let (name, source, explicit) = if let Some(name) = otel_name {
+    let (name, source, explicit) = if let Some(rule) = rule {
+        (rule.name.clone(), "rule", true)
+    } else if let Some(name) = otel_name {
         (name, "otel", true)
     } else if let Some(name) = container.as_ref().and_then(|container| container.name.clone()) {
         (name, "container", true)
@@ -78,6 +82,12 @@ pub fn identify(facts: &ProcessFacts) -> Identity {
             false,
         )
     };
+    let namespace = rule
+        .and_then(|rule| rule.namespace.clone())
+        .or_else(|| attribute(attributes, "service.namespace"));
+    let version = rule
+        .and_then(|rule| rule.version.clone())
+        .or_else(|| attribute(attributes, "service.version"));
     let container_id = container
         .as_ref()
         .map(|container| container.id.clone())
@@ -85,8 +95,8 @@ pub fn identify(facts: &ProcessFacts) -> Identity {
     Identity {
         service: Service {
             name: bounded(&name),
-            namespace: bounded(&attribute(attributes, "service.namespace").unwrap_or_default()),
-            version: bounded(&attribute(attributes, "service.version").unwrap_or_default()),
+            namespace: bounded(&namespace.unwrap_or_default()),
+            version: bounded(&version.unwrap_or_default()),
         },
         info: ServiceInfo {
             source: source.to_owned(),
@@ -108,6 +118,38 @@ mod tests {
     use crate::host::OtelEnv;
 
     #[test]
+    fn the_first_rule_that_matches_comes_before_everything() {
+        let rules = [
+            "name = 'no'\ncomm = 'other'",
+            "name = 'shop'\nversion = '7'\ncomm = 'orders'",
+            "name = 'late'\nnamespace = 'x'\ncomm = '*'",
+        ];
+        let rules = rules.map(|text| toml::from_str::<ServiceRule>(text).unwrap());
+        let mut facts = ProcessFacts {
+            comm: "orders".into(),
+            exe: "/srv/orders".into(),
+            otel: OtelEnv {
+                service_name: Some("otel".into()),
+                resource_attributes: Some("service.namespace=eu,service.version=1".into()),
+            },
+            ..ProcessFacts::default()
+        };
+        let names = |facts: &ProcessFacts| {
+            let Identity {
+                service,
+                info,
+                explicit,
+            } = identify(facts, &rules);
+            assert!(explicit && info.source == "rule");
+            [service.namespace, service.name, service.version]
+        };
+        assert_eq!(names(&facts), ["eu", "shop", "7"]);
+        facts.comm = "cart".into();
+        assert_eq!(names(&facts), ["x", "late", "1"]);
+        assert_eq!(identify(&facts, &rules[..2]).info.source, "otel");
+    }
+
+    #[test]
     fn open_telemetry_comes_before_the_unit_and_the_program() {
         let mut facts = ProcessFacts {
             exe: "/srv/bin/orders".into(),
@@ -120,7 +162,7 @@ mod tests {
             },
             ..ProcessFacts::default()
         };
-        let identity = identify(&facts);
+        let identity = identify(&facts, &[]);
         assert_eq!(
             identity.service,
             Service {
@@ -130,15 +172,21 @@ mod tests {
             }
         );
         facts.otel.service_name = None;
-        assert_eq!(identify(&facts).service.name, "x");
+        assert_eq!(identify(&facts, &[]).service.name, "x");
         facts.otel = OtelEnv::default();
         assert_eq!(
-            (identify(&facts).service.name.as_str(), identify(&facts).explicit),
+            (
+                identify(&facts, &[]).service.name.as_str(),
+                identify(&facts, &[]).explicit
+            ),
             ("shop", true)
         );
         facts.cgroups.clear();
         assert_eq!(
-            (identify(&facts).service.name.as_str(), identify(&facts).explicit),
+            (
+                identify(&facts, &[]).service.name.as_str(),
+                identify(&facts, &[]).explicit
+            ),
             ("orders", false)
         );
     }

@@ -2,8 +2,12 @@
 
 mod attributor;
 mod cgroup;
+mod elf;
 mod identify;
 mod program;
+mod release;
+mod rules;
+mod runtime;
 pub mod service;
 mod sum;
 
@@ -13,6 +17,7 @@ pub use attributor::{AttributeStats, Attributor};
 pub use cgroup::{Container, container_of, unit_of};
 pub use identify::{Identity, identify};
 pub use program::program_name;
+pub use rules::ServiceRule;
 pub use service::{Service, ServiceInfo};
 
 /// What later stages need of `decode`: stages import only their neighbour.

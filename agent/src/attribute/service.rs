@@ -16,7 +16,7 @@ pub struct Service {
 /// What is known of a service beyond its identity; only `tieback_service_info` and the API show it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceInfo {
-    /// Which rule named it: `config`, `otel`, `kubernetes`, `container`, `systemd`, `program`, `kernel`.
+    /// What named it: `rule`, `otel`, `kubernetes`, `container`, `systemd`, `program`, `kernel`.
     pub source: String,
     /// Container id, if it runs in one.
     pub container_id: String,
@@ -26,7 +26,7 @@ pub struct ServiceInfo {
     pub unit: String,
     /// Executable of its newest process.
     pub executable: String,
-    /// Language runtime as far as the executable tells (`native`, `python`, `java`, `node`, `go`, ...).
+    /// Language runtime as far as the executable tells (`native`, `go`, `jvm`, `node`, `python`, `ruby`, ...).
     pub runtime: String,
     /// Live processes.
     pub pids: BTreeSet<u32>,

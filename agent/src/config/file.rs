@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::fields::fields_of;
 use super::settings::Settings;
 
 /// One `[[service]]` or `[[owner]]` table, to be read by the stage that knows its shape.
@@ -20,8 +21,19 @@ pub struct RuleTable {
 }
 
 impl RuleTable {
+    /// All rules of a kind, in their order.
+    pub fn read_all<T: DeserializeOwned>(tables: &[Self]) -> Result<Vec<T>> {
+        tables.iter().map(Self::read).collect()
+    }
+
     /// The rule in the shape that its stage gives it; errors name the place in the file.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T> {
+        let valid = fields_of::<T>();
+        if let Some(key) = self.table.keys().find(|key| !valid.contains(&key.as_str()))
+            && !valid.is_empty()
+        {
+            bail!("{}", unknown(&self.origin, key, valid));
+        }
         self.table
             .clone()
             .try_into()

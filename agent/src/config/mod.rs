@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 
+mod fields;
 mod file;
 mod settings;
 #[cfg(test)]

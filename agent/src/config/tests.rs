@@ -187,7 +187,7 @@ struct Rule {
 #[test]
 fn probes_and_rules_are_handed_on() {
     let text = "[probes.cpu]\nenabled = false\n\n[[service]]\nname = \"a\"\nuid = 0x10\n[[service]]\nname = \"b\"\nuid = 2\n\
-                [[owner]]\nname = \"c\"\nids = 3\n";
+                [[owner]]\nname = \"c\"\nuids = 3\n";
     let config = load(&[], text).expect("valid");
     assert_eq!(config.probes, BTreeMap::from([("cpu".to_owned(), false)]));
     let rules: Vec<Rule> = config
@@ -212,5 +212,5 @@ fn probes_and_rules_are_handed_on() {
         .read::<Rule>()
         .expect_err("must be refused")
         .to_string();
-    assert!(error.starts_with("t.toml:10: unknown field `ids`"), "{error}");
+    assert_eq!(error, "t.toml:10: unknown key \"uids\"; did you mean \"uid\"?");
 }

@@ -1,11 +1,13 @@
 //! Every read of `/proc`, `/sys` and `/etc` goes through here, under a root that tests replace.
 
+mod executable;
 mod process;
 
 use std::fs;
 use std::io::{self, Read as _};
 use std::path::PathBuf;
 
+pub use executable::{Executable, FileId};
 pub use process::{OtelEnv, ProcessFacts};
 
 /// The host, as its pseudo file systems show it.

@@ -19,6 +19,8 @@ pub struct OtelEnv {
 pub struct ProcessFacts {
     /// Its id.
     pub pid: u32,
+    /// The process that started it, 0 where that one is gone.
+    pub parent: u32,
     /// Start in clock ticks after boot: with the id, it identifies a process.
     pub start_time: u64,
     /// Kernel's name of its main thread.
@@ -37,13 +39,14 @@ impl Host {
     /// Reads a process. One that vanishes half-way is an error, never half an answer.
     pub fn process(&self, pid: u32) -> io::Result<ProcessFacts> {
         let below = |name: &str| format!("proc/{pid}/{name}");
-        let before = self.start_time(pid)?;
+        let (parent, before) = self.parent_and_start(pid)?;
         let exe = fs::read_link(self.path(&below("exe")))?
             .to_string_lossy()
             .into_owned();
         let cmdline = self.read(&below("cmdline"), 4096)?;
         let facts = ProcessFacts {
             pid,
+            parent,
             start_time: before,
             comm: self.text(&below("comm"))?.trim_end().to_owned(),
             exe: exe.strip_suffix(" (deleted)").unwrap_or(&exe).to_owned(),
@@ -60,7 +63,7 @@ impl Host {
                 .collect(),
             otel: otel(&self.read(&below("environ"), 128 << 10)?),
         };
-        if self.start_time(pid)? != before {
+        if self.parent_and_start(pid)?.1 != before {
             return Err(io::Error::new(
                 io::ErrorKind::NotFound,
                 "the process id was taken over",
@@ -69,14 +72,19 @@ impl Host {
         Ok(facts)
     }
 
-    fn start_time(&self, pid: u32) -> io::Result<u64> {
+    fn parent_and_start(&self, pid: u32) -> io::Result<(u32, u64)> {
         let stat = self.text(&format!("proc/{pid}/stat"))?;
         // The name stands in parentheses and may hold any character, so fields count from the last one.
-        let fields = stat.rsplit(')').next().unwrap_or_default();
-        fields
+        let fields: Vec<&str> = stat
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
             .split_ascii_whitespace()
-            .nth(19)
-            .and_then(|field| field.parse().ok())
+            .collect();
+        let parent = fields.get(1).and_then(|field| field.parse().ok());
+        let start = fields.get(19).and_then(|field| field.parse().ok());
+        parent
+            .zip(start)
             .ok_or_else(|| io::Error::other("unexpected form of /proc/PID/stat"))
     }
 }

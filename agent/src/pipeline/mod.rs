@@ -16,7 +16,9 @@ use aya::maps::{MapData, RingBuf};
 use tokio::sync::watch;
 
 use crate::aggregate::{Aggregator, Limits, Snapshot, names};
-use crate::attribute::{AttributedTick, Attributor, Lifecycle, Service, ServiceInfo, StackSample};
+use crate::attribute::{
+    AttributedTick, Attributor, Lifecycle, Service, ServiceInfo, ServiceRule, StackSample,
+};
 use crate::config::{Config, RuleTable, SyscallMode};
 use crate::decode::{
     events::{Event, Events},
@@ -107,11 +109,7 @@ pub fn start(
         service_idle: config.service_idle,
         ..Limits::default()
     };
-    let owner_rules = config
-        .owner_rules
-        .iter()
-        .map(RuleTable::read::<OwnerRule>)
-        .collect::<Result<Vec<OwnerRule>>>()?;
+    let owner_rules: Vec<OwnerRule> = RuleTable::read_all(&config.owner_rules)?;
     let symbols = SymbolizerConfig {
         proc: config.host_root.join("proc"),
         owner_rules,
@@ -123,10 +121,11 @@ pub fn start(
             name_and_sum(&receive, symbols, limits, &publish);
             Ok(())
         })?;
+    let service_rules: Vec<ServiceRule> = RuleTable::read_all(&config.service_rules)?;
     let loaded = load(&host, &config)?;
     let reading = thread::Builder::new()
         .name("kernel".to_owned())
-        .spawn(move || Reader::new(host, config, loaded)?.run(&send, &stop))?;
+        .spawn(move || Reader::new(host, config, loaded, service_rules)?.run(&send, &stop))?;
     Ok(vec![reading, naming])
 }
 
@@ -188,7 +187,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(host: Host, config: Config, mut loaded: Loaded) -> Result<Self> {
+    fn new(host: Host, config: Config, mut loaded: Loaded, rules: Vec<ServiceRule>) -> Result<Self> {
         let ring = loaded
             .maps()
             .take_map("EVENTS")
@@ -200,7 +199,7 @@ impl Reader {
             ring: RingBuf::try_from(ring)?,
             events: Events::default(),
             harvest: Harvest::new(),
-            attributor: Attributor::new(host.clone(), config.min_age, config.services_limit),
+            attributor: Attributor::new(host.clone(), config.min_age, config.services_limit, rules),
             governor,
             samples: Vec::new(),
             closed: Vec::new(),

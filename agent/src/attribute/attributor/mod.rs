@@ -1,10 +1,17 @@
 //! Keeps slot → service while slots come and go.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{AttributedTick, Identity, Lifecycle, Service, ServiceInfo, SlotId, Tick, Totals, identify};
+use super::identify::bounded;
+use super::release::Releases;
+use super::{
+    AttributedTick, Identity, Lifecycle, Service, ServiceInfo, ServiceRule, SlotId, Tick, Totals, identify,
+};
 use crate::host::Host;
 
 /// Closed slots that are remembered: for their children and for late samples.
@@ -17,6 +24,37 @@ pub struct AttributeStats {
     pub vanished: u64,
     /// Past the bound on services; charged to `(other)`.
     pub capped: u64,
+    /// Executables that contradict themselves; their releases may be missing.
+    pub malformed: u64,
+}
+
+impl AttributeStats {
+    /// What was lost, by reason; a process that vanished is charged to its parent and no loss.
+    #[must_use]
+    pub fn lost(&self) -> [(&'static str, u64); 2] {
+        [
+            ("too_many_services", self.capped),
+            ("malformed_executable", self.malformed),
+        ]
+    }
+}
+
+/// A service and what of it a child of the process takes over.
+#[derive(Clone)]
+struct Decided {
+    service: Arc<Service>,
+    /// Path of the program.
+    executable: String,
+    /// The release is the service's: programs that it starts are helpers and have none of their own.
+    settled: bool,
+}
+
+/// What `/proc` says of a process.
+#[derive(Clone)]
+struct Found {
+    identity: Identity,
+    /// Process that started it.
+    parent: u32,
 }
 
 struct Open {
@@ -24,8 +62,8 @@ struct Open {
     parent: Option<SlotId>,
     since: Instant,
     /// What `/proc` said, not final while a program has only its file's name and is younger than the minimum age.
-    found: Option<Identity>,
-    service: Option<Arc<Service>>,
+    found: Option<Found>,
+    service: Option<Decided>,
     /// Totals that wait for the decision.
     held: Totals,
 }
@@ -35,8 +73,12 @@ pub struct Attributor {
     host: Host,
     min_age: Duration,
     limit: usize,
+    rules: Vec<ServiceRule>,
+    releases: Releases,
     open: BTreeMap<SlotId, Open>,
-    tombs: HashMap<SlotId, Arc<Service>>,
+    /// Newest open slot of each process.
+    by_pid: HashMap<u32, SlotId>,
+    tombs: HashMap<SlotId, Decided>,
     order: VecDeque<SlotId>,
     services: HashMap<Service, (Arc<Service>, ServiceInfo)>,
     released: Vec<(Arc<Service>, Totals)>,
@@ -45,14 +87,17 @@ pub struct Attributor {
 
 impl Attributor {
     /// `min_age`: how long a process must live until its program's name alone makes it a service of its own; `limit`:
-    /// services at most.
+    /// services at most; `rules` name services before anything else does.
     #[must_use]
-    pub fn new(host: Host, min_age: Duration, limit: usize) -> Self {
+    pub fn new(host: Host, min_age: Duration, limit: usize, rules: Vec<ServiceRule>) -> Self {
         Self {
             host,
             min_age,
             limit,
+            rules,
+            releases: Releases::default(),
             open: BTreeMap::new(),
+            by_pid: HashMap::new(),
             tombs: HashMap::new(),
             order: VecDeque::new(),
             services: HashMap::new(),
@@ -67,7 +112,7 @@ impl Attributor {
             Lifecycle::Opened {
                 slot, pid, parent, ..
             } => {
-                let found = self.host.process(*pid).ok().map(|facts| identify(&facts));
+                let found = self.look(*pid);
                 let open = Open {
                     pid: *pid,
                     parent: *parent,
@@ -77,6 +122,7 @@ impl Attributor {
                     held: Totals::default(),
                 };
                 self.open.insert(*slot, open);
+                self.by_pid.insert(*pid, *slot);
                 self.decide(*slot, now, false);
             }
             Lifecycle::Closed { .. } => {}
@@ -96,11 +142,14 @@ impl Attributor {
         let Some(open) = self.open.remove(&slot) else {
             return;
         };
-        let Some(service) = open.service else { return };
-        if let Some((_, info)) = self.services.get_mut(&*service) {
+        if self.by_pid.get(&open.pid) == Some(&slot) {
+            self.by_pid.remove(&open.pid);
+        }
+        let Some(decided) = open.service else { return };
+        if let Some((_, info)) = self.services.get_mut(&*decided.service) {
             info.pids.remove(&open.pid);
         }
-        self.tombs.insert(slot, service);
+        self.tombs.insert(slot, decided);
         self.order.push_back(slot);
         if self.order.len() > TOMBSTONES
             && let Some(oldest) = self.order.pop_front()
@@ -131,31 +180,52 @@ impl Attributor {
         }
         // Found when the agent started: as old as it gets.
         let old = open.parent.is_none() || now.duration_since(open.since) >= self.min_age;
-        if old && !last && open.parent.is_some() && open.found.as_ref().is_none_or(|found| !found.explicit) {
+        if old
+            && !last
+            && open.parent.is_some()
+            && open.found.as_ref().is_none_or(|found| !found.identity.explicit)
+        {
             // Programs set titles and change their cgroup right after they start: what counts is what they are now.
-            open.found = self
-                .host
-                .process(open.pid)
-                .ok()
-                .map(|facts| identify(&facts))
-                .or(open.found.take());
+            let pid = open.pid;
+            let now = self.look(pid);
+            let Some(open) = self.open.get_mut(&slot) else {
+                return;
+            };
+            open.found = now.or(open.found.take());
         }
-        let ready = open.found.as_ref().is_some_and(|found| found.explicit || old);
+        let Some(open) = self.open.get(&slot) else { return };
+        let ready = open
+            .found
+            .as_ref()
+            .is_some_and(|found| found.identity.explicit || old);
         let (pid, parent) = (open.pid, open.parent);
         let service = if ready {
             let found = open.found.clone();
-            found.map(|found| self.intern(found, pid))
+            found.map(|found| self.intern(found, pid, parent))
         } else if last || old {
             self.stats.vanished += 1;
-            Some(self.parent_service(parent))
+            let service = self.parent_service(parent);
+            Some(Decided {
+                service,
+                executable: String::new(),
+                settled: true,
+            })
         } else {
             None
         };
-        if let (Some(service), Some(open)) = (service, self.open.get_mut(&slot)) {
+        if let (Some(decided), Some(open)) = (service, self.open.get_mut(&slot)) {
             let held = std::mem::take(&mut open.held);
-            open.service = Some(Arc::clone(&service));
-            self.released.push((service, held));
+            self.released.push((Arc::clone(&decided.service), held));
+            open.service = Some(decided);
         }
+    }
+
+    fn look(&self, pid: u32) -> Option<Found> {
+        let facts = self.host.process(pid).ok()?;
+        Some(Found {
+            identity: identify(&facts, &self.rules),
+            parent: facts.parent,
+        })
     }
 
     fn parent_service(&mut self, parent: Option<SlotId>) -> Arc<Service> {
@@ -187,33 +257,69 @@ impl Attributor {
         Arc::clone(&entry.0)
     }
 
-    fn intern(&mut self, identity: Identity, pid: u32) -> Arc<Service> {
-        if !self.services.contains_key(&identity.service) && self.services.len() >= self.limit {
-            self.stats.capped += 1;
-            return self.special("(other)");
+    fn intern(&mut self, found: Found, pid: u32, parent: Option<SlotId>) -> Decided {
+        let Identity {
+            mut service, info, ..
+        } = found.identity;
+        let executable = info.executable.clone();
+        let parent = parent
+            .or_else(|| self.by_pid.get(&found.parent).copied())
+            .and_then(|slot| self.decided(slot));
+        // A helper (another program that the service starts) is of the service's release, not of its own.
+        let heir = parent.cloned().filter(|parent| {
+            parent.settled
+                && parent.executable != info.executable
+                && (&parent.service.name, &parent.service.namespace) == (&service.name, &service.namespace)
+        });
+        let origin = self.releases.origin(&self.host, pid, &info.executable);
+        self.stats.malformed = self.releases.malformed();
+        let mut settled = true;
+        if service.version.is_empty() {
+            match (&heir, origin.release) {
+                (Some(parent), _) => service.version.clone_from(&parent.service.version),
+                (None, Some(release)) => service.version = bounded(&release),
+                (None, None) => settled = false,
+            }
         }
-        let service = identity.service.clone();
+        if !self.services.contains_key(&service) && self.services.len() >= self.limit {
+            self.stats.capped += 1;
+            return Decided {
+                service: self.special("(other)"),
+                executable,
+                settled,
+            };
+        }
         let entry = self
             .services
             .entry(service.clone())
             .or_insert_with(|| (Arc::new(service), ServiceInfo::default()));
-        let pids = std::mem::take(&mut entry.1.pids);
-        entry.1 = ServiceInfo {
-            pids,
-            ..identity.info
-        };
-        entry.1.pids.insert(pid);
-        Arc::clone(&entry.0)
+        let known = &mut entry.1;
+        if heir.is_none() || known.source.is_empty() {
+            let pids = std::mem::take(&mut known.pids);
+            *known = ServiceInfo {
+                pids,
+                runtime: origin.runtime.to_owned(),
+                ..info
+            };
+        }
+        known.pids.insert(pid);
+        Decided {
+            service: Arc::clone(&entry.0),
+            executable,
+            settled,
+        }
+    }
+
+    fn decided(&self, slot: SlotId) -> Option<&Decided> {
+        let open = self.open.get(&slot).and_then(|open| open.service.as_ref());
+        open.or_else(|| self.tombs.get(&slot))
     }
 
     fn known(&mut self, slot: SlotId) -> Option<Arc<Service>> {
         if slot == SlotId::KERNEL {
             return Some(self.special("(kernel)"));
         }
-        self.open
-            .get(&slot)
-            .and_then(|open| open.service.clone())
-            .or_else(|| self.tombs.get(&slot).cloned())
+        self.decided(slot).map(|decided| Arc::clone(&decided.service))
     }
 
     /// Service of a slot now: of one that is not decided, its parent's.
@@ -273,69 +379,4 @@ fn hold(held: &mut Totals, totals: &Totals) {
         conn.open = 0;
     }
     held.merge(&counters);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn opened(slot: u32, pid: u32, parent: Option<u32>) -> Lifecycle {
-        Lifecycle::Opened {
-            slot: SlotId(slot),
-            pid,
-            parent: parent.map(SlotId),
-            comm: "x".into(),
-        }
-    }
-
-    fn tick(slots: &[(u32, u64)]) -> Tick {
-        let totals = |faults| Totals {
-            faults_minor: faults,
-            ..Totals::default()
-        };
-        Tick {
-            slots: slots
-                .iter()
-                .map(|(slot, n)| (SlotId(*slot), totals(*n)))
-                .collect(),
-            ..Tick::default()
-        }
-    }
-
-    fn faults(attributed: &AttributedTick, name: &str) -> u64 {
-        attributed
-            .services
-            .iter()
-            .filter(|(service, _)| service.name == name)
-            .map(|(_, t)| t.faults_minor)
-            .sum()
-    }
-
-    /// Nothing is lost or counted twice while a slot is undecided, and a short life is its parent's.
-    #[test]
-    fn short_lives_are_charged_to_the_parent() {
-        let start = Instant::now();
-        let mut attributor = Attributor::new(Host::new("/"), Duration::from_secs(1), 10);
-        attributor.apply(&opened(2, std::process::id(), None), start);
-        let own = attributor.service_of(SlotId(2)).name.clone();
-        attributor.apply(&opened(3, u32::MAX, Some(2)), start);
-        let first = attributor.attribute(tick(&[(2, 5), (3, 7)]));
-        assert_eq!(faults(&first, &own), 5);
-        attributor.finish(SlotId(3), start);
-        let second = attributor.attribute(tick(&[(2, 1)]));
-        assert_eq!(faults(&second, &own), 8);
-        assert_eq!(attributor.stats().vanished, 1);
-        assert_eq!(attributor.service_of(SlotId(3)).name, own);
-    }
-
-    #[test]
-    fn services_are_bounded() {
-        let start = Instant::now();
-        let mut attributor = Attributor::new(Host::new("/"), Duration::ZERO, 0);
-        attributor.apply(&opened(2, std::process::id(), None), start);
-        assert_eq!(attributor.service_of(SlotId(2)).name, "(other)");
-        assert_eq!(attributor.stats().capped, 1);
-        assert_eq!(attributor.service_of(SlotId::KERNEL).name, "(kernel)");
-        assert_eq!(attributor.service_of(SlotId(99)).name, "(unknown)");
-    }
 }

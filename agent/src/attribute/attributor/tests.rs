@@ -1,0 +1,159 @@
+//! Slots come and go; services, releases and counts stay right.
+
+use super::*;
+
+fn opened(slot: u32, pid: u32, parent: Option<u32>) -> Lifecycle {
+    Lifecycle::Opened {
+        slot: SlotId(slot),
+        pid,
+        parent: parent.map(SlotId),
+        comm: "x".into(),
+    }
+}
+
+fn tick(slots: &[(u32, u64)]) -> Tick {
+    let totals = |faults| Totals {
+        faults_minor: faults,
+        ..Totals::default()
+    };
+    Tick {
+        slots: slots
+            .iter()
+            .map(|(slot, n)| (SlotId(*slot), totals(*n)))
+            .collect(),
+        ..Tick::default()
+    }
+}
+
+fn faults(attributed: &AttributedTick, name: &str) -> u64 {
+    attributed
+        .services
+        .iter()
+        .filter(|(service, _)| service.name == name)
+        .map(|(_, t)| t.faults_minor)
+        .sum()
+}
+
+/// Nothing is lost or counted twice while a slot is undecided, and a short life is its parent's.
+#[test]
+fn short_lives_are_charged_to_the_parent() {
+    let start = Instant::now();
+    let mut attributor = Attributor::new(Host::new("/"), Duration::from_secs(1), 10, Vec::new());
+    attributor.apply(&opened(2, std::process::id(), None), start);
+    let own = attributor.service_of(SlotId(2)).name.clone();
+    attributor.apply(&opened(3, u32::MAX, Some(2)), start);
+    let first = attributor.attribute(tick(&[(2, 5), (3, 7)]));
+    assert_eq!(faults(&first, &own), 5);
+    attributor.finish(SlotId(3), start);
+    let second = attributor.attribute(tick(&[(2, 1)]));
+    assert_eq!(faults(&second, &own), 8);
+    assert_eq!(attributor.stats().vanished, 1);
+    assert_eq!(attributor.service_of(SlotId(3)).name, own);
+}
+
+#[test]
+fn services_are_bounded() {
+    let start = Instant::now();
+    let mut attributor = Attributor::new(Host::new("/"), Duration::ZERO, 0, Vec::new());
+    attributor.apply(&opened(2, std::process::id(), None), start);
+    assert_eq!(attributor.service_of(SlotId(2)).name, "(other)");
+    assert_eq!(attributor.stats().capped, 1);
+    assert_eq!(attributor.service_of(SlotId::KERNEL).name, "(kernel)");
+    assert_eq!(attributor.service_of(SlotId(99)).name, "(unknown)");
+}
+
+/// A fixture of `/proc`: processes with a parent, a cgroup and the executable at `program`.
+struct Fixture(tempfile::TempDir);
+
+impl Fixture {
+    fn process(&self, pid: u32, parent: u32, path: &str, cgroup: &str, program: &[u8]) {
+        let root = self.0.path();
+        let dir = root.join(format!("proc/{pid}"));
+        std::fs::create_dir_all(&dir).unwrap();
+        // The path that a process sees is the link's text; its end in the fixture is the program.
+        let target = root.join(path.trim_start_matches('/'));
+        std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+        std::fs::write(&target, program).unwrap();
+        let link = dir.join("exe");
+        let _old = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(&target, link).unwrap();
+        let stat = format!("{pid} (x) S {parent}{}\n", " 1".repeat(40));
+        for (name, text) in [
+            ("stat", stat.as_str()),
+            ("comm", "x\n"),
+            ("cmdline", ""),
+            ("environ", ""),
+            ("cgroup", cgroup),
+        ] {
+            std::fs::write(dir.join(name), text).unwrap();
+        }
+    }
+}
+
+/// The beginning of the test's own binary under another build id: the linker's name for the release.
+fn program(id: u8) -> Vec<u8> {
+    let mut bytes = std::fs::read("/proc/self/exe").unwrap();
+    bytes.truncate(64 << 10);
+    let note = b"GNU\0";
+    let at = bytes
+        .windows(8)
+        .position(|window| window[..4] == 3u32.to_le_bytes() && &window[4..] == note)
+        .expect("a build id");
+    bytes[at + 8..at + 14].fill(id);
+    bytes
+}
+
+/// A service has the release of its own program: neither of the shell that starts it nor of the helpers that it
+/// starts; a program that replaces itself brings its own.
+#[test]
+fn helpers_share_the_services_release() {
+    let fixture = Fixture(tempfile::tempdir().unwrap());
+    let (old, new) = (program(0xaa), program(0xbb));
+    let unit = "0::/system.slice/shop.service\n";
+    for (pid, parent, path, bytes) in [
+        (10, 1, "/bin/sh", &new),
+        (11, 10, "/srv/shop", &old),
+        (12, 11, "/usr/bin/convert", &new),
+        (13, 11, "/bin/dash", &new),
+        (14, 13, "/usr/bin/convert", &new),
+        (15, 11, "/srv/shop", &old),
+        (16, 1, "/usr/bin/python3", &new),
+        (17, 16, "/usr/bin/convert", &new),
+    ] {
+        fixture.process(pid, parent, path, unit, bytes);
+    }
+    let start = Instant::now();
+    let mut attributor = Attributor::new(Host::new(fixture.0.path()), Duration::ZERO, 10, Vec::new());
+    let mut version = |slot: u32, pid, parent| {
+        attributor.apply(&opened(slot, pid, parent), start);
+        let service = attributor.service_of(SlotId(slot));
+        assert_eq!(service.name, "shop");
+        service.version.clone()
+    };
+    assert_eq!(version(2, 10, None), "");
+    // Both by the slot before the exec and, for those older than the agent, by the parent process.
+    assert_eq!(version(3, 11, Some(2)), "aaaaaaaaaaaa");
+    assert_eq!(version(4, 12, Some(3)), "aaaaaaaaaaaa");
+    assert_eq!(version(5, 13, None), "aaaaaaaaaaaa");
+    assert_eq!(version(6, 14, Some(5)), "aaaaaaaaaaaa");
+    assert_eq!(version(7, 15, Some(3)), "aaaaaaaaaaaa");
+    fixture.process(15, 11, "/srv/shop", unit, &new);
+    assert_eq!(version(8, 15, Some(7)), "bbbbbbbbbbbb");
+    assert_eq!(version(9, 16, None), "");
+    assert_eq!(version(10, 17, Some(9)), "");
+    let infos = attributor.infos();
+    let info = |version: &str| {
+        infos
+            .iter()
+            .find(|(service, _)| service.version == version)
+            .map(|(_, info)| info)
+    };
+    let old = info("aaaaaaaaaaaa").unwrap();
+    assert!(
+        old.executable.ends_with("/srv/shop"),
+        "a helper does not describe the service"
+    );
+    assert_eq!((old.runtime.as_str(), old.source.as_str()), ("native", "systemd"));
+    assert_eq!(old.pids.iter().copied().collect::<Vec<_>>(), [11, 12, 13, 14, 15]);
+    assert_eq!(info("").unwrap().runtime, "python");
+}
