@@ -59,6 +59,8 @@ pub struct Telemetry {
     pub bpf_map_bytes: u64,
     /// Ceiling of resident and map bytes together.
     pub memory_limit_bytes: u64,
+    /// Times that cached symbols were let go because of that ceiling.
+    pub memory_sheds: u64,
     /// Finished ticks.
     pub ticks: u64,
     /// Seconds of work of the last tick, reading to publishing.

@@ -137,6 +137,7 @@ fn name_and_sum(
 ) {
     let mut symbolizer = Symbolizer::new(symbols);
     let mut aggregator = Aggregator::new(limits);
+    let (mut sheds, mut over) = (0, false);
     while let Ok(batch) = receive.recv() {
         let began = Instant::now();
         let samples = symbolizer.resolve_batch(batch.samples);
@@ -148,6 +149,24 @@ fn name_and_sum(
                 .symbolize
                 .insert(outcome.as_str().to_owned(), stats.count(outcome));
         }
+        if telemetry.resident_bytes + telemetry.bpf_map_bytes > telemetry.memory_limit_bytes {
+            // Symbols are the largest part by far, and can be read again.
+            symbolizer.forget();
+            own::give_back_freed_memory();
+            sheds += 1;
+            if !over {
+                tracing::warn!(
+                    resident_bytes = telemetry.resident_bytes,
+                    bpf_map_bytes = telemetry.bpf_map_bytes,
+                    limit = telemetry.memory_limit_bytes,
+                    "over the memory limit: cached symbols are let go after each tick"
+                );
+            }
+            over = true;
+        } else {
+            over = false;
+        }
+        telemetry.memory_sheds = sheds;
         telemetry.tick_seconds += began.elapsed().as_secs_f64();
         // Readers that are gone do not stop the counting.
         let _ = publish.probes.send(Arc::new(batch.probes));

@@ -65,3 +65,12 @@ impl Reader {
         })
     }
 }
+
+/// The C library keeps freed memory for later; here somebody else is to have it now.
+pub(super) fn give_back_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim may be called at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

@@ -85,6 +85,15 @@ impl Symbolizer {
         }
     }
 
+    /// Lets go of everything cached, but for the counts of what was done.
+    pub fn forget(&mut self) {
+        let stats = std::mem::take(&mut self.stats);
+        let skipped = (self.modules.debug_skipped, self.processes.maps_read);
+        *self = Self::new(self.config.clone());
+        self.stats = stats;
+        (self.modules.debug_skipped, self.processes.maps_read) = skipped;
+    }
+
     /// Resolves one sample; [`Self::resolve_batch`] is cheaper for many.
     pub fn resolve(&mut self, sample: &StackSample, service: Arc<Service>) -> SymbolizedSample {
         self.start_batch();

@@ -163,6 +163,22 @@ fn programs_older_than_the_agent_are_like_any_other() -> Result<()> {
 }
 
 #[test]
+fn over_the_memory_limit_symbols_are_let_go_and_nothing_else() -> Result<()> {
+    let agent = Agent::start(&["--memory-limit", "64MiB"])?;
+    let (mut program, _) = Program::start(&["mixture", "--turns", "10"])?;
+    agent.wait_for_service(&program.service)?;
+    let truth = program.finish()?;
+    let scrape = agent.wait_for("letting go", |scrape| {
+        scrape.sum("tieback_agent_memory_sheds_total", &[]) > 0.0
+    })?;
+    let labels = [("service_name", program.service.as_str()), ("cause", "sleep")];
+    let known = truth["long_seconds"].as_f64().context("no long_seconds")?;
+    assert!(agent.settled()?.sum("tieback_wait_seconds_total", &labels) >= 0.99 * known);
+    assert!(scrape.sum("tieback_agent_memory_limit_bytes", &[]) == f64::from(64 << 20));
+    Ok(())
+}
+
+#[test]
 fn the_kill_switch_detaches_all_and_nothing_of_the_pause_is_invented() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let switch = dir.path().join("disable");

@@ -70,6 +70,7 @@ pub(in crate::export) fn telemetry() -> Telemetry {
         resident_bytes: 40 << 20,
         bpf_map_bytes: 60 << 20,
         memory_limit_bytes: 256 << 20,
+        memory_sheds: 0,
         ticks: 2,
         tick_seconds: 0.004,
         tick_seconds_total: 0.009,

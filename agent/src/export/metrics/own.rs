@@ -243,6 +243,11 @@ fn agent(own: &mut Own<'_>, snapshot: &Snapshot, telemetry: &Telemetry, scrapes:
         Value::Int(telemetry.memory_limit_bytes),
     );
     own.counter(
+        "tieback_agent_memory_sheds_total",
+        "Times that cached symbols were let go because the agent was over its memory limit.",
+        Value::Int(telemetry.memory_sheds),
+    );
+    own.counter(
         "tieback_ticks_total",
         "Finished windows.",
         Value::Int(telemetry.ticks),
