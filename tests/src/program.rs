@@ -47,9 +47,14 @@ impl Program {
     /// Starts `tieback-workload` with `args` and waits until it is ready.
     pub fn start(args: &[&str]) -> Result<(Self, Value)> {
         let service = unique_service(args.first().copied().unwrap_or("workload"));
-        let mut child = Command::new(built("TIEBACK_WORKLOAD", "tieback-workload")?)
-            .args(args)
-            .env("OTEL_SERVICE_NAME", &service)
+        let mut command = Command::new(built("TIEBACK_WORKLOAD", "tieback-workload")?);
+        command.args(args).env("OTEL_SERVICE_NAME", &service);
+        Self::spawn(command, service)
+    }
+
+    /// Starts a workload by a command that passes its standard input and output on: in a container, for example.
+    pub fn spawn(mut command: Command, service: String) -> Result<(Self, Value)> {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
