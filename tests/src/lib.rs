@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod metrics;
 pub mod program;
+pub mod server;
 pub mod workloads;
 
 /// Tolerances are multiplied by this (`TIEBACK_TEST_TOLERANCE_FACTOR`, 1 unless set). Virtual machines without a

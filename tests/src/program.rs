@@ -70,9 +70,13 @@ impl Program {
 
     fn start_by(mut command: Command, args: &[&str]) -> Result<(Self, Value)> {
         let service = unique_service(args.first().copied().unwrap_or("workload"));
+        command.args(args).env("OTEL_SERVICE_NAME", &service);
+        Self::spawn(command, service)
+    }
+
+    /// Starts a workload by a command that passes its standard input and output on: in a container, for example.
+    pub fn spawn(mut command: Command, service: String) -> Result<(Self, Value)> {
         let mut child = command
-            .args(args)
-            .env("OTEL_SERVICE_NAME", &service)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -1,5 +1,12 @@
 //! Real programs, measured by Tieback and by an independent tool. Needs root.
 
+#[path = "real/containers.rs"]
+mod containers;
+#[path = "real/names.rs"]
+mod names;
+#[path = "real/servers.rs"]
+mod servers;
+
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 

@@ -66,6 +66,11 @@ pub fn identify(facts: &ProcessFacts, rules: &[ServiceRule]) -> Identity {
         (name, "otel", true)
     } else if let Some(name) = container.as_ref().and_then(|container| container.name.clone()) {
         (name, "container", true)
+    } else if let (Some(unit), Some("podman")) =
+        (&unit, container.as_ref().map(|container| container.runtime))
+    {
+        // Podman's containers that are units (Quadlet) run below their unit; other runtimes' below the runtime's.
+        (unit.clone(), "systemd", true)
     } else if container.is_some() {
         // Without the runtime's metadata an id is no name; the program is, and the container is explicit all the same.
         (

@@ -8,6 +8,8 @@ use std::io::{self, Read as _};
 use std::path::PathBuf;
 
 pub use executable::{Executable, FileId};
+#[cfg(test)]
+pub(crate) use process::cgroups;
 pub use process::{OtelEnv, ProcessFacts};
 
 /// The host, as its pseudo file systems show it.

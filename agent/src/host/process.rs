@@ -55,12 +55,7 @@ impl Host {
                 .filter(|part| !part.is_empty())
                 .map(|part| String::from_utf8_lossy(part).into_owned())
                 .collect(),
-            cgroups: self
-                .text(&below("cgroup"))?
-                .lines()
-                .filter_map(|line| line.splitn(3, ':').nth(2))
-                .map(str::to_owned)
-                .collect(),
+            cgroups: cgroups(&self.text(&below("cgroup"))?),
             otel: otel(&self.read(&below("environ"), 128 << 10)?),
         };
         if self.parent_and_start(pid)?.1 != before {
@@ -87,6 +82,14 @@ impl Host {
             .zip(start)
             .ok_or_else(|| io::Error::other("unexpected form of /proc/PID/stat"))
     }
+}
+
+/// Paths of `/proc/PID/cgroup`: `ID:CONTROLLERS:PATH`, where a path may hold colons.
+pub(crate) fn cgroups(text: &str) -> Vec<String> {
+    text.lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .map(str::to_owned)
+        .collect()
 }
 
 fn otel(environ: &[u8]) -> OtelEnv {

@@ -1,0 +1,234 @@
+//! Real servers for tests, each a service of its own name, on a free port of loopback.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::program::unique_service;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A child that is killed and reaped when dropped.
+pub struct Guard(pub Child);
+
+impl Guard {
+    /// Starts a command that reads nothing and whose output nobody needs.
+    pub fn start(command: &mut Command) -> Result<Self> {
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        Ok(Self(child.with_context(|| {
+            format!(
+                "start {:?}: cargo xtask setup --tests installs it",
+                command.get_program()
+            )
+        })?))
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Fails only where it has already ended.
+        let _ended = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+/// A running server.
+pub struct Server {
+    /// Its `service_name`.
+    pub service: String,
+    /// Its port.
+    pub port: u16,
+    process: Guard,
+    _files: tempfile::TempDir,
+}
+
+/// A port that is free now.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Waits until somebody listens.
+pub fn wait_for_port(port: u16) -> Result<()> {
+    let start = Instant::now();
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        ensure!(start.elapsed() < DEADLINE, "nothing listens on port {port}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Sends a request and reads until the peer closes, or until `end` was read.
+pub fn ask(port: u16, request: &str, end: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    stream.write_all(request.as_bytes())?;
+    let (mut text, mut chunk) = (Vec::new(), [0; 4096]);
+    loop {
+        let got = stream.read(&mut chunk)?;
+        text.extend_from_slice(&chunk[..got]);
+        let so_far = String::from_utf8_lossy(&text);
+        if got == 0 || !end.is_empty() && so_far.contains(end) {
+            return Ok(so_far.into_owned());
+        }
+    }
+}
+
+/// A command as the user `postgres`, as which the server insists to run.
+fn as_postgres(program: PathBuf) -> Command {
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=postgres", "--regid=postgres", "--clear-groups"])
+        .arg(program);
+    command
+}
+
+impl Server {
+    /// Process id of the first process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.0.id()
+    }
+
+    /// redis-server without persistence.
+    pub fn redis() -> Result<Self> {
+        let (port, files, service) = (free_port()?, tempfile::tempdir()?, unique_service("redis"));
+        let process = Guard::start(
+            Command::new("redis-server")
+                .args([
+                    "--port",
+                    &port.to_string(),
+                    "--save",
+                    "",
+                    "--appendonly",
+                    "no",
+                    "--dir",
+                ])
+                .arg(files.path())
+                .env("OTEL_SERVICE_NAME", &service),
+        )?;
+        wait_for_port(port)?;
+        Ok(Self {
+            service,
+            port,
+            process,
+            _files: files,
+        })
+    }
+
+    /// Connections that Redis has accepted until now, this question's included.
+    pub fn redis_accepted(&self) -> Result<f64> {
+        let text = ask(self.port, "INFO stats\r\n", "instantaneous_ops_per_sec")?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("total_connections_received:"));
+        Ok(line.context("no total_connections_received")?.trim().parse()?)
+    }
+
+    /// nginx with one worker process.
+    pub fn nginx() -> Result<Self> {
+        let (port, files, service) = (free_port()?, tempfile::tempdir()?, unique_service("nginx"));
+        let dir = files.path().display();
+        let configuration = format!(
+            "daemon off; user root; worker_processes 1; pid {dir}/pid; error_log {dir}/error.log;\n\
+             events {{ worker_connections 256; }}\n\
+             http {{ access_log off; keepalive_requests 1000000000; server {{ listen 127.0.0.1:{port};\n\
+             location / {{ return 200 'a short answer'; }} location /status {{ stub_status; }} }} }}\n"
+        );
+        let path = files.path().join("nginx.conf");
+        std::fs::write(&path, configuration)?;
+        let process = Guard::start(
+            Command::new("nginx")
+                .arg("-c")
+                .arg(&path)
+                .env("OTEL_SERVICE_NAME", &service),
+        )?;
+        wait_for_port(port)?;
+        Ok(Self {
+            service,
+            port,
+            process,
+            _files: files,
+        })
+    }
+
+    /// Connections that nginx has accepted until now, this question's included.
+    pub fn nginx_accepted(&self) -> Result<f64> {
+        let text = ask(self.port, "GET /status HTTP/1.0\r\n\r\n", "")?;
+        let counts = text
+            .lines()
+            .skip_while(|line| !line.starts_with("server accepts"))
+            .nth(1);
+        let accepted = counts.and_then(|line| line.split_whitespace().next());
+        Ok(accepted.context("no count in stub_status")?.parse()?)
+    }
+
+    /// PostgreSQL with fsync on and pgbench's tables.
+    pub fn postgres() -> Result<Self> {
+        let bin = postgres_programs()?;
+        let (port, files, service) = (free_port()?, tempfile::tempdir()?, unique_service("postgres"));
+        let owned = Command::new("chown").arg("postgres").arg(files.path()).status()?;
+        ensure!(owned.success(), "chown failed");
+        let data = files.path().join("data");
+        let made = as_postgres(bin.join("initdb"))
+            .args(["--auth=trust", "--no-sync", "-D"])
+            .arg(&data)
+            .stdout(Stdio::null())
+            .status()?;
+        ensure!(made.success(), "initdb failed");
+        let process = Guard::start(
+            as_postgres(bin.join("postgres"))
+                .arg("-D")
+                .arg(&data)
+                .args(["-p", &port.to_string(), "-k"])
+                .arg(files.path())
+                .env("OTEL_SERVICE_NAME", &service),
+        )?;
+        let server = Self {
+            service,
+            port,
+            process,
+            _files: files,
+        };
+        let start = Instant::now();
+        while !server.pgbench(&["-i", "-q", "-s", "2"])?.status()?.success() {
+            ensure!(start.elapsed() < DEADLINE, "pgbench -i never succeeded");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(server)
+    }
+
+    /// pgbench against this server.
+    pub fn pgbench(&self, args: &[&str]) -> Result<Command> {
+        let mut command = Command::new(postgres_programs()?.join("pgbench"));
+        command
+            .args(args)
+            .args([
+                "-h",
+                "127.0.0.1",
+                "-p",
+                &self.port.to_string(),
+                "-U",
+                "postgres",
+                "postgres",
+            ])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Ok(command)
+    }
+}
+
+fn postgres_programs() -> Result<PathBuf> {
+    std::fs::read_dir("/usr/lib/postgresql")
+        .context("no PostgreSQL: cargo xtask setup --tests")?
+        .filter_map(|entry| Some(entry.ok()?.path().join("bin")))
+        .max()
+        .context("no PostgreSQL below /usr/lib/postgresql")
+}
