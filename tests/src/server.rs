@@ -1,13 +1,16 @@
 //! Real servers for tests, each a service of its own name, on a free port of loopback.
+//!
+//! They write their titles over their environment, so `[[service]]` rules name them.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::agent::Agent;
 use crate::program::unique_service;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -46,6 +49,8 @@ pub struct Server {
     pub service: String,
     /// Its port.
     pub port: u16,
+    /// What its rule matches: a key and a pattern.
+    rule: (&'static str, String),
     process: Guard,
     _files: tempfile::TempDir,
 }
@@ -91,6 +96,25 @@ fn as_postgres(program: PathBuf) -> Command {
 }
 
 impl Server {
+    /// An agent whose configuration names these servers.
+    pub fn watched(servers: &[&Self]) -> Result<Agent> {
+        let mut rules = tempfile::NamedTempFile::new()?;
+        for server in servers {
+            let (key, pattern) = &server.rule;
+            writeln!(
+                rules,
+                "[[service]]\n{key} = {pattern:?}\nname = {:?}\n",
+                server.service
+            )?;
+        }
+        let path = rules.path().to_str().context("path")?.to_owned();
+        let agent = Agent::start(&["--config", &path])?;
+        for server in servers {
+            agent.wait_for_service(&server.service)?;
+        }
+        Ok(agent)
+    }
+
     /// Process id of the first process.
     #[must_use]
     pub fn pid(&self) -> u32 {
@@ -100,8 +124,9 @@ impl Server {
     /// redis-server without persistence.
     pub fn redis() -> Result<Self> {
         let (port, files, service) = (free_port()?, tempfile::tempdir()?, unique_service("redis"));
+        let (exe, rule) = copy_of("redis-server", files.path())?;
         let process = Guard::start(
-            Command::new("redis-server")
+            Command::new(&exe)
                 .args([
                     "--port",
                     &port.to_string(),
@@ -111,13 +136,13 @@ impl Server {
                     "no",
                     "--dir",
                 ])
-                .arg(files.path())
-                .env("OTEL_SERVICE_NAME", &service),
+                .arg(files.path()),
         )?;
         wait_for_port(port)?;
         Ok(Self {
             service,
             port,
+            rule,
             process,
             _files: files,
         })
@@ -144,16 +169,13 @@ impl Server {
         );
         let path = files.path().join("nginx.conf");
         std::fs::write(&path, configuration)?;
-        let process = Guard::start(
-            Command::new("nginx")
-                .arg("-c")
-                .arg(&path)
-                .env("OTEL_SERVICE_NAME", &service),
-        )?;
+        let (exe, rule) = copy_of("nginx", files.path())?;
+        let process = Guard::start(Command::new(&exe).arg("-c").arg(&path))?;
         wait_for_port(port)?;
         Ok(Self {
             service,
             port,
+            rule,
             process,
             _files: files,
         })
@@ -177,6 +199,7 @@ impl Server {
         let owned = Command::new("chown").arg("postgres").arg(files.path()).status()?;
         ensure!(owned.success(), "chown failed");
         let data = files.path().join("data");
+        let rule = ("arg", data.display().to_string());
         let made = as_postgres(bin.join("initdb"))
             .args(["--auth=trust", "--no-sync", "-D"])
             .arg(&data)
@@ -188,12 +211,12 @@ impl Server {
                 .arg("-D")
                 .arg(&data)
                 .args(["-p", &port.to_string(), "-k"])
-                .arg(files.path())
-                .env("OTEL_SERVICE_NAME", &service),
+                .arg(files.path()),
         )?;
         let server = Self {
             service,
             port,
+            rule,
             process,
             _files: files,
         };
@@ -223,6 +246,22 @@ impl Server {
             .stderr(Stdio::null());
         Ok(command)
     }
+}
+
+/// The program under a path that nothing else has, and the rule that matches it.
+fn copy_of(program: &str, folder: &Path) -> Result<(PathBuf, (&'static str, String))> {
+    let path = std::env::var_os("PATH").context("no PATH")?;
+    let found = std::env::split_paths(&path)
+        .chain(["/usr/sbin".into()])
+        .map(|dir| dir.join(program));
+    let from = found.into_iter().find(|path| path.is_file());
+    let to = folder.join(program);
+    std::fs::copy(
+        from.with_context(|| format!("no {program}: cargo xtask setup --tests"))?,
+        &to,
+    )?;
+    let pattern = to.display().to_string();
+    Ok((to, ("exe", pattern)))
 }
 
 fn postgres_programs() -> Result<PathBuf> {
