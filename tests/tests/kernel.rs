@@ -4,5 +4,7 @@
 mod basics;
 #[path = "kernel/conn.rs"]
 mod conn;
+#[path = "kernel/deploy.rs"]
+mod deploy;
 #[path = "kernel/wait.rs"]
 mod wait;
