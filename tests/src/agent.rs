@@ -32,8 +32,13 @@ impl Agent {
             rustix::process::geteuid().is_root(),
             "kernel tests need root; run them by `cargo xtask test kernel`"
         );
+        Self::start_by(Command::new(built("TIEBACK_BIN", "tieback")?), args, environment)
+    }
+
+    /// The same by a command that becomes the agent: with fewer rights, for example.
+    pub fn start_by(mut command: Command, args: &[&str], environment: &[(&str, &str)]) -> Result<Self> {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let child = Command::new(built("TIEBACK_BIN", "tieback")?)
+        let child = command
             .args(["agent", "--interval", "1s", "--listen", &address.to_string()])
             .args(args)
             // Ticks of a second on a busy or emulated machine cost more than the default; detail must not be given up.

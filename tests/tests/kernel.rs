@@ -4,6 +4,8 @@
 mod basics;
 #[path = "kernel/conn.rs"]
 mod conn;
+#[path = "kernel/deploy.rs"]
+mod deploy;
 #[path = "kernel/life.rs"]
 mod life;
 #[path = "kernel/memory.rs"]

@@ -1,6 +1,7 @@
 //! Every read of `/proc`, `/sys` and `/etc` goes through here, under a root that tests replace.
 
 mod executable;
+mod privileges;
 mod process;
 
 use std::fs;
@@ -8,6 +9,7 @@ use std::io::{self, Read as _};
 use std::path::PathBuf;
 
 pub use executable::{Executable, FileId};
+pub use privileges::Privileges;
 #[cfg(test)]
 pub(crate) use process::cgroups;
 pub use process::{OtelEnv, ProcessFacts};

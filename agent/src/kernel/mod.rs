@@ -1,6 +1,7 @@
 //! What the running kernel has: type information, and the offsets that the kernel side needs.
 
 pub mod btf;
+pub mod capabilities;
 
 use std::collections::BTreeMap;
 

@@ -43,8 +43,12 @@ fn refusal(error: &ProgramError) -> String {
         } => {
             let log = verifier_log.to_string();
             let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
-            let tail = lines[lines.len().saturating_sub(4)..].join(" | ");
             tracing::debug!(%log, "verifier");
+            if lines.is_empty() {
+                // Nothing was verified: it is about rights.
+                return explain(&anyhow!("the kernel refused it: {io_error}"));
+            }
+            let tail = lines[lines.len().saturating_sub(4)..].join(" | ");
             format!("the kernel refused it ({io_error}): {tail}")
         }
         other => explain(&anyhow!("{other}")),

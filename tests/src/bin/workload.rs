@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Parser;
-use tieback_tests::workloads::{conn, cpu, disk, fds, memory, mixture, process, syscalls, wait};
+use tieback_tests::workloads::{confined, conn, cpu, disk, fds, memory, mixture, process, syscalls, wait};
 
 /// What to do; each prints the truth about itself as JSON lines and goes on when it reads a line.
 #[derive(Parser)]
@@ -30,6 +30,15 @@ enum Command {
         threads: usize,
         #[arg(long, default_value_t = 10.0)]
         seconds: f64,
+    },
+    /// Runs a command as a user with some capabilities and no way to more.
+    Confined {
+        #[arg(long)]
+        user: u32,
+        #[arg(long)]
+        capabilities: String,
+        #[arg(last = true)]
+        command: Vec<String>,
     },
     /// getppid and failing openat.
     Syscalls {
@@ -131,6 +140,11 @@ fn main() -> Result<()> {
         Command::Wait { kind, seconds, times } => wait::run(kind, seconds, times),
         Command::Spin { cpu, seconds } => cpu::spin(cpu, seconds),
         Command::Mixed { threads, seconds } => cpu::mixed(threads, seconds),
+        Command::Confined {
+            user,
+            capabilities,
+            command,
+        } => confined::exec(user, &capabilities, &command),
         Command::Syscalls { getppid, openat } => syscalls::counted(getppid, openat),
         Command::Fsync { path, times } => disk::fsync_loop(&path, times),
         Command::ColdRead { path, chunk } => disk::cold_read(&path, chunk),
