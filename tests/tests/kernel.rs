@@ -6,5 +6,7 @@ mod basics;
 mod conn;
 #[path = "kernel/deploy.rs"]
 mod deploy;
+#[path = "kernel/rules.rs"]
+mod rules;
 #[path = "kernel/wait.rs"]
 mod wait;
