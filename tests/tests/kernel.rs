@@ -10,5 +10,7 @@ mod deploy;
 mod life;
 #[path = "kernel/memory.rs"]
 mod memory;
+#[path = "kernel/rules.rs"]
+mod rules;
 #[path = "kernel/wait.rs"]
 mod wait;

@@ -1,12 +1,15 @@
 //! Keeps slot → service while slots come and go.
 
+mod slot;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use self::slot::AttributeStats;
+use self::slot::{Decided, Found, Open, hold};
 use super::identify::bounded;
 use super::release::Releases;
 use super::{
@@ -16,57 +19,6 @@ use crate::host::Host;
 
 /// Closed slots that are remembered: for their children and for late samples.
 const TOMBSTONES: usize = 16_384;
-
-/// Ways in which attribution failed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AttributeStats {
-    /// Ended before anything could be read; charged to the parent's service.
-    pub vanished: u64,
-    /// Past the bound on services; charged to `(other)`.
-    pub capped: u64,
-    /// Executables that contradict themselves; their releases may be missing.
-    pub malformed: u64,
-}
-
-impl AttributeStats {
-    /// What was lost, by reason; a process that vanished is charged to its parent and no loss.
-    #[must_use]
-    pub fn lost(&self) -> [(&'static str, u64); 2] {
-        [
-            ("too_many_services", self.capped),
-            ("malformed_executable", self.malformed),
-        ]
-    }
-}
-
-/// A service and what of it a child of the process takes over.
-#[derive(Clone)]
-struct Decided {
-    service: Arc<Service>,
-    /// Path of the program.
-    executable: String,
-    /// The release is the service's: programs that it starts are helpers and have none of their own.
-    settled: bool,
-}
-
-/// What `/proc` says of a process.
-#[derive(Clone)]
-struct Found {
-    identity: Identity,
-    /// Process that started it.
-    parent: u32,
-}
-
-struct Open {
-    pid: u32,
-    parent: Option<SlotId>,
-    since: Instant,
-    /// What `/proc` said, not final while a program has only its file's name and is younger than the minimum age.
-    found: Option<Found>,
-    service: Option<Decided>,
-    /// Totals that wait for the decision.
-    held: Totals,
-}
 
 /// Slot → service.
 pub struct Attributor {
@@ -82,6 +34,8 @@ pub struct Attributor {
     order: VecDeque<SlotId>,
     services: HashMap<Service, (Arc<Service>, ServiceInfo)>,
     released: Vec<(Arc<Service>, Totals)>,
+    /// Whether a slot was finished since room for services was made.
+    finished: bool,
     stats: AttributeStats,
 }
 
@@ -102,6 +56,7 @@ impl Attributor {
             order: VecDeque::new(),
             services: HashMap::new(),
             released: Vec::new(),
+            finished: false,
             stats: AttributeStats::default(),
         }
     }
@@ -145,6 +100,7 @@ impl Attributor {
         if self.by_pid.get(&open.pid) == Some(&slot) {
             self.by_pid.remove(&open.pid);
         }
+        self.finished = true;
         let Some(decided) = open.service else { return };
         if let Some((_, info)) = self.services.get_mut(&*decided.service) {
             info.pids.remove(&open.pid);
@@ -281,7 +237,7 @@ impl Attributor {
                 (None, None) => settled = false,
             }
         }
-        if !self.services.contains_key(&service) && self.services.len() >= self.limit {
+        if !self.services.contains_key(&service) && !self.has_room() {
             self.stats.capped += 1;
             return Decided {
                 service: self.special("(other)"),
@@ -308,6 +264,20 @@ impl Attributor {
             executable,
             settled,
         }
+    }
+
+    /// Whether one more service fits, once those without a process are forgotten: releases come and go.
+    fn has_room(&mut self) -> bool {
+        if self.services.len() >= self.limit && std::mem::take(&mut self.finished) {
+            let live: HashSet<&Service> = self
+                .open
+                .values()
+                .filter_map(|open| open.service.as_ref())
+                .map(|decided| &*decided.service)
+                .collect();
+            self.services.retain(|service, _| live.contains(service));
+        }
+        self.services.len() < self.limit
     }
 
     fn decided(&self, slot: SlotId) -> Option<&Decided> {
@@ -365,18 +335,4 @@ impl Attributor {
     pub fn stats(&self) -> &AttributeStats {
         &self.stats
     }
-}
-
-/// Keeps counters; gauges belong to one tick only.
-fn hold(held: &mut Totals, totals: &Totals) {
-    let mut counters = totals.clone();
-    counters.resident_bytes = Default::default();
-    counters.fds = Default::default();
-    counters.fd_limit = 0;
-    counters.processes = 0;
-    counters.threads = 0;
-    for conn in counters.conns.values_mut() {
-        conn.open = 0;
-    }
-    held.merge(&counters);
 }

@@ -62,6 +62,29 @@ fn services_are_bounded() {
     assert_eq!(attributor.service_of(SlotId(99)).name, "(unknown)");
 }
 
+/// A host that has seen many programs still names the next one.
+#[test]
+fn services_without_processes_make_room() {
+    let fixture = Fixture(tempfile::tempdir().unwrap());
+    let start = Instant::now();
+    let mut attributor = Attributor::new(Host::new(fixture.0.path()), Duration::ZERO, 2, Vec::new());
+    for (pid, path) in [(20, "/srv/first"), (21, "/srv/second"), (22, "/srv/third")] {
+        fixture.process(pid, 1, path, "0::/\n", b"");
+    }
+    let name = |attributor: &mut Attributor, slot: u32, pid| {
+        attributor.apply(&opened(slot, pid, None), start);
+        attributor.service_of(SlotId(slot)).name.clone()
+    };
+    assert_eq!(name(&mut attributor, 2, 20), "first");
+    assert_eq!(name(&mut attributor, 3, 21), "second");
+    assert_eq!(name(&mut attributor, 4, 22), "(other)");
+    attributor.finish(SlotId(2), start);
+    assert_eq!(attributor.service_of(SlotId(2)).name, "first", "late samples");
+    attributor.finish(SlotId(4), start);
+    assert_eq!(name(&mut attributor, 5, 22), "third");
+    assert_eq!(attributor.stats().capped, 1);
+}
+
 /// A fixture of `/proc`: processes with a parent, a cgroup and the executable at `program`.
 struct Fixture(tempfile::TempDir);
 
