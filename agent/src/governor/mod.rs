@@ -52,6 +52,12 @@ pub struct Governor {
     seed: u64,
 }
 
+/// System calls seen so far.
+fn seen(loaded: &mut Loaded) -> Result<u64> {
+    let runs = counters(loaded, "RUNS")?;
+    Ok(runs.get(Program::SyscallExit.index()).copied().unwrap_or(0))
+}
+
 impl Governor {
     /// Starts with no call counted; the first turn decides.
     #[must_use]
@@ -86,9 +92,19 @@ impl Governor {
 
     /// Stops counting: everything is about to be detached.
     pub fn pause(&mut self, loaded: &mut Loaded) -> Result<()> {
-        self.close(loaded)?;
-        self.next = Instant::now();
-        Ok(())
+        self.close(loaded)
+    }
+
+    /// Everything is attached again: the next window comes at a random place of a new period, as any other. Were it to come
+    /// at once, a switch that is turned often would make a duty of its own.
+    pub fn resume(&mut self, now: Instant) {
+        self.begin_period(now);
+    }
+
+    /// A window at a random place of each period: no periodic program can hide from it.
+    fn begin_period(&mut self, at: Instant) {
+        self.period_began = at;
+        self.next = at + PERIOD.mul_f64((1.0 - self.duty).max(0.0) * self.uniform());
     }
 
     /// When to call [`Self::turn`] next at the latest.
@@ -118,9 +134,7 @@ impl Governor {
             return Ok(());
         }
         self.close(loaded)?;
-        self.period_began = (self.period_began + PERIOD).max(now);
-        // A window at a random place of each period: no periodic program can hide from it.
-        self.next = self.period_began + PERIOD.mul_f64((1.0 - self.duty) * self.uniform());
+        self.begin_period((self.period_began + PERIOD).max(now));
         Ok(())
     }
 
@@ -128,8 +142,7 @@ impl Governor {
     fn steer(&mut self, loaded: &mut Loaded, now: Instant) -> Result<()> {
         let length = now.duration_since(self.rated);
         self.rated = now;
-        let runs = counters(loaded, "RUNS")?;
-        let seen = runs.get(Program::SyscallExit.index()).copied().unwrap_or(0);
+        let seen = seen(loaded)?;
         let rate = seen.saturating_sub(self.last_runs) as f64 / length.as_secs_f64().max(1e-6);
         self.last_runs = seen;
         if self.mode == SyscallMode::Exact {
@@ -160,6 +173,8 @@ impl Governor {
     }
 
     fn open(&mut self, loaded: &mut Loaded) -> Result<()> {
+        // Not what the last look saw: its window may have been cut short.
+        self.last_runs = seen(loaded)?;
         loaded.count_syscalls(true)?;
         self.rated = Instant::now();
         self.open = Some(self.rated);

@@ -301,6 +301,7 @@ impl Reader {
             }
         }
         if !killed {
+            self.governor.resume(now);
             self.find()?;
         }
         Ok(last)

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Parser;
-use tieback_tests::workloads::{confined, conn, cpu, disk, fds, memory, mixture, process, syscalls, wait};
+use tieback_tests::workloads::{
+    confined, conn, cpu, disk, fds, loops, memory, mixture, process, syscalls, wait,
+};
 
 /// What to do; each prints the truth about itself as JSON lines and goes on when it reads a line.
 #[derive(Parser)]
@@ -133,6 +135,12 @@ enum Command {
         #[arg(long)]
         close: bool,
     },
+    /// Repeats one operation until killed, for the benchmark.
+    Loop {
+        kind: loops::Kind,
+        /// File that holds the count of operations.
+        progress: PathBuf,
+    },
 }
 
 fn main() -> Result<()> {
@@ -171,5 +179,6 @@ fn main() -> Result<()> {
             count,
             close,
         } => conn::connect(port, v6, count, close),
+        Command::Loop { kind, progress } => loops::run(kind, &progress),
     }
 }

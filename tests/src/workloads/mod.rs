@@ -6,6 +6,7 @@ pub mod cpu;
 pub mod disk;
 pub mod fds;
 pub mod gate;
+pub mod loops;
 pub mod memory;
 pub mod mixture;
 pub mod process;

@@ -1,120 +1,214 @@
-//! The agent under measurement, switched on and off by its kill switch.
+//! The agent under measurement: started, attached and detached by its kill switch, and read.
 
-use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
+use super::process::{self, Process, cpu_ns, get, wait_for};
+use crate::command;
 use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::fd::{FromRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-/// A running agent; killed when dropped.
-pub(super) struct Agent {
-    child: Child,
+/// A running agent.
+pub(crate) struct Agent {
+    process: Process,
     port: u16,
     switch: PathBuf,
+    /// Names of its programs by id.
+    programs: BTreeMap<u64, String>,
+}
+
+/// Memory of the agent in bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Memory {
+    /// Resident.
+    pub(crate) resident: f64,
+    /// BPF maps.
+    pub(crate) maps: f64,
+}
+
+/// Runs of a program and the time they took, as the kernel accounts it while asked to.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Runs {
+    /// Nanoseconds.
+    pub(crate) ns: u64,
+    /// How often.
+    pub(crate) count: u64,
+}
+
+/// While it lives, the kernel times every BPF program of the host.
+pub(crate) struct Timing {
+    _held: OwnedFd,
 }
 
 impl Agent {
-    /// Starts it with the defaults that users have, but for address and kill switch.
-    pub(super) fn start(program: &Path) -> Result<Self> {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let switch = std::env::temp_dir().join(format!("tieback-bench-off-{}", std::process::id()));
-        let child = Command::new(program)
+    /// Starts the agent with its programs attached, and checks by its own word that the kill switch works.
+    pub(crate) fn start(program: &Path, args: &[String], dir: &Path) -> Result<Self> {
+        let port = process::free_port()?;
+        let switch = dir.join("disable");
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "TERM"])
+            .arg(program)
             .args(["agent", "--listen", &format!("127.0.0.1:{port}"), "--kill-switch"])
             .arg(&switch)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("start the agent")?;
-        let agent = Self { child, port, switch };
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while agent.get("/readyz").is_err() {
-            ensure!(Instant::now() < deadline, "the agent is not ready after 30 s");
-            std::thread::sleep(Duration::from_millis(50));
+            .args(args);
+        let process = Process::start(&mut command, &dir.join("agent.log"))?;
+        let mut agent = Self {
+            process,
+            port,
+            switch,
+            programs: BTreeMap::new(),
+        };
+        wait_for("the agent to be ready", || {
+            agent
+                .process
+                .alive()
+                .with_context(|| fs::read_to_string(dir.join("agent.log")).unwrap_or_default())?;
+            Ok(get(port, "/readyz").ok())
+        })?;
+        for on in [false, true] {
+            agent.switch(on)?;
+            wait_for("the agent to confirm its kill switch", || {
+                let killed = agent.metric("tieback_kill_switch")?;
+                Ok((killed == f64::from(u8::from(!on))).then_some(()))
+            })?;
         }
+        agent.programs = programs().unwrap_or_default();
         Ok(agent)
     }
 
-    fn get(&self, path: &str) -> Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
-        write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        ensure!(
-            text.starts_with("HTTP/1.0 200") || text.starts_with("HTTP/1.1 200"),
-            "{path} failed"
-        );
-        Ok(text)
-    }
-
-    /// Sum of a metric over its labels.
-    pub(super) fn metric(&self, name: &str) -> Result<f64> {
-        let text = self.get("/metrics")?;
-        let values = text.lines().filter(|line| {
-            line.strip_prefix(name)
-                .is_some_and(|rest| rest.starts_with([' ', '{']))
-        });
-        Ok(values
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum())
-    }
-
-    /// Descriptors of the agent that are BPF links: none while it is switched off.
-    fn links(&self) -> Result<usize> {
-        let entries = std::fs::read_dir(format!("/proc/{}/fdinfo", self.child.id()))?;
-        Ok(entries
-            .filter_map(Result::ok)
-            .filter(|entry| {
-                std::fs::read_to_string(entry.path()).is_ok_and(|text| text.contains("link_type:"))
-            })
-            .count())
-    }
-
-    /// Attaches or detaches everything and waits until that is done.
-    pub(super) fn switch(&self, on: bool) -> Result<()> {
-        if on && self.switch.exists() {
-            std::fs::remove_file(&self.switch)?;
-        } else if !on {
-            std::fs::write(&self.switch, "")?;
+    /// Attaches or detaches everything and returns when that has happened. The agent looks at its kill switch ten times
+    /// a second.
+    pub(crate) fn switch(&mut self, on: bool) -> Result<()> {
+        let there = self.switch.exists();
+        if on && there {
+            fs::remove_file(&self.switch)?;
+        } else if !on && !there {
+            fs::write(&self.switch, "")?;
         }
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while (self.links()? > 3) != on {
-            ensure!(Instant::now() < deadline, "the kill switch had no effect");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        // What attaching costs by itself (patching of code, the first visit of all threads) is not what is measured.
-        std::thread::sleep(Duration::from_millis(150));
-        Ok(())
+        self.process.alive()?;
+        wait_for(
+            if on {
+                "programs to attach"
+            } else {
+                "programs to detach"
+            },
+            || Ok((self.attached()? == on).then_some(())),
+        )
     }
 
-    /// CPU time so far and resident memory, from /proc.
-    pub(super) fn usage(&self) -> Result<(Duration, u64)> {
-        let pid = self.child.id();
-        let mut ns = 0;
-        for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-            let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
-            ns += text
-                .split_whitespace()
-                .next()
-                .context("schedstat")?
-                .parse::<u64>()?;
-        }
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let resident = status
+    /// Whether any of its programs is attached: by its open links, which needs no word from the agent.
+    pub(crate) fn attached(&self) -> Result<bool> {
+        let fds =
+            fs::read_dir(format!("/proc/{}/fd", self.process.pid())).context("read the agent's files")?;
+        Ok(fds
+            .flatten()
+            .filter_map(|fd| fs::read_link(fd.path()).ok())
+            .any(|target| target.as_os_str() == "anon_inode:bpf_link"))
+    }
+
+    /// CPU time of its process.
+    pub(crate) fn cpu_ns(&self) -> Result<u64> {
+        cpu_ns(self.process.pid())
+    }
+
+    /// What it says about its memory.
+    pub(crate) fn memory(&self) -> Result<Memory> {
+        Ok(Memory {
+            resident: self.metric("tieback_agent_resident_memory_bytes")?,
+            maps: self.metric("tieback_agent_bpf_map_bytes")?,
+        })
+    }
+
+    /// A metric without labels.
+    pub(crate) fn metric(&self, name: &str) -> Result<f64> {
+        let text = get(self.port, "/metrics")?;
+        let line = text
             .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .context("VmRSS")?;
-        let kib: u64 = resident.trim().trim_end_matches(" kB").parse()?;
-        Ok((Duration::from_nanos(ns), kib * 1024))
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+            .with_context(|| format!("the agent has no metric {name}"))?;
+        line.trim().parse().with_context(|| format!("read {name}"))
+    }
+
+    /// Runs and time of its programs, by name.
+    pub(crate) fn runs(&self) -> Result<BTreeMap<String, Runs>> {
+        let mut runs = BTreeMap::new();
+        for entry in fs::read_dir(format!("/proc/{}/fdinfo", self.process.pid()))?.flatten() {
+            // A descriptor may have been closed since.
+            let info = fs::read_to_string(entry.path()).unwrap_or_default();
+            if let Some((id, of)) = runs_of(&info) {
+                let name = self.programs.get(&id).cloned();
+                runs.insert(name.unwrap_or_else(|| format!("program {id}")), of);
+            }
+        }
+        Ok(runs)
     }
 }
 
-impl Drop for Agent {
-    fn drop(&mut self) {
-        // Fails only where it has already ended, or where the switch is off.
-        let _ended = self.child.kill();
-        let _reaped = self.child.wait();
-        let _removed = std::fs::remove_file(&self.switch);
+/// Asks the kernel to time programs. It ends with the process, other than `sysctl kernel.bpf_stats_enabled`.
+pub(crate) fn timing() -> Result<Timing> {
+    const BPF_ENABLE_STATS: libc::c_int = 32;
+    // The only field of this command: BPF_STATS_RUN_TIME, which is 0.
+    let attributes = 0u32;
+    // SAFETY: the pointer and the size belong together; the kernel only reads.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_ENABLE_STATS,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    };
+    ensure!(
+        fd >= 0,
+        "switch on bpf_stats: {}",
+        std::io::Error::last_os_error()
+    );
+    // SAFETY: a descriptor that the kernel has just opened for us.
+    let held = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd)?) };
+    Ok(Timing { _held: held })
+}
+
+/// Id and runs of a program by the `fdinfo` of its descriptor; that of a link has no runs.
+fn runs_of(fdinfo: &str) -> Option<(u64, Runs)> {
+    let field = |name: &str| {
+        fdinfo
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    };
+    let runs = Runs {
+        ns: field("run_time_ns:")?,
+        count: field("run_cnt:")?,
+    };
+    Some((field("prog_id:")?, runs))
+}
+
+/// Names of all programs of the host; a descriptor tells only the id.
+fn programs() -> Result<BTreeMap<u64, String>> {
+    #[derive(Deserialize)]
+    struct Program {
+        id: u64,
+        #[serde(default)]
+        name: String,
+    }
+    let bpftool = command::find("bpftool").context("no bpftool")?;
+    let text = command::stdout(Command::new(bpftool).args(["--json", "prog", "show"]))?;
+    let programs: Vec<Program> = serde_json::from_str(&text).context("read what bpftool prints")?;
+    Ok(programs.into_iter().map(|p| (p.id, p.name)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Runs, runs_of};
+
+    #[test]
+    fn a_program_has_runs_and_a_link_has_none() {
+        let program = "pos:\t0\nprog_type:\t26\nprog_id:\t2625\nrun_time_ns:\t1300\nrun_cnt:\t10\n";
+        assert_eq!(runs_of(program), Some((2625, Runs { ns: 1300, count: 10 })));
+        assert_eq!(runs_of("pos:\t0\nlink_type:\tperf\nprog_id:\t2618\n"), None);
     }
 }

@@ -1,292 +1,260 @@
-//! `cargo xtask bench`: what the agent costs the programs of this host.
+//! `cargo xtask bench`: what the agent costs the host.
 //!
-//! The method of COST.md, section 4: one agent with its defaults, switched on and off by its kill switch in short slices;
-//! each round has the modes off, off again and on in random order, so that a machine that drifts or is shared moves all
-//! three alike. The figure is the interquartile mean of the rounds' ratios with a bootstrap interval. The second "off" is
-//! the null pair: where its ratio's interval excludes 1, the measurement is void.
+//! A program under full load is measured in short slices with the agent's programs attached and detached in random order,
+//! because a host's speed drifts by more in a minute than the agent costs. Each round has two slices without
+//! the agent; where these differ, the run is void. The first statistic is the CPU time per operation of the measured
+//! program, which other programs on the host disturb least.
 
 mod agent;
-mod events;
-mod loops;
-mod servers;
+mod loads;
+mod process;
+mod report;
+mod slices;
 mod stats;
 
-use std::path::PathBuf;
-use std::time::Duration;
-
+use crate::{build, command, workspace, workspace::Workspace};
+use agent::{Agent, Runs};
 use anyhow::{Context as _, Result, bail, ensure};
+use loads::{Load, Site};
+use report::{Figure, Report, Unit};
+use slices::Plan;
+use stats::Estimate;
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use self::agent::Agent;
-use self::stats::{Estimate, Random};
-use crate::{build, command};
+/// Most that the agent's process may use of one CPU with nothing to look at, and under load.
+const CORE_AT_REST: f64 = 0.005;
+const CORE_UNDER_LOAD: f64 = 0.01;
+/// Most memory, resident and of maps.
+const RESIDENT: f64 = 60.0 * MIB;
+const MAPS: f64 = 64.0 * MIB;
+const MIB: f64 = 1024.0 * 1024.0;
 
-/// Measure what the agent costs the programs of this host.
+/// Measure what the agent costs the programs of this host. Needs root.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only these figures
+    /// Only these workloads (`rest` is the agent alone); can be repeated
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// Rounds of three slices
-    #[arg(long, default_value_t = 40)]
-    rounds: usize,
+    /// Rounds for each workload, with one slice of each mode
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
     /// Length of a slice in milliseconds
-    #[arg(long, default_value_t = 300, value_name = "MS")]
-    slice: u64,
-    /// Under three minutes: 12 rounds of 150 ms; wide intervals
+    #[arg(long, value_name = "MS")]
+    slice: Option<u64>,
+    /// Less than three minutes, and intervals to match
     #[arg(long)]
     quick: bool,
-    /// Also write the figures to this file as JSON
+    /// Length of the agent's windows
+    #[arg(long, value_name = "TIME", default_value = "1s")]
+    interval: String,
+    /// Write the results as JSON, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Fail when a figure misses its target with its whole interval
+    /// Write the table into the README
+    #[arg(long)]
+    readme: bool,
+    /// Fail where a target is missed by more than the interval
     #[arg(long)]
     check: bool,
-}
-
-/// Something whose cost an operation is measured.
-trait Work {
-    /// Runs for a slice of time; nanoseconds an operation.
-    fn slice(&mut self, slice: Duration) -> Result<f64>;
-}
-
-struct Figure {
-    name: &'static str,
-    what: &'static str,
-    /// Upper bound of the ratio, where there is one.
-    target: Option<f64>,
-    start: fn() -> Result<Box<dyn Work>>,
-}
-
-const FIGURES: [Figure; 8] = [
-    Figure {
-        name: "redis",
-        what: "Redis under redis-benchmark: server CPU a request",
-        target: Some(1.015),
-        start: || Ok(Box::new(servers::Server::redis()?)),
-    },
-    Figure {
-        name: "nginx",
-        what: "nginx under wrk: server CPU a request",
-        target: Some(1.015),
-        start: || Ok(Box::new(servers::Server::nginx()?)),
-    },
-    Figure {
-        name: "pgbench",
-        what: "PostgreSQL under pgbench -S: time a transaction",
-        target: Some(1.015),
-        start: || Ok(Box::new(servers::Postgres::new()?)),
-    },
-    Figure {
-        name: "dd",
-        what: "dd bs=1: read and write of a byte",
-        target: Some(1.10),
-        start: || Ok(Box::new(loops::Dd::new()?)),
-    },
-    Figure {
-        name: "ping-pong",
-        what: "context switch ping-pong on one CPU",
-        target: Some(1.05),
-        start: || Ok(Box::new(loops::PingPong::new()?)),
-    },
-    Figure {
-        name: "connect",
-        what: "connect, accept, close on loopback",
-        target: Some(1.05),
-        start: || Ok(Box::new(loops::Connect::new()?)),
-    },
-    Figure {
-        name: "exec",
-        what: "fork, exec and exit of /bin/true",
-        target: Some(1.05),
-        start: || Ok(Box::new(loops::Exec)),
-    },
-    Figure {
-        name: "faults",
-        what: "first touch of a page",
-        target: None,
-        start: || Ok(Box::new(loops::Faults)),
-    },
-];
-
-#[derive(serde::Serialize)]
-struct Outcome {
-    name: &'static str,
-    what: &'static str,
-    target: Option<f64>,
-    off_ns: f64,
-    ratio: Estimate,
-    null: Estimate,
-    void: bool,
-    agent_cpu_ratio: f64,
-    agent_resident_bytes: u64,
-    agent_map_bytes: f64,
-}
-
-impl Outcome {
-    fn verdict(&self) -> &'static str {
-        match self.target {
-            _ if self.void => "void (null pair)",
-            None => "",
-            Some(target) if self.ratio.value <= target => "met",
-            Some(target) if self.ratio.low <= target => "open",
-            Some(_) => "missed",
-        }
-    }
-}
-
-fn measure(agent: &Agent, figure: &Figure, rounds: usize, slice: Duration) -> Result<Outcome> {
-    let mut work = (figure.start)()?;
-    let mut random = Random(0xD1B5_4A32_D192_ED03);
-    let (mut ratios, mut nulls, mut offs) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut cpu, mut on_time) = (Duration::ZERO, Duration::ZERO);
-    // A loop that needs to warm up does so before it counts.
-    work.slice(slice)?;
-    for round in 1..=rounds {
-        let mut order = [0, 1, 2];
-        random.shuffle(&mut order);
-        let mut cost = [0.0; 3];
-        for mode in order {
-            agent.switch(mode == 2)?;
-            let (before, _) = agent.usage()?;
-            let began = std::time::Instant::now();
-            cost[mode] = work.slice(slice)?;
-            if mode == 2 {
-                cpu += agent.usage()?.0.saturating_sub(before);
-                on_time += began.elapsed();
-            }
-        }
-        let off = f64::midpoint(cost[0], cost[1]);
-        ratios.push(cost[2] / off);
-        nulls.push(cost[1] / cost[0]);
-        offs.push(off);
-        if round % 10 == 0 {
-            eprintln!("bench: {}: round {round} of {rounds}", figure.name);
-        }
-    }
-    let null = Estimate::of(&nulls);
-    Ok(Outcome {
-        name: figure.name,
-        what: figure.what,
-        target: figure.target,
-        off_ns: stats::interquartile_mean(&offs),
-        ratio: Estimate::of(&ratios),
-        null,
-        void: !null.holds(1.0),
-        agent_cpu_ratio: cpu.as_secs_f64() / on_time.as_secs_f64(),
-        agent_resident_bytes: agent.usage()?.1,
-        agent_map_bytes: agent.metric("tieback_agent_bpf_map_bytes")?,
-    })
-}
-
-fn print(outcomes: &[Outcome]) {
-    println!(
-        "| figure | off | with the agent, 95 % interval | target | | null pair | agent: CPU, memory + maps |"
-    );
-    println!("|---|---|---|---|---|---|---|");
-    for each in outcomes {
-        let target = each
-            .target
-            .map_or_else(|| "-".to_owned(), |target| format!("{target:.3}"));
-        println!(
-            "| {} | {} | ×{:.3} [{:.3}, {:.3}] | {target} | {} | {:.3} [{:.3}, {:.3}] | {:.2} %, {:.0} + {:.0} MiB |",
-            each.what,
-            duration(each.off_ns),
-            each.ratio.value,
-            each.ratio.low,
-            each.ratio.high,
-            each.verdict(),
-            each.null.value,
-            each.null.low,
-            each.null.high,
-            each.agent_cpu_ratio * 100.0,
-            each.agent_resident_bytes as f64 / f64::from(1 << 20),
-            each.agent_map_bytes / f64::from(1 << 20),
-        );
-    }
-}
-
-fn duration(ns: f64) -> String {
-    if ns < 1e4 {
-        format!("{ns:.0} ns")
-    } else {
-        format!("{:.1} µs", ns / 1e3)
-    }
+    /// Handed to `tieback agent`
+    #[arg(last = true)]
+    agent: Vec<String>,
 }
 
 /// Measures, then prints target beside result.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    ensure!(
-        command::is_root(),
-        "not root: sudo -E env PATH=\"$PATH\" cargo xtask bench"
-    );
-    for name in &args.only {
-        if !FIGURES.iter().any(|figure| figure.name == name) {
-            let known: Vec<&str> = FIGURES.iter().map(|figure| figure.name).collect();
-            bail!("no figure {name}; there are {}", known.join(", "));
-        }
+    if !command::is_root() {
+        bail!("the agent and the servers need root; type: sudo -E cargo xtask bench");
     }
+    let loads = chosen(&args.only)?;
     let program = build::run(&build::Args::default())?;
-    let (rounds, slice) = if args.quick {
-        (12, 150)
-    } else {
-        (args.rounds.max(4), args.slice)
+    let workload = workload()?;
+    let dir = tempfile::tempdir()?;
+    // PostgreSQL's user must reach its own folder inside.
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711))?;
+    let site = Site {
+        dir: dir.path(),
+        workload: &workload,
     };
-    let slice = Duration::from_millis(slice);
-    let agent = Agent::start(&program)?;
-    let rest = rest(&agent)?;
-    let mut outcomes = Vec::new();
-    for figure in &FIGURES {
-        if !args.only.is_empty() && !args.only.iter().any(|name| name == figure.name) {
-            continue;
-        }
-        match measure(&agent, figure, rounds, slice) {
-            Ok(outcome) => outcomes.push(outcome),
-            Err(error) => eprintln!("bench: {}: skipped: {error:#}", figure.name),
-        }
-    }
-    println!(
-        "\n{}, {rounds} rounds of {} ms slices\n",
-        machine()?,
-        slice.as_millis()
-    );
-    print(&outcomes);
-    println!("\nThe agent at rest: {rest}");
-    agent.switch(true)?;
-    println!("\n{}", events::table()?);
+    let mut options = vec!["--interval".to_owned(), args.interval.clone()];
+    options.extend_from_slice(&args.agent);
+    let mut agent = Agent::start(&program, &options, dir.path())?;
+    let report = measure(args, &loads, &mut agent, &site)?;
+    drop(agent);
+
+    let text = report.markdown();
+    println!("\n{text}");
     if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&outcomes)?;
-        std::fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+        fs::write(path, serde_json::to_string_pretty(&report)?)
+            .with_context(|| format!("write {}", path.display()))?;
     }
-    let missed: Vec<&str> = outcomes
-        .iter()
-        .filter(|outcome| outcome.verdict() == "missed")
-        .map(|outcome| outcome.name)
-        .collect();
-    ensure!(!args.check || missed.is_empty(), "missed: {}", missed.join(", "));
+    if args.readme {
+        let path = workspace::root().join("README.md");
+        let old = fs::read_to_string(&path)?;
+        fs::write(&path, insert(&old, &text)?)?;
+    }
+    let missed = report.missed();
+    ensure!(
+        !args.check || missed.is_empty(),
+        "targets missed: {}",
+        missed.join(", ")
+    );
     Ok(())
 }
 
-/// CPU and memory of the agent over twenty seconds in which the bench does nothing.
-fn rest(agent: &Agent) -> Result<String> {
-    agent.switch(true)?;
-    // Its start (type information, calibration, the first symbols) is no rest.
-    std::thread::sleep(Duration::from_secs(12));
-    let (before, _) = agent.usage()?;
-    let began = std::time::Instant::now();
-    std::thread::sleep(Duration::from_secs(20));
-    let (after, resident) = agent.usage()?;
-    let share = after.saturating_sub(before).as_secs_f64() / began.elapsed().as_secs_f64();
-    let maps = agent.metric("tieback_agent_bpf_map_bytes")?;
-    Ok(format!(
-        "{:.2} % of one CPU over 20 s, {:.0} MiB resident, {:.0} MiB of BPF maps (targets 0.3 %, 60 and 64 MiB)",
-        share * 100.0,
-        resident as f64 / f64::from(1 << 20),
-        maps / f64::from(1 << 20)
-    ))
+/// The name of the agent alone.
+const REST: &str = "rest";
+
+fn chosen(only: &[String]) -> Result<Vec<&'static Load>> {
+    let names: Vec<&str> = loads::ALL.iter().map(|load| load.name).chain([REST]).collect();
+    if let Some(unknown) = only.iter().find(|name| !names.contains(&name.as_str())) {
+        bail!("no workload {unknown}; there are: {}", names.join(", "));
+    }
+    let chosen = |name: &str| only.is_empty() || only.iter().any(|only| only == name);
+    Ok(loads::ALL.iter().filter(|load| chosen(load.name)).collect())
 }
 
-fn machine() -> Result<String> {
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let cpus = std::thread::available_parallelism()?;
-    Ok(format!("Linux {}, {cpus} CPUs", kernel.trim()))
+/// Builds the loops and tells where they are.
+fn workload() -> Result<PathBuf> {
+    let mut cargo = command::cargo();
+    cargo
+        .args(["build", "--release", "--package", "tieback-tests", "--bins"])
+        .current_dir(workspace::root());
+    command::checked(&mut cargo)?;
+    Ok(Workspace::load()?
+        .target_directory
+        .join("release/tieback-workload"))
+}
+
+fn plan(args: &Args) -> Plan {
+    let (rounds, slice, watch) = if args.quick { (12, 200, 2) } else { (40, 300, 5) };
+    Plan {
+        rounds: args.rounds.unwrap_or(rounds).max(1),
+        slice: Duration::from_millis(args.slice.unwrap_or(slice).max(1)),
+        watch,
+    }
+}
+
+fn measure(args: &Args, loads: &[&Load], agent: &mut Agent, site: &Site<'_>) -> Result<Report> {
+    let plan = plan(args);
+    let mut report = Report {
+        command: typed(),
+        machine: report::machine()?,
+        base_ns: BTreeMap::new(),
+        skipped: Vec::new(),
+        figures: Vec::new(),
+        programs: Vec::new(),
+    };
+    let mut own = Vec::new();
+    let mut memory = Vec::new();
+    if args.only.is_empty() || args.only.iter().any(|only| only == REST) {
+        println!("bench: the agent at rest");
+        let (cores, used) = slices::watch(agent, if args.quick { 5 } else { 10 })?;
+        own.push(Figure::of_agent("CPU at rest", Unit::Core, cores, CORE_AT_REST));
+        memory.push(used);
+    }
+    let mut runs: BTreeMap<String, Runs> = BTreeMap::new();
+    for load in loads {
+        if let Some(missing) = load.needs.iter().find(|program| command::find(program).is_none()) {
+            let line = format!("{}: this host has no {missing}", load.name);
+            println!("bench: left out, {line}");
+            report.skipped.push(line);
+            continue;
+        }
+        println!("bench: {}: {}", load.name, load.what);
+        let mut running = (load.start)(site).with_context(|| format!("start {}", load.name))?;
+        let measured = slices::measure(load.name, agent, &mut running, plan)
+            .with_context(|| format!("measure {}", load.name))?;
+        drop(running);
+        report.figures.extend(Figure::of_load(load, &measured));
+        report.base_ns.insert(load.name, measured.base_ns);
+        let what = format!("CPU under {}", load.name);
+        own.push(Figure::of_agent(
+            &what,
+            Unit::Core,
+            measured.agent_cores,
+            CORE_UNDER_LOAD,
+        ));
+        memory.push(measured.memory);
+        for (name, more) in measured.runs {
+            let sum = runs.entry(name).or_default();
+            sum.ns += more.ns;
+            sum.count += more.count;
+        }
+    }
+    report.figures.append(&mut own);
+    for (what, target, of) in [
+        (
+            "resident memory at most",
+            RESIDENT,
+            (|m| m.resident) as fn(&agent::Memory) -> f64,
+        ),
+        ("BPF maps at most", MAPS, |m| m.maps),
+    ] {
+        let most = memory.iter().map(of).fold(0.0, f64::max);
+        let most = Estimate {
+            value: most,
+            low: most,
+            high: most,
+        };
+        report
+            .figures
+            .push(Figure::of_agent(what, Unit::Bytes, most, target));
+    }
+    report.programs = report::program_costs(&runs);
+    Ok(report)
+}
+
+/// The command as it was typed, short of paths.
+fn typed() -> String {
+    let args = std::env::args().skip(1);
+    let short = |arg: String| match Path::new(&arg).file_name() {
+        Some(name) if arg.starts_with('/') => name.to_string_lossy().into_owned(),
+        _ => arg,
+    };
+    std::iter::once("cargo xtask".to_owned())
+        .chain(args.map(short))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+const BEGIN: &str = "<!-- measured:cost -->";
+const END: &str = "<!-- /measured:cost -->";
+
+/// Puts the tables between the README's marks. `cargo xtask docs` leaves them alone: they are measured, not derived.
+fn insert(readme: &str, text: &str) -> Result<String> {
+    let marks = || format!("the README has no {BEGIN} … {END}");
+    let (before, rest) = readme.split_once(BEGIN).with_context(marks)?;
+    let (_, after) = rest.split_once(END).with_context(marks)?;
+    Ok(format!("{before}{BEGIN}\n{text}{END}{after}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{chosen, insert, loads};
+
+    #[test]
+    fn workloads_are_chosen_by_name_and_have_one_each() {
+        assert_eq!(chosen(&[]).unwrap().len(), loads::ALL.len());
+        assert_eq!(chosen(&["dd".to_owned(), "rest".to_owned()]).unwrap().len(), 1);
+        assert!(chosen(&["ddd".to_owned()]).is_err());
+        let mut names: Vec<_> = loads::ALL.iter().map(|load| load.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), loads::ALL.len());
+    }
+
+    #[test]
+    fn only_what_is_between_the_marks_is_replaced() {
+        let readme = "a\n<!-- measured:cost -->\nold\n<!-- /measured:cost -->\nb\n";
+        let new = insert(readme, "new\n").unwrap();
+        assert_eq!(new, readme.replace("old", "new"));
+        assert!(insert("a", "new").is_err());
+    }
 }

@@ -74,6 +74,8 @@ pub(super) fn build(kernel: &Kernel, binaries: &Binaries, filters: &[String]) ->
         }
     }
     image.task(&["env", "TIEBACK_BIN", &text(&binaries.agent)?]);
+    // Times are within 10 % there.
+    image.task(&["env", "TIEBACK_TEST_LEAST_TOLERANCE", "0.1"]);
     image.task(&["env", "TIEBACK_VM", &kernel.release]);
     image.program(&binaries.agent)?;
     for program in &binaries.programs {
