@@ -110,14 +110,14 @@ impl Agent {
         self.wait_for(service, |scrape| scrape.sum("tieback_processes", &labels) >= 1.0)
     }
 
-    /// A scrape in which everything that has happened until now is counted: of a window that ended a whole window after
+    /// A scrape in which everything that has happened until now is counted: of a window that ended two windows after
     /// now. (A count of windows would not do: on a slow machine their publishing lags behind their reading.)
     pub fn settled(&self) -> Result<Scrape> {
         let now = Instant::now();
         self.wait_for("a settled window", |scrape| {
             let age = scrape.sum("tieback_window_age_seconds", &[]);
             let length = scrape.sum("tieback_window_length_seconds", &[]);
-            length > 0.0 && now.elapsed().as_secs_f64() - age > length
+            length > 0.0 && now.elapsed().as_secs_f64() - age > 2.0 * length
         })
     }
 

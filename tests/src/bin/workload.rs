@@ -51,9 +51,9 @@ enum Command {
     },
     /// Reads zeros.
     Zeros {
-        #[arg(long, default_value_t = 600_000)]
+        #[arg(long, default_value_t = 2_400_000)]
         reads: u64,
-        #[arg(long, default_value_t = 262_144)]
+        #[arg(long, default_value_t = 524_288)]
         bytes: usize,
     },
     /// Writes and syncs a file.

@@ -219,11 +219,13 @@ fn go_tool_pprof_names_the_function_that_spins() -> Result<()> {
     let agent = Agent::start(&[])?;
     let (mut spinner, _) = Program::start(&["spin", "--seconds", "8"])?;
     agent.wait_for_service(&spinner.service)?;
-    spinner.finish()?;
+    let ran = spinner.finish()?["cpu_seconds"]
+        .as_f64()
+        .context("no cpu_seconds")?;
     agent.settled()?;
     let path = format!("/services/-/{}/profile/cpu", spinner.service);
     let output = Command::new("go")
-        .args(["tool", "pprof", "-top", "-nodecount=3"])
+        .args(["tool", "pprof", "-top", "-cum", "-nodecount=10"])
         .arg(format!("http://{}{path}?format=pprof&since=5m", agent.address()))
         .stdin(Stdio::null())
         .output()
@@ -234,13 +236,17 @@ fn go_tool_pprof_names_the_function_that_spins() -> Result<()> {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let top = text
-        .lines()
-        .find(|line| line.contains('%') && line.contains("burn"));
-    let top = top.with_context(|| format!("burn is not among the top of {text}"))?;
-    let cumulative = top.split_whitespace().nth(4).context("cum%")?;
-    let share: f64 = cumulative.trim_end_matches('%').parse()?;
-    assert!(share > 80.0, "{top}");
+    let total = text
+        .split("Total samples = ")
+        .nth(1)
+        .and_then(|rest| rest.split_whitespace().next());
+    let total = total.with_context(|| format!("no total in {text}"))?;
+    let seconds: f64 = match total.strip_suffix("ms") {
+        Some(ms) => ms.parse::<f64>()? / 1000.0,
+        None => total.trim_end_matches('s').parse()?,
+    };
+    assert_within!(seconds, ran, 0.05, "CPU of the profile");
+    assert!(text.contains("burn"), "{text}");
     let folded = agent.get(&format!("{path}?format=folded&since=5m"))?;
     assert!(folded.lines().any(|line| line.contains("burn")), "folded stacks");
     assert!(
