@@ -97,12 +97,18 @@ impl Attributor {
         let Some(open) = self.open.remove(&slot) else {
             return;
         };
-        if self.by_pid.get(&open.pid) == Some(&slot) {
+        let newest = self.by_pid.get(&open.pid).copied();
+        if newest == Some(slot) {
             self.by_pid.remove(&open.pid);
         }
         self.finished = true;
         let Some(decided) = open.service else { return };
-        if let Some((_, info)) = self.services.get_mut(&*decided.service) {
+        // A program that became another one (exec) ends a slot, but its process may still be of the same service.
+        let stays = newest
+            .filter(|newest| *newest != slot)
+            .and_then(|newest| self.decided(newest))
+            .is_some_and(|now| now.service == decided.service);
+        if !stays && let Some((_, info)) = self.services.get_mut(&*decided.service) {
             info.pids.remove(&open.pid);
         }
         self.tombs.insert(slot, decided);

@@ -85,6 +85,27 @@ fn services_without_processes_make_room() {
     assert_eq!(attributor.stats().capped, 1);
 }
 
+/// A launcher becomes the program (exec) before the agent looks: the process is of the program's service, and stays so
+/// when the launcher's slot ends; it leaves with its own slot.
+#[test]
+fn a_process_outlives_the_slots_of_its_launchers() {
+    let fixture = Fixture(tempfile::tempdir().unwrap());
+    let start = Instant::now();
+    let mut attributor = Attributor::new(Host::new(fixture.0.path()), Duration::ZERO, 10, Vec::new());
+    fixture.process(20, 1, "/srv/program", "0::/\n", b"");
+    attributor.apply(&opened(2, 20, None), start);
+    attributor.apply(&opened(3, 20, Some(2)), start);
+    let pids = |attributor: &Attributor| -> Vec<u32> {
+        let infos = attributor.infos();
+        let info = infos.iter().find(|(service, _)| service.name == "program");
+        info.unwrap().1.pids.iter().copied().collect()
+    };
+    attributor.finish(SlotId(2), start);
+    assert_eq!(pids(&attributor), [20]);
+    attributor.finish(SlotId(3), start);
+    assert!(pids(&attributor).is_empty());
+}
+
 /// A fixture of `/proc`: processes with a parent, a cgroup and the executable at `program`.
 struct Fixture(tempfile::TempDir);
 
