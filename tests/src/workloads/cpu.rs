@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use rustix::thread::{ClockId, CpuSet, sched_setaffinity};
 use serde_json::{Value, json};
 
@@ -21,6 +21,56 @@ pub fn pin(cpu: usize) -> Result<()> {
 /// CPU time of the calling thread.
 pub(super) fn thread_cpu() -> f64 {
     seconds(ClockId::ThreadCPUTime)
+}
+
+/// Times a stretch of the calling thread, with what a bad moment of the machine can do to it.
+pub(super) struct Stopwatch {
+    start: Instant,
+    cpu: f64,
+    stolen: f64,
+}
+
+/// What a [`Stopwatch`] read.
+pub(super) struct Times {
+    /// Wall time.
+    pub(super) wall: f64,
+    /// CPU time of the thread. The kernel leaves out what a hypervisor took away meanwhile.
+    pub(super) cpu: f64,
+    /// The most that a hypervisor can have taken away meanwhile, from all CPUs.
+    pub(super) stolen: f64,
+}
+
+impl Stopwatch {
+    pub(super) fn start() -> Result<Self> {
+        let stolen = stolen()?;
+        Ok(Self {
+            start: Instant::now(),
+            cpu: thread_cpu(),
+            stolen,
+        })
+    }
+
+    pub(super) fn stop(self) -> Result<Times> {
+        let (wall, cpu) = (self.start.elapsed().as_secs_f64(), thread_cpu() - self.cpu);
+        // Both readings are cut down to a whole tick.
+        let stolen = stolen()? - self.stolen + stolen_tick();
+        Ok(Times { wall, cpu, stolen })
+    }
+}
+
+/// Time that a hypervisor took away until now, from all CPUs ("steal" of proc_stat(5)).
+fn stolen() -> Result<f64> {
+    let stat = std::fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
+    let ticks = stat
+        .split_whitespace()
+        .nth(8)
+        .context("no steal time in /proc/stat")?;
+    Ok(ticks.parse::<u64>()? as f64 * stolen_tick())
+}
+
+/// Seconds of a tick of /proc/stat.
+fn stolen_tick() -> f64 {
+    1.0 / rustix::param::clock_ticks_per_second() as f64
 }
 
 fn seconds(clock: ClockId) -> f64 {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::fs::{Advice, fadvise};
 use serde_json::json;
 
-use super::{cpu::thread_cpu, gate, raw, wait::timed};
+use super::{cpu::Stopwatch, gate, raw};
 
 const PAGE: usize = 4096;
 
@@ -36,39 +36,34 @@ fn touch_page(memory: &[u8], offset: usize) -> u8 {
     unsafe { std::ptr::read_volatile(&raw const memory[offset]) }
 }
 
-/// Writes one page and syncs it, `times` times; only the `fsync` calls are timed.
+/// Writes one page and syncs it, `times` times.
 pub fn fsync_loop(path: &Path, times: u32) -> Result<()> {
     let mut file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
     gate::step("ready", &json!({}))?;
-    let mut ran = 0.0;
-    let (mut synced, mut longest) = (Duration::ZERO, Duration::ZERO);
+    let watch = Stopwatch::start()?;
     for round in 0..times {
         file.write_all(&[round as u8; PAGE])?;
-        let cpu = thread_cpu();
-        let took = timed(|| sync_file(file.as_fd()))?;
-        ran += thread_cpu() - cpu;
-        synced += took;
-        longest = longest.max(took);
+        let got = sync_file(file.as_fd());
+        ensure!(got == 0, "fsync returned {got}");
     }
-    gate::truth(
-        &json!({ "disk_seconds": synced.as_secs_f64(), "cpu_seconds": ran, "longest_seconds": longest.as_secs_f64(),
-        "calls": times, "written_bytes": u64::from(times) * PAGE as u64 }),
-    )
+    let took = watch.stop()?;
+    gate::truth(&json!({
+        "blocked_seconds": took.wall - took.cpu, "stolen_seconds": took.stolen,
+        "calls": times, "written_bytes": u64::from(times) * PAGE as u64,
+    }))
 }
 
-/// Reads a file that is not in the page cache, in `chunk` bytes a call and without read-ahead, and times the calls.
+/// Reads a file that is not in the page cache, in `chunk` bytes a call and without read-ahead, and times the loop.
 pub fn cold_read(path: &Path, chunk: usize) -> Result<()> {
     let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     drop_cache(&file)?;
     fadvise(&file, 0, None, Advice::Random)?;
     let mut buffer = vec![0; chunk];
     gate::step("ready", &json!({}))?;
-    let (mut took, mut bytes, mut calls) = (Duration::ZERO, 0u64, 0u64);
-    let cpu = thread_cpu();
+    let (mut bytes, mut calls) = (0u64, 0u64);
+    let watch = Stopwatch::start()?;
     loop {
-        let start = Instant::now();
         let got = read_cold(file.as_fd(), &mut buffer);
-        took += start.elapsed();
         ensure!(got >= 0, "read failed: {got}");
         if got == 0 {
             break;
@@ -76,10 +71,10 @@ pub fn cold_read(path: &Path, chunk: usize) -> Result<()> {
         bytes += got as u64;
         calls += 1;
     }
-    let ran = thread_cpu() - cpu;
-    gate::truth(
-        &json!({ "disk_seconds": took.as_secs_f64(), "cpu_seconds": ran, "read_bytes": bytes, "calls": calls }),
-    )
+    let took = watch.stop()?;
+    gate::truth(&json!({
+        "blocked_seconds": took.wall - took.cpu, "stolen_seconds": took.stolen, "read_bytes": bytes, "calls": calls,
+    }))
 }
 
 /// Maps a file that is not in the page cache and touches every `stride` bytes, without read-ahead.
@@ -91,20 +86,18 @@ pub fn fault_read(path: &Path, stride: usize) -> Result<()> {
     map.advise_random()?;
     gate::step("ready", &json!({}))?;
     let before = major_faults();
-    let cpu = thread_cpu();
-    let start = Instant::now();
+    let watch = Stopwatch::start()?;
     let mut sum = 0u64;
     let mut touched = 0u64;
     for offset in (0..len).step_by(stride) {
         sum += u64::from(touch_page(map.bytes(), offset));
         touched += 1;
     }
-    let took = start.elapsed();
-    let ran = thread_cpu() - cpu;
-    gate::truth(
-        &json!({ "fault_seconds": took.as_secs_f64(), "cpu_seconds": ran, "touched": touched, "sum": sum,
-        "major_faults": major_faults() - before }),
-    )
+    let took = watch.stop()?;
+    gate::truth(&json!({
+        "blocked_seconds": took.wall - took.cpu, "stolen_seconds": took.stolen,
+        "touched": touched, "sum": sum, "major_faults": major_faults() - before,
+    }))
 }
 
 /// Writes `bytes` in `chunk`s past the page cache, each on the device when the call returns.
