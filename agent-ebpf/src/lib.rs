@@ -5,7 +5,7 @@
 #![no_std]
 #![cfg_attr(
     target_arch = "bpf",
-    feature(core_intrinsics),
+    feature(asm_experimental_arch, core_intrinsics),
     expect(
         internal_features,
         reason = "the non-returning atomic add exists as an intrinsic only"

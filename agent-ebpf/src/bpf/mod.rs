@@ -1,5 +1,6 @@
 //! Pieces that the programs share; BPF target only.
 
+pub(crate) mod behind;
 pub(crate) mod count;
 pub(crate) mod file;
 pub(crate) mod sample;

@@ -1,31 +1,35 @@
 //! Fields of tasks and saved registers.
 //!
 //! Where the verifier knows a pointer's BTF type, a field is a plain load (1 ns) at an offset that it sees as a constant,
-//! because the offsets stand in frozen read-only data; elsewhere it is `bpf_probe_read_kernel`.
+//! because the agent writes the offsets into the instructions; elsewhere it is `bpf_probe_read_kernel`.
 
 use aya_ebpf::helpers::{
     bpf_probe_read_kernel,
     generated::{bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_task_pt_regs},
 };
 
-use crate::offsets::{MISSING, Offsets};
+use crate::offsets::MISSING;
 
-/// Filled in by the agent before it loads the object.
-#[unsafe(no_mangle)]
-static OFFSETS: Offsets = Offsets::UNSET;
-
-/// Reads one offset so that the compiler cannot assume its value.
+/// An offset: a constant that neither the compiler nor anything else knows before the agent loads the object.
 macro_rules! offset {
     ($field:ident) => {
-        $crate::bpf::task::read_offset(core::mem::offset_of!($crate::offsets::Offsets, $field))
+        $crate::bpf::task::offset_at::<
+            { $crate::offsets::MARK + core::mem::offset_of!($crate::offsets::Offsets, $field) as u32 },
+        >()
     };
 }
 pub(crate) use offset;
 
 #[inline(always)]
-pub(crate) fn read_offset(at: usize) -> u32 {
-    // SAFETY: `at` is the place of a field of the static, which lives in read-only data.
-    unsafe { core::ptr::read_volatile((&raw const OFFSETS).cast::<u8>().add(at).cast::<u32>()) }
+pub(crate) fn offset_at<const MARK: u32>() -> u32 {
+    let offset: u64;
+    // SAFETY: moves a constant into a register.
+    unsafe {
+        core::arch::asm!("{} = {}", out(reg) offset, const MARK, options(pure, nomem, nostack, preserves_flags));
+        // Spares the compiler to clear the upper half.
+        core::hint::assert_unchecked(offset <= 0x7fff_ffff || offset == u64::MAX);
+    }
+    offset as u32
 }
 
 /// A pointer whose BTF type the verifier knows.

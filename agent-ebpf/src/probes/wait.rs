@@ -53,8 +53,8 @@ mod bpf {
 
     use crate::{
         bpf::{
+            behind,
             count::{add, lost, run, tally},
-            file::File,
             sample::{self, Level, What},
             state::{adopt, emit, forget, release, sampled, slot, thread, tuning},
             task::{Kernel, Regs, offset, rq_clock},
@@ -151,9 +151,10 @@ mod bpf {
     fn block(ctx: &BtfTracePointContext, prev: Kernel, tid: u32, state: u32, t: &mut Thread) {
         let regs = Regs::of(prev);
         let nr = regs.nr();
-        let cause = classify(prev, regs, nr, state);
-        t.cause = cause as u8;
-        if cause as u32 == Cause::Idle as u32 || !sampled(t.tgid) {
+        t.remembered = 0;
+        let cause = classify(prev, regs, nr, state, t);
+        t.cause = cause;
+        if u32::from(cause) == Cause::Idle as u32 || !sampled(t.tgid) {
             return;
         }
         let Some(tuning) = tuning() else { return };
@@ -169,6 +170,7 @@ mod bpf {
             return;
         }
         t.credit = draw(tuning);
+        behind::check(prev, regs, t);
         t.sample = (u64::from(tid) << 32 | t.since & 0xffff_ffff) | 1;
         t.sample_expect = expect;
         t.sample_mean = tuning.wait_mean;
@@ -230,31 +232,29 @@ mod bpf {
     }
 
     #[inline(always)]
-    fn classify(prev: Kernel, regs: Regs, nr: i32, state: u32) -> Cause {
+    fn classify(prev: Kernel, regs: Regs, nr: i32, state: u32, t: &mut Thread) -> u8 {
         if state & (TASK_STOPPED_OR_TRACED | EXIT_DEAD_OR_ZOMBIE) != 0 {
-            return Cause::Other;
+            return Cause::Other as u8;
         }
         let iowait = u32::from(prev.load::<u8>(offset!(task_iowait))) & IOWAIT_MASK.load() != 0;
         if prev.load::<u32>(offset!(task_flags)) & PF_IO_WORKER != 0 {
-            return if iowait { Cause::Disk } else { Cause::Idle };
+            return if iowait { Cause::Disk as u8 } else { Cause::Idle as u8 };
         }
         if nr < 0 {
-            return Cause::Fault;
+            return Cause::Fault as u8;
         }
         let class = WAIT_CLASSES.get(nr as u32).copied().unwrap_or(0);
-        match class {
+        let cause = match class {
             CLASS_IDLE => Cause::Idle,
             CLASS_SLEEP => Cause::Sleep,
             CLASS_LOCK => Cause::Lock,
             CLASS_IPC => Cause::Ipc,
             _ if iowait => Cause::Disk,
             CLASS_DISK => Cause::Disk,
-            CLASS_FD => match File::of(prev, regs.arg0()) {
-                Some(file) => file.cause(),
-                None => Cause::Other,
-            },
+            CLASS_FD => return behind::cause(prev, regs.arg0(), t),
             _ => Cause::Other,
-        }
+        };
+        cause as u8
     }
 
     #[inline(always)]
@@ -293,6 +293,10 @@ mod bpf {
             runqueue = off;
         }
         let blocked = off - runqueue;
+        if blocked >= behind::CHECKED {
+            // It is still inside the call.
+            behind::check(next, Regs::of(next), t);
+        }
         t.since = now;
         t.state = STATE_ON;
         t.wait_ns[Cause::Runqueue as usize] += runqueue;

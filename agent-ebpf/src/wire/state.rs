@@ -30,7 +30,8 @@ pub const STATE_OFF: u8 = 2;
 /// [`Thread::state`]: created, not run yet.
 pub const STATE_NEW: u8 = 3;
 
-/// Everything kept of a thread, written only while it is switched (under its run queue's lock) or by itself.
+/// Everything kept of a thread, written only while it is switched (under its run queue's lock) or by itself. What every
+/// switch touches comes first: it shares few cache lines.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Thread {
@@ -44,20 +45,32 @@ pub struct Thread {
     pub run_delay: u64,
     /// Time on the CPU.
     pub cpu_ns: u64,
-    /// Time off the CPU by cause.
-    pub wait_ns: [u64; Cause::COUNT],
     /// Id of the stack sample taken when it went to sleep, 0 for none.
     pub sample: u64,
-    /// Forecast that the sample was chosen by, in units of 1024 ns.
-    pub sample_expect: u32,
-    /// Sampling threshold `T` that the sample was chosen by, same unit.
-    pub sample_mean: u32,
-    /// Forecast wait left until the next sample, same unit.
+    /// Forecast wait left until the next sample, in units of 1024 ns.
     pub credit: u32,
     /// [`Tuning::epoch`] that `credit` was drawn in.
     pub credit_epoch: u32,
+    /// `STATE_*`.
+    pub state: u8,
+    /// Cause of the running wait.
+    pub cause: u8,
+    /// Index into `forecast` of the running wait.
+    pub site: u8,
+    /// 1 where `cause` is what the descriptor was when it was last looked up.
+    pub remembered: u8,
+    /// Waits left until a descriptor is looked up anew.
+    pub kind_left: u32,
+    /// What the descriptor of the last such wait was: the descriptor above its lowest byte, which is the cause.
+    pub kind: u64,
     /// Moving averages of the wait by blocking place, same unit: the place's tag above [`FORECAST_BITS`].
     pub forecast: [u32; SITES],
+    /// Time off the CPU by cause.
+    pub wait_ns: [u64; Cause::COUNT],
+    /// Forecast that the sample was chosen by, same unit.
+    pub sample_expect: u32,
+    /// Sampling threshold `T` that the sample was chosen by, same unit.
+    pub sample_mean: u32,
     /// Anonymous pages of the process at its last fault (leaders only).
     pub anon_pages: i64,
     /// Growth of anonymous memory not sampled yet, in pages (leaders only).
@@ -68,18 +81,12 @@ pub struct Thread {
     pub sys_entered: u32,
     /// Calls left until the next timed one.
     pub sys_skip: u32,
-    /// `STATE_*`.
-    pub state: u8,
-    /// Cause of the running wait.
-    pub cause: u8,
-    /// Index into `forecast` of the running wait.
-    pub site: u8,
-    /// Padding.
-    pub pad: u8,
     /// Calls left until the next sampled caller.
     pub sys_stack_skip: u32,
+    /// Padding: up to a whole number of cache lines.
+    pub pad: [u32; 11],
 }
-const _: () = assert!(size_of::<Thread>() == 200);
+const _: () = assert!(size_of::<Thread>() == 256);
 
 /// Sums over threads.
 #[derive(Clone, Copy, Debug, Default)]

@@ -2,6 +2,7 @@
 
 mod attach;
 pub mod maps;
+mod object;
 pub mod status;
 
 use std::collections::BTreeSet;
@@ -27,7 +28,7 @@ use crate::{host::Host, kernel::Layout};
 /// The kernel side, compiled by `build.rs`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("TIEBACK_BPF_OBJECT"));
 
-/// Largest `pid_max` for which threads are kept in an array by their id (6.5 MB at 32,768).
+/// Largest `pid_max` for which threads are kept in an array by their id (8.4 MB at 32,768).
 const DIRECT_PID_MAX: u32 = 65_536;
 
 /// What the loader must know of the host.
@@ -84,12 +85,11 @@ impl Loaded {
              Tieback needs Linux 5.18 or newer with BTF",
         )?;
         let direct = u32::from(env.pid_max <= DIRECT_PID_MAX);
-        let offsets = Plain(env.layout.offsets);
+        let object = object::with_offsets(OBJECT, env.layout.offsets)?;
         let agent = std::process::id();
         let mut loader = EbpfLoader::new();
         loader
             .btf(Some(&btf))
-            .override_global("OFFSETS", &offsets, true)
             .override_global("DIRECT", &direct, true)
             .override_global("AGENT_TGID", &agent, true)
             .override_global("IOWAIT_MASK", &env.layout.iowait_mask, true)
@@ -97,7 +97,7 @@ impl Loaded {
             .override_global("ANON_FOPS", &env.anon_fops, true)
             .map_max_entries("THREADS", if direct == 1 { env.pid_max } else { 1 })
             .map_max_entries("THREADS_HASH", if direct == 1 { 1 } else { 65_536 });
-        let mut ebpf = loader.load(OBJECT).context(
+        let mut ebpf = loader.load(object.bytes()).context(
             "the kernel refused the BPF object; run as root or with CAP_BPF and CAP_PERFMON, and see `tieback doctor`",
         )?;
         prepare(&mut ebpf, &env)?;

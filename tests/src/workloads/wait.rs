@@ -29,6 +29,8 @@ pub enum Kind {
     Unix,
     /// A read of a loopback TCP connection.
     Tcp,
+    /// A read of a loopback TCP connection whose descriptor was a pipe a moment ago; only the second wait is measured.
+    Reused,
     /// A read of an eventfd at zero.
     Eventfd,
     /// `epoll_wait`.
@@ -75,6 +77,14 @@ fn one(kind: Kind, length: Duration) -> Result<Duration> {
             let listener = TcpListener::bind("127.0.0.1:0")?;
             let writer = TcpStream::connect(listener.local_addr()?)?;
             let (reader, _) = listener.accept()?;
+            read_after(length, reader.as_fd(), writer.into(), wait_tcp)
+        }
+        Kind::Reused => {
+            let (mut reader, writer) = rustix::pipe::pipe()?;
+            read_after(length, reader.as_fd(), writer, wait_pipe)?;
+            let listener = TcpListener::bind("127.0.0.1:0")?;
+            let writer = TcpStream::connect(listener.local_addr()?)?;
+            rustix::io::dup2(listener.accept()?.0, &mut reader)?;
             read_after(length, reader.as_fd(), writer.into(), wait_tcp)
         }
         Kind::Eventfd => {

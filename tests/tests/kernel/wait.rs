@@ -37,6 +37,7 @@ fn each_wait_has_its_cause() -> Result<()> {
         ("unix", "ipc"),
         ("eventfd", "ipc"),
         ("tcp", "network"),
+        ("reused", "network"),
         ("mutex", "lock"),
         ("futex", "lock"),
         ("flock", "lock"),
