@@ -3,7 +3,7 @@
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
-use crate::wire::{BUCKETS, Hist, Lost, Program};
+use crate::wire::{BUCKETS, Hist, Lost, Program, bucket};
 
 /// Runs by [`Program`].
 #[btf_map]
@@ -40,35 +40,6 @@ pub(crate) fn add(counter: *mut u64, value: u64) {
     // SAFETY: callers pass a pointer into a map value, 8-byte aligned by its type. The result is not used: the
     // instruction without BPF_FETCH is the one that every kernel has.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, value) };
-}
-
-/// The bucket of a duration.
-#[inline(always)]
-fn bucket(ns: u64) -> usize {
-    let mut units = ns >> 10;
-    let mut bucket = 0;
-    // Binary search for the position of the highest set bit: no loop for the verifier to unroll.
-    if units >= 1 << 16 {
-        units >>= 16;
-        bucket += 16;
-    }
-    if units >= 1 << 8 {
-        units >>= 8;
-        bucket += 8;
-    }
-    if units >= 1 << 4 {
-        units >>= 4;
-        bucket += 4;
-    }
-    if units >= 1 << 2 {
-        units >>= 2;
-        bucket += 2;
-    }
-    if units >= 1 << 1 {
-        units >>= 1;
-        bucket += 1;
-    }
-    bucket + units.min(1) as usize
 }
 
 /// Adds one to the bucket of a duration.

@@ -156,7 +156,9 @@ index_enum! {
     }
 }
 
+mod bucket;
 mod events;
 mod state;
+pub use bucket::*;
 pub use events::*;
 pub use state::*;

@@ -1,9 +1,7 @@
 //! What the kernel side keeps: per thread, per slot, per connection, and the knobs that the agent turns.
 
-use super::{Cause, ConnFailure, FdKind, MemoryKind};
+use super::{BUCKETS, Cause, ConnFailure, FdKind, MemoryKind};
 
-/// Buckets of a duration histogram: bucket `i` holds durations below `2^(10+i)` ns, the last everything above.
-pub const BUCKETS: usize = 28;
 /// Forecast entries of a thread's blocking places.
 pub const SITES: usize = 8;
 /// Bits of a forecast entry that hold the forecast; the place's tag is above them.

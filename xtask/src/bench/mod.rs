@@ -62,6 +62,9 @@ pub(crate) struct Args {
     /// Fail where a target is missed by more than the interval
     #[arg(long)]
     check: bool,
+    /// Measure this agent instead of building one, to compare two of them
+    #[arg(long, value_name = "PATH")]
+    program: Option<PathBuf>,
     /// Handed to `tieback agent`
     #[arg(last = true)]
     agent: Vec<String>,
@@ -73,7 +76,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         bail!("the agent and the servers need root; type: sudo -E cargo xtask bench");
     }
     let loads = chosen(&args.only)?;
-    let program = build::run(&build::Args::default())?;
+    let program = match &args.program {
+        Some(program) => program.clone(),
+        None => build::run(&build::Args::default())?,
+    };
     let workload = workload()?;
     let dir = tempfile::tempdir()?;
     // PostgreSQL's user must reach its own folder inside.
