@@ -104,6 +104,40 @@ fn causes_and_cpu_add_up_to_the_lifetime() -> Result<()> {
 }
 
 #[test]
+fn causes_and_cpu_of_each_thread_add_up_to_its_lifetime() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    // One thread beside the main one a program: a service has the sums of two threads, the lives of which are known.
+    let mut programs = Vec::new();
+    for _ in 0..4 {
+        let start = std::time::Instant::now();
+        let (program, _) = Program::start(&["mixed", "--threads", "1", "--seconds", "10"])?;
+        programs.push((start, program));
+    }
+    for (_, program) in &programs {
+        agent.wait_for_service(&program.service)?;
+    }
+    let ends = std::thread::scope(|scope| {
+        let runs: Vec<_> = programs
+            .iter_mut()
+            .map(|(start, program)| {
+                scope.spawn(|| Ok((program.service.clone(), program.finish()?, start.elapsed())))
+            })
+            .collect();
+        let ended = runs.into_iter().map(|run| run.join().expect("no panic"));
+        ended.collect::<Result<Vec<_>>>()
+    })?;
+    let scrape = agent.settled()?;
+    for (service, truth, main) in ends {
+        let labels = [("service_name", service.as_str())];
+        let got = scrape.sum("tieback_wait_seconds_total", &labels)
+            + scrape.sum("tieback_cpu_seconds_total", &labels);
+        let want = number(&truth, "lifetime_seconds")? + main.as_secs_f64();
+        assert_within!(got, want, 0.01, "causes and CPU of two threads");
+    }
+    Ok(())
+}
+
+#[test]
 fn sampled_waits_have_no_bias() -> Result<()> {
     let agent = Agent::start(&[])?;
     let mut errors = Vec::new();
