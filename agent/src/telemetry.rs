@@ -67,6 +67,12 @@ pub struct Telemetry {
     pub tick_seconds: f64,
     /// The same, summed over all ticks.
     pub tick_seconds_total: f64,
+    /// Waits of which a stack was taken.
+    pub wait_samples: u64,
+    /// Waits a second of which the agent steers to take a stack.
+    pub wait_sample_budget: f64,
+    /// Bytes of symbol tables and debug sections kept in memory.
+    pub symbol_bytes: u64,
     /// The governor.
     pub governor: GovernorTelemetry,
 }

@@ -17,6 +17,7 @@ use crate::host::Host;
 use crate::pipeline::{self, Publish};
 
 pub(super) fn run(arguments: AgentArgs) -> Result<ExitCode> {
+    pipeline::keep_little_freed_memory();
     let probes: Vec<&str> = agent_ebpf::probes::ALL.iter().map(|probe| probe.name).collect();
     let config = Config::load(arguments.flags, &probes)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

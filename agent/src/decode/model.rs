@@ -194,5 +194,5 @@ pub struct Tick {
     /// Length of the tick in nanoseconds.
     pub length_ns: u64,
     /// Differences of counters, gauges as they are, by slot.
-    pub slots: Vec<(SlotId, Totals)>,
+    pub slots: Vec<(SlotId, Box<Totals>)>,
 }

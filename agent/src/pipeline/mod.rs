@@ -2,6 +2,8 @@
 
 mod own;
 
+pub(crate) use own::keep_little_freed_memory;
+
 use std::collections::BTreeMap;
 use std::sync::{
     Arc,
@@ -115,10 +117,11 @@ pub fn start(
         owner_rules,
         ..SymbolizerConfig::default()
     };
+    let host_of_names = host.clone();
     let naming = thread::Builder::new()
         .name("symbolize".to_owned())
         .spawn(move || {
-            name_and_sum(&receive, symbols, limits, &publish);
+            name_and_sum(&host_of_names, &receive, symbols, limits, &publish);
             Ok(())
         })?;
     let service_rules: Vec<ServiceRule> = RuleTable::read_all(&config.service_rules)?;
@@ -130,6 +133,7 @@ pub fn start(
 }
 
 fn name_and_sum(
+    host: &Host,
     receive: &mpsc::Receiver<Batch>,
     symbols: SymbolizerConfig,
     limits: Limits,
@@ -149,10 +153,13 @@ fn name_and_sum(
                 .symbolize
                 .insert(outcome.as_str().to_owned(), stats.count(outcome));
         }
+        telemetry.symbol_bytes = stats.image_bytes;
+        // What a tick needs is needed again after a whole window only.
+        own::give_back_freed_memory();
+        telemetry.resident_bytes = host.own_resident_bytes().unwrap_or(0);
         if telemetry.resident_bytes + telemetry.bpf_map_bytes > telemetry.memory_limit_bytes {
             // Symbols are the largest part by far, and can be read again.
             symbolizer.forget();
-            own::give_back_freed_memory();
             sheds += 1;
             if !over {
                 tracing::warn!(
@@ -199,6 +206,7 @@ struct Reader {
     samples: Vec<StackSample>,
     closed: Vec<crate::attribute::SlotId>,
     unwind: BTreeMap<String, u64>,
+    wait_samples: u64,
     start_unix_seconds: f64,
     ticks: u64,
     tick_seconds_total: f64,
@@ -223,6 +231,7 @@ impl Reader {
             samples: Vec::new(),
             closed: Vec::new(),
             unwind: BTreeMap::new(),
+            wait_samples: 0,
             start_unix_seconds: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0.0, |since| since.as_secs_f64()),
@@ -372,6 +381,7 @@ impl Reader {
             })
             .collect();
         let waits = self.events.take_wait_samples();
+        self.wait_samples += waits;
         if let Some(mean) = wait_mean(
             self.loaded.tuning().wait_mean,
             waits as f64 / (length as f64 / 1e9),

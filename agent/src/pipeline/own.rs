@@ -52,9 +52,10 @@ impl Reader {
             probes,
             lost,
             unwind: self.unwind.clone(),
+            wait_samples: self.wait_samples,
+            wait_sample_budget: self.governor.wait_budget(),
             cpu_seconds,
             memory_limit_bytes: self.config.memory_limit_bytes,
-            resident_bytes: self.host.own_resident_bytes().unwrap_or(0),
             bpf_map_bytes: self.loaded.map_bytes(&self.host),
             start_unix_seconds: self.start_unix_seconds,
             ticks: self.ticks,
@@ -63,6 +64,22 @@ impl Reader {
             governor,
             ..Telemetry::default()
         })
+    }
+}
+
+/// The C library keeps a heap for each few threads, and learns to hold on to ever larger buffers: both for the speed of
+/// programs that allocate all the time. The agent does so ten times a minute, and kept a third of its memory for nothing.
+/// Call it before there are threads.
+pub(crate) fn keep_little_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    {
+        const KEPT: libc::c_int = 128 << 10;
+        // SAFETY: mallopt only sets parameters; a value that the library does not take changes nothing.
+        unsafe {
+            libc::mallopt(libc::M_ARENA_MAX, 2);
+            libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+        }
     }
 }
 

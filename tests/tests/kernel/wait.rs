@@ -138,6 +138,35 @@ fn causes_and_cpu_of_each_thread_add_up_to_its_lifetime() -> Result<()> {
 }
 
 #[test]
+fn samples_of_waits_stay_within_their_budget() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    // Sixty seconds of waiting a second: the mean that the agent starts with would take stacks of thirty times the budget.
+    let (mut program, _) = Program::start(&["mixed", "--threads", "60", "--seconds", "20"])?;
+    program.go()?;
+    let count = |scrape: &Scrape| {
+        let window = scrape.sum("tieback_ticks_total", &[]);
+        (window, scrape.sum("tieback_wait_samples_total", &[]))
+    };
+    let (begun, _) = count(&agent.wait_for_service(&program.service)?);
+    let steered = agent.wait_for("the rate of samples to be steered", |scrape| {
+        count(scrape).0 >= begun + 5.0
+    })?;
+    let (from, to) = (
+        count(&steered),
+        count(&agent.wait_for("ten windows more", |scrape| count(scrape).0 >= begun + 15.0)?),
+    );
+    program.expect("truth")?;
+    let rate = (to.1 - from.1) / (to.0 - from.0);
+    let budget = steered.sum("tieback_wait_sample_budget", &[]);
+    // A rate this near to the budget is left alone.
+    assert!(
+        (budget * 0.5..budget * 1.5).contains(&rate),
+        "{rate} stacks a second, the budget is {budget}"
+    );
+    Ok(())
+}
+
+#[test]
 fn sampled_waits_have_no_bias() -> Result<()> {
     let agent = Agent::start(&[])?;
     let mut errors = Vec::new();

@@ -50,9 +50,9 @@ pub(crate) struct Args {
     /// Less than three minutes, and intervals to match
     #[arg(long)]
     quick: bool,
-    /// Length of the agent's windows
-    #[arg(long, value_name = "TIME", default_value = "1s")]
-    interval: String,
+    /// Length of the agent's windows [default: the agent's own; 1s if quick]
+    #[arg(long, value_name = "TIME")]
+    interval: Option<String>,
     /// Write the results as JSON, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -88,7 +88,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         dir: dir.path(),
         workload: &workload,
     };
-    let mut options = vec!["--interval".to_owned(), args.interval.clone()];
+    let mut options = Vec::new();
+    if let Some(interval) = args.interval.as_deref().or(args.quick.then_some("1s")) {
+        options.extend(["--interval".to_owned(), interval.to_owned()]);
+    }
     options.extend_from_slice(&args.agent);
     let mut agent = Agent::start(&program, &options, dir.path())?;
     let report = measure(args, &loads, &mut agent, &site)?;
@@ -139,10 +142,15 @@ fn workload() -> Result<PathBuf> {
 }
 
 fn plan(args: &Args) -> Plan {
-    let (rounds, slice, watch) = if args.quick { (12, 200, 2) } else { (40, 300, 5) };
+    let (rounds, slice, warm_up, watch) = if args.quick {
+        (12, 200, 4, 2)
+    } else {
+        (40, 300, 20, 20)
+    };
     Plan {
         rounds: args.rounds.unwrap_or(rounds).max(1),
         slice: Duration::from_millis(args.slice.unwrap_or(slice).max(1)),
+        warm_up: Duration::from_secs(warm_up),
         watch,
     }
 }
@@ -161,7 +169,7 @@ fn measure(args: &Args, loads: &[&Load], agent: &mut Agent, site: &Site<'_>) -> 
     let mut memory = Vec::new();
     if args.only.is_empty() || args.only.iter().any(|only| only == REST) {
         println!("bench: the agent at rest");
-        let (cores, used) = slices::watch(agent, if args.quick { 5 } else { 10 })?;
+        let (cores, used) = slices::watch(agent, if args.quick { 5 } else { 30 })?;
         own.push(Figure::of_agent("CPU at rest", Unit::Core, cores, CORE_AT_REST));
         memory.push(used);
     }

@@ -19,6 +19,9 @@ pub(crate) struct Plan {
     pub(crate) rounds: usize,
     /// Length of a slice.
     pub(crate) slice: Duration,
+    /// Before the first round: the governor needs some windows to find its duty for this load, and the agent to know
+    /// its processes.
+    pub(crate) warm_up: Duration,
     /// Seconds for which the agent itself is watched under each load.
     pub(crate) watch: u32,
 }
@@ -26,8 +29,6 @@ pub(crate) struct Plan {
 /// After each change: caches fill, and patched code and new links come to rest. Also where nothing changed, so that all
 /// modes are treated alike.
 const SETTLE: Duration = Duration::from_millis(150);
-/// Before the first round.
-const WARM_UP: Duration = Duration::from_secs(4);
 /// How long the kernel times the programs.
 const TIMED: Duration = Duration::from_secs(1);
 /// Longest silence.
@@ -73,9 +74,8 @@ pub(crate) fn measure(name: &str, agent: &mut Agent, load: &mut Running, plan: P
     let mut order = [Mode::Off, Mode::Null, Mode::On];
     let mut random = Random::new(u64::from(std::process::id()));
     let mut rounds = Vec::with_capacity(plan.rounds);
-    // The governor needs some windows to find its duty for this load, and the agent to know its processes.
     agent.switch(true)?;
-    thread::sleep(WARM_UP);
+    thread::sleep(plan.warm_up);
     let mut told = Instant::now();
     while rounds.len() < plan.rounds {
         random.shuffle(&mut order);

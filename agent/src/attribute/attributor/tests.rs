@@ -12,9 +12,11 @@ fn opened(slot: u32, pid: u32, parent: Option<u32>) -> Lifecycle {
 }
 
 fn tick(slots: &[(u32, u64)]) -> Tick {
-    let totals = |faults| Totals {
-        faults_minor: faults,
-        ..Totals::default()
+    let totals = |faults| {
+        Box::new(Totals {
+            faults_minor: faults,
+            ..Totals::default()
+        })
     };
     Tick {
         slots: slots

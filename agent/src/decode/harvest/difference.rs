@@ -5,7 +5,7 @@ use crate::decode::model::{Cause, Histogram, Totals};
 
 /// What came since the last tick; `last` becomes the new view. A value that is momentarily lower (a thread that ended
 /// while it was visited) counts as unchanged until it has caught up.
-pub(super) fn difference(view: View, last: &mut Last, syscall_ratio: f64) -> Totals {
+pub(super) fn difference(view: View, last: &mut Last, syscall_ratio: f64) -> Box<Totals> {
     let mut totals = view.absolute;
     let before = &mut last.totals;
     for cause in Cause::ALL {

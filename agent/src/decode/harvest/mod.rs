@@ -7,7 +7,7 @@ mod difference;
 mod read;
 mod recycle;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use agent_ebpf::wire::{MAX_SLOTS, SLOT_KERNEL, Slot, Sums, WaitHists};
@@ -26,8 +26,9 @@ const PAGE: u64 = 4096;
 
 /// Reads the kernel side's sums.
 pub struct Harvest {
-    slots: BTreeMap<u32, Last>,
-    closed: Vec<u32>,
+    /// What each slot had at the last tick; nothing yet for new ones.
+    slots: BTreeMap<u32, Option<Box<Last>>>,
+    closed: HashSet<u32>,
     at_unix_ns: u64,
 }
 
@@ -39,7 +40,7 @@ struct Last {
 }
 
 struct View {
-    absolute: Totals,
+    absolute: Box<Totals>,
     cpu_ns: u64,
     utime: u64,
     stime: u64,
@@ -83,8 +84,8 @@ impl Harvest {
     #[must_use]
     pub fn new() -> Self {
         Self {
-            slots: BTreeMap::from([(SLOT_KERNEL, Last::default())]),
-            closed: Vec::new(),
+            slots: BTreeMap::from([(SLOT_KERNEL, None)]),
+            closed: HashSet::new(),
             at_unix_ns: unix_ns(),
         }
     }
@@ -96,8 +97,8 @@ impl Harvest {
 
     /// A slot's last thread ended: it is read once more and then given back. Saying so twice changes nothing.
     pub fn closed(&mut self, slot: SlotId) {
-        if slot.0 != SLOT_KERNEL && self.slots.contains_key(&slot.0) && !self.closed.contains(&slot.0) {
-            self.closed.push(slot.0);
+        if slot.0 != SLOT_KERNEL && self.slots.contains_key(&slot.0) {
+            self.closed.insert(slot.0);
         }
     }
 
@@ -139,8 +140,12 @@ impl Harvest {
             let (Some(view), Some(last)) = (views.remove(&id), self.slots.get_mut(&id)) else {
                 continue;
             };
-            let totals = difference(view, last, syscall_ratio);
+            let totals = difference(view, last.get_or_insert_default(), syscall_ratio);
             tick.slots.push((SlotId(id), totals));
+            if self.closed.contains(&id) {
+                // Thousands of brief processes are not to cost memory twice.
+                *last = None;
+            }
         }
         self.give_back(loaded)?;
         Ok(tick)
@@ -177,7 +182,7 @@ impl Harvest {
 }
 
 fn view(slot: &Slot, dead: &Sums, live: &Sums, round: u32) -> View {
-    let mut totals = Totals::default();
+    let mut totals = Box::<Totals>::default();
     for (i, wait) in totals.wait_ns.iter_mut().enumerate() {
         *wait = dead.wait_ns[i] + live.wait_ns[i];
         totals.wait[i].sum_ns = wait.saturating_sub(live.lasting_ns[i]);

@@ -93,6 +93,21 @@ pub(super) fn write(
             .iter()
             .map(|(m, &count)| (vec![("metric", m.name())], Value::Int(count))),
     );
+    own.gauge(
+        "tieback_symbol_bytes",
+        "Bytes of symbol tables and debug sections that the agent keeps in memory.",
+        Value::Int(telemetry.symbol_bytes),
+    );
+    own.counter(
+        "tieback_wait_samples_total",
+        "Waits of which a stack was taken.",
+        Value::Int(telemetry.wait_samples),
+    );
+    own.gauge(
+        "tieback_wait_sample_budget",
+        "Waits a second of which the agent steers to take a stack, on the whole host.",
+        Value::Float(telemetry.wait_sample_budget),
+    );
     bounds(&mut own, snapshot);
     governor(&mut own, telemetry);
     agent(&mut own, snapshot, telemetry, scrapes, now_unix_ns);
