@@ -32,6 +32,23 @@ pub struct GovernorTelemetry {
     pub killed: bool,
 }
 
+/// Unwind tables of the executables that run here.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct UnwindTelemetry {
+    /// Tables made.
+    pub built: u64,
+    /// Executables without a table, by reason; and what found no room.
+    pub refused: BTreeMap<String, u64>,
+    /// Functions whose call frame information could not be read.
+    pub broken_functions: u64,
+    /// Rows with a rule that the walk does not know.
+    pub unsupported_rows: u64,
+    /// Seconds spent on making tables.
+    pub build_seconds: f64,
+    /// Bytes of kernel memory for rows.
+    pub row_bytes: u64,
+}
+
 /// Everything that the agent says about itself. All counters count since the agent started.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Telemetry {
@@ -49,6 +66,8 @@ pub struct Telemetry {
     pub lost: BTreeMap<(String, String), u64>,
     /// Stack walks by result (`ok`, or why they ended early).
     pub unwind: BTreeMap<String, u64>,
+    /// Tables for walks.
+    pub unwind_tables: UnwindTelemetry,
     /// Look-ups of addresses by result.
     pub symbolize: BTreeMap<String, u64>,
     /// CPU seconds of the agent's process.

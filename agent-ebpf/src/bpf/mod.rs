@@ -7,3 +7,4 @@ pub(crate) mod sample;
 pub(crate) mod sock;
 pub(crate) mod state;
 pub(crate) mod task;
+pub(crate) mod unwind;

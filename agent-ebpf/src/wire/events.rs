@@ -74,8 +74,8 @@ pub struct StackHeader {
     pub user_len: u16,
     /// Frames of the kernel half.
     pub kernel_len: u16,
-    /// 1 when the user walk ended before the outermost frame.
-    pub truncated: u32,
+    /// [`UnwindResult`](super::unwind::UnwindResult): how the walk of the user half ended.
+    pub unwind: u32,
     /// Padding.
     pub pad: u32,
     /// What the sample stands for: nanoseconds, calls, bytes, connections; the sample's id for waits.

@@ -159,6 +159,8 @@ index_enum! {
 mod bucket;
 mod events;
 mod state;
+pub mod unwind;
+
 pub use bucket::*;
 pub use events::*;
 pub use state::*;

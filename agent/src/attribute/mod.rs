@@ -24,6 +24,7 @@ pub use service::{Service, ServiceInfo};
 pub use crate::decode::model::{
     Cause, ConnFailure, ConnTotals, Direction, DiskOp, DiskTotals, FdKind, HISTOGRAM_BUCKETS, Histogram,
     Lifecycle, MemoryKind, Peer, SlotId, StackDetail, StackKind, StackSample, SyscallTotals, Tick, Totals,
+    UnwindResult,
 };
 
 /// One tick, summed to services.

@@ -34,6 +34,8 @@ pub struct Config {
     pub syscall_mode: SyscallMode,
     /// Ceiling of the agent's memory in bytes, BPF maps included.
     pub memory_limit_bytes: u64,
+    /// Most kernel memory for unwind tables, in bytes.
+    pub unwind_memory_bytes: u64,
     /// Ceiling of the cost as a share of all CPUs, 0 to 1.
     pub cpu_limit_ratio: f64,
     /// File whose presence detaches everything.
@@ -147,6 +149,7 @@ impl Config {
             interval: all.interval.0,
             syscall_mode: all.syscall_mode,
             memory_limit_bytes: all.memory_limit.0,
+            unwind_memory_bytes: all.unwind_memory.0,
             cpu_limit_ratio: all.cpu_limit.ratio(),
             kill_switch: all.kill_switch.0,
             sample_cpu_hz: all.sample_cpu_hz,

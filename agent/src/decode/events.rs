@@ -7,7 +7,7 @@ use agent_ebpf::wire::{
     StackHeader, WaitDone,
 };
 
-use super::model::{Cause, Lifecycle, SlotId, StackDetail, StackKind, StackSample};
+use super::model::{Cause, Lifecycle, SlotId, StackDetail, StackKind, StackSample, UnwindResult};
 
 /// Wait samples whose wait has not ended, at most.
 const MAX_PENDING: usize = 16_384;
@@ -148,7 +148,7 @@ fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample)> {
         own: 0.0,
         user,
         kernel,
-        truncated: header.truncated != 0,
+        unwind: UnwindResult::from_index(header.unwind)?,
     };
     Some((header, sample))
 }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+pub use agent_ebpf::wire::unwind::UnwindResult;
 pub use agent_ebpf::wire::{Cause, ConnFailure, Direction, DiskOp, FdKind, MemoryKind, StackKind};
 
 /// Identifies a program image while the agent runs; never reused within one run of the agent.
@@ -154,8 +155,16 @@ pub struct StackSample {
     pub user: Vec<u64>,
     /// Kernel return addresses, innermost first.
     pub kernel: Vec<u64>,
+    /// How the walk of the user half ended.
+    pub unwind: UnwindResult,
+}
+
+impl StackSample {
     /// The walk ended before the entry of the thread.
-    pub truncated: bool,
+    #[must_use]
+    pub const fn truncated(&self) -> bool {
+        !matches!(self.unwind, UnwindResult::Complete)
+    }
 }
 
 /// What happened to program images and processes, in the order in which it happened.

@@ -9,6 +9,7 @@ pub(super) fn data(map: &Map) -> Option<&MapData> {
         | Map::HashMap(data)
         | Map::PerCpuArray(data)
         | Map::PerCpuHashMap(data)
+        | Map::ArrayOfMaps(data)
         | Map::Queue(data)
         | Map::RingBuf(data) => Some(data),
         _ => None,

@@ -4,8 +4,11 @@ mod attach;
 pub mod maps;
 mod object;
 pub mod status;
+mod sys;
+mod unwind;
 
 use std::collections::BTreeSet;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::time::Instant;
 
 use agent_ebpf::{
@@ -17,10 +20,11 @@ use agent_ebpf::{
 use anyhow::{Context as _, Result};
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{Array, Queue},
+    maps::{Array, Map, MapData, Queue, RingBuf},
 };
 
 pub use maps::Plain;
+pub use unwind::UnwindMaps;
 
 use self::status::{ProbeStatus, Verdict};
 use crate::{host::Host, kernel::Layout};
@@ -58,6 +62,8 @@ pub struct Loaded {
     statuses: Vec<ProbeStatus>,
     links: attach::Links,
     tuning: Tuning,
+    /// Further handles of maps that others hold, so that their memory is counted.
+    taken: Vec<OwnedFd>,
 }
 
 fn quantiles() -> impl Iterator<Item = u32> {
@@ -111,6 +117,7 @@ impl Loaded {
             statuses: Vec::new(),
             links: attach::Links::default(),
             tuning,
+            taken: Vec::new(),
         };
         loaded.set_tuning(|_| ())?;
         for probe in probes::ALL {
@@ -251,13 +258,31 @@ impl Loaded {
         &mut self.ebpf
     }
 
-    /// Memory of all maps in bytes, as the kernel accounts it.
+    /// Takes the maps of unwind tables, to be written by another thread.
+    pub fn unwind_maps(&mut self) -> Result<UnwindMaps> {
+        UnwindMaps::take(|name| self.take(name))
+    }
+
+    /// Takes the ring buffer of events, to be read without the rest.
+    pub fn events(&mut self) -> Result<RingBuf<MapData>> {
+        Ok(RingBuf::try_from(self.take("EVENTS")?)?)
+    }
+
+    fn take(&mut self, name: &str) -> Result<Map> {
+        let map = self.ebpf.take_map(name);
+        let map = map.with_context(|| format!("the object has no map {name}"))?;
+        if let Some(data) = maps::data(&map) {
+            self.taken.push(data.fd().as_fd().try_clone_to_owned()?);
+        }
+        Ok(map)
+    }
+
+    /// Memory of all maps in bytes, as the kernel accounts it; that of the segments of unwind tables is not part of it.
     pub fn map_bytes(&self, host: &Host) -> u64 {
-        use std::os::fd::{AsFd as _, AsRawFd as _};
-        self.ebpf
-            .maps()
-            .filter_map(|(_, map)| maps::data(map))
-            .filter_map(|data| host.map_memory(data.fd().as_fd().as_raw_fd()).ok())
+        let held = self.ebpf.maps().filter_map(|(_, map)| maps::data(map));
+        held.map(|data| data.fd().as_fd())
+            .chain(self.taken.iter().map(OwnedFd::as_fd))
+            .filter_map(|fd| host.map_memory(fd.as_raw_fd()).ok())
             .sum()
     }
 

@@ -1,10 +1,12 @@
 //! The only module that knows every stage: two threads, one that reads the kernel side and one that names and sums.
 
+mod naming;
 mod own;
+mod unwind;
 
 pub(crate) use own::keep_little_freed_memory;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
@@ -17,10 +19,8 @@ use anyhow::{Context as _, Result};
 use aya::maps::{MapData, RingBuf};
 use tokio::sync::watch;
 
-use crate::aggregate::{Aggregator, Limits, Snapshot, names};
-use crate::attribute::{
-    AttributedTick, Attributor, Lifecycle, Service, ServiceInfo, ServiceRule, StackSample,
-};
+use crate::aggregate::{Limits, Snapshot, names};
+use crate::attribute::{Attributor, Lifecycle, ServiceRule, SlotId, StackSample, UnwindResult};
 use crate::config::{Config, RuleTable, SyscallMode};
 use crate::decode::{
     events::{Event, Events},
@@ -30,8 +30,11 @@ use crate::governor::{Governor, calibrate};
 use crate::host::Host;
 use crate::kernel::{btf::Btf, layout};
 use crate::load::{Environment, Loaded, status::ProbeStatus};
-use crate::symbolize::{Outcome, OwnerRule, Symbolizer, SymbolizerConfig};
+use crate::symbolize::{OwnerRule, SymbolizerConfig};
 use crate::telemetry::Telemetry;
+
+use self::naming::{Batch, News, name_and_sum};
+use self::unwind::Unwinding;
 
 /// How often the ring buffer is drained.
 const DRAIN: Duration = Duration::from_millis(100);
@@ -44,15 +47,6 @@ pub struct Publish {
     pub telemetry: watch::Sender<Arc<Telemetry>>,
     /// Probes.
     pub probes: watch::Sender<Arc<Vec<ProbeStatus>>>,
-}
-
-/// What goes from the reading thread to the naming one.
-struct Batch {
-    tick: AttributedTick,
-    samples: Vec<(StackSample, Arc<Service>)>,
-    infos: Vec<(Arc<Service>, ServiceInfo)>,
-    probes: Vec<ProbeStatus>,
-    telemetry: Telemetry,
 }
 
 /// Loads the kernel side as this host needs it.
@@ -101,7 +95,7 @@ pub fn start(
     publish: Publish,
     stop: Arc<AtomicBool>,
 ) -> Result<Vec<thread::JoinHandle<Result<()>>>> {
-    let (send, receive) = mpsc::sync_channel::<Batch>(4);
+    let (send, receive) = mpsc::sync_channel(16);
     let limits = Limits {
         top: config.top,
         services: config.services_limit,
@@ -118,6 +112,7 @@ pub fn start(
         ..SymbolizerConfig::default()
     };
     let host_of_names = host.clone();
+    let unwind_symbols = symbols.clone();
     let naming = thread::Builder::new()
         .name("symbolize".to_owned())
         .spawn(move || {
@@ -128,58 +123,8 @@ pub fn start(
     let loaded = load(&host, &config)?;
     let reading = thread::Builder::new()
         .name("kernel".to_owned())
-        .spawn(move || Reader::new(host, config, loaded, service_rules)?.run(&send, &stop))?;
+        .spawn(move || Reader::new(host, config, loaded, service_rules, unwind_symbols, send)?.run(&stop))?;
     Ok(vec![reading, naming])
-}
-
-fn name_and_sum(
-    host: &Host,
-    receive: &mpsc::Receiver<Batch>,
-    symbols: SymbolizerConfig,
-    limits: Limits,
-    publish: &Publish,
-) {
-    let mut symbolizer = Symbolizer::new(symbols);
-    let mut aggregator = Aggregator::new(limits);
-    let (mut sheds, mut over) = (0, false);
-    while let Ok(batch) = receive.recv() {
-        let began = Instant::now();
-        let samples = symbolizer.resolve_batch(batch.samples);
-        aggregator.tick(batch.tick, samples, &batch.infos);
-        let mut telemetry = batch.telemetry;
-        let stats = symbolizer.stats();
-        for outcome in Outcome::ALL {
-            telemetry
-                .symbolize
-                .insert(outcome.as_str().to_owned(), stats.count(outcome));
-        }
-        telemetry.symbol_bytes = stats.image_bytes;
-        // What a tick needs is needed again after a whole window only.
-        own::give_back_freed_memory();
-        telemetry.resident_bytes = host.own_resident_bytes().unwrap_or(0);
-        if telemetry.resident_bytes + telemetry.bpf_map_bytes > telemetry.memory_limit_bytes {
-            // Symbols are the largest part by far, and can be read again.
-            symbolizer.forget();
-            sheds += 1;
-            if !over {
-                tracing::warn!(
-                    resident_bytes = telemetry.resident_bytes,
-                    bpf_map_bytes = telemetry.bpf_map_bytes,
-                    limit = telemetry.memory_limit_bytes,
-                    "over the memory limit: cached symbols are let go after each tick"
-                );
-            }
-            over = true;
-        } else {
-            over = false;
-        }
-        telemetry.memory_sheds = sheds;
-        telemetry.tick_seconds += began.elapsed().as_secs_f64();
-        // Readers that are gone do not stop the counting.
-        let _ = publish.probes.send(Arc::new(batch.probes));
-        let _ = publish.telemetry.send(Arc::new(telemetry));
-        let _ = publish.snapshot.send(aggregator.snapshot());
-    }
 }
 
 /// The mean of forecast waiting between two samples (in units of 1024 ns) that brings the rate of samples to the
@@ -204,8 +149,12 @@ struct Reader {
     attributor: Attributor,
     governor: Governor,
     samples: Vec<StackSample>,
-    closed: Vec<crate::attribute::SlotId>,
-    unwind: BTreeMap<String, u64>,
+    closed: Vec<SlotId>,
+    unwound: BTreeMap<UnwindResult, u64>,
+    unwinding: Unwinding,
+    send: mpsc::SyncSender<News>,
+    /// Processes of which the other thread was told in this tick.
+    noted: HashSet<(SlotId, u32)>,
     wait_samples: u64,
     start_unix_seconds: f64,
     ticks: u64,
@@ -214,23 +163,31 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(host: Host, config: Config, mut loaded: Loaded, rules: Vec<ServiceRule>) -> Result<Self> {
-        let ring = loaded
-            .maps()
-            .take_map("EVENTS")
-            .context("the object has no map EVENTS")?;
+    fn new(
+        host: Host,
+        config: Config,
+        mut loaded: Loaded,
+        rules: Vec<ServiceRule>,
+        symbols: SymbolizerConfig,
+        send: mpsc::SyncSender<News>,
+    ) -> Result<Self> {
+        let unwinding = Unwinding::start(loaded.unwind_maps()?, symbols, config.unwind_memory_bytes)?;
+        let ring = loaded.events()?;
         let cpus = host.online_cpus()?.len();
         let costs = calibrate(&mut loaded)?;
         let governor = Governor::new(config.syscall_mode, costs, cpus, config.cpu_limit_ratio);
         Ok(Self {
-            ring: RingBuf::try_from(ring)?,
+            ring,
             events: Events::default(),
             harvest: Harvest::new(),
             attributor: Attributor::new(host.clone(), config.min_age, config.services_limit, rules),
             governor,
             samples: Vec::new(),
             closed: Vec::new(),
-            unwind: BTreeMap::new(),
+            unwound: BTreeMap::new(),
+            unwinding,
+            send,
+            noted: HashSet::new(),
             wait_samples: 0,
             start_unix_seconds: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
@@ -244,7 +201,7 @@ impl Reader {
         })
     }
 
-    fn run(&mut self, send: &mpsc::SyncSender<Batch>, stop: &AtomicBool) -> Result<()> {
+    fn run(&mut self, stop: &AtomicBool) -> Result<()> {
         self.find()?;
         // What was counted up to here is the agent's own start (calibration included): the first tick begins now.
         self.drain(Instant::now());
@@ -256,7 +213,7 @@ impl Reader {
             let now = Instant::now();
             if now >= next_drain {
                 if let Some(last) = self.kill_switch(now)?
-                    && send.send(last).is_err()
+                    && self.send.send(News::Batch(Box::new(last))).is_err()
                 {
                     return Ok(());
                 }
@@ -269,7 +226,7 @@ impl Reader {
             }
             if now >= next_tick {
                 let batch = self.tick(now)?;
-                if send.send(batch).is_err() {
+                if self.send.send(News::Batch(Box::new(batch))).is_err() {
                     return Ok(());
                 }
                 next_tick = now + self.config.interval;
@@ -332,13 +289,15 @@ impl Reader {
         while let Some(record) = self.ring.next() {
             match self.events.decode(&record) {
                 Some(Event::Sample(sample)) => {
-                    let result = match (sample.truncated, sample.user.len()) {
-                        (false, _) => "ok",
-                        // Not even the caller was found: the code was compiled without frame pointers.
-                        (true, 0 | 1) => "no_frame_pointer",
-                        (true, _) => "truncated",
-                    };
-                    *self.unwind.entry(result.to_owned()).or_default() += 1;
+                    *self.unwound.entry(sample.unwind).or_default() += 1;
+                    if sample.slot != SlotId::KERNEL {
+                        self.unwinding.sampled(sample.slot, sample.pid, sample.unwind);
+                        // Its memory map is read at once: by the end of the tick it may be gone. Where the other
+                        // thread is busy, that chance is lost, and nothing else.
+                        if self.noted.insert((sample.slot, sample.pid)) {
+                            let _ = self.send.try_send(News::Sampled(sample.slot, sample.pid));
+                        }
+                    }
                     self.samples.push(sample);
                 }
                 Some(Event::Life(event)) => {
@@ -346,9 +305,10 @@ impl Reader {
                         Lifecycle::Opened { slot, .. } => self.harvest.opened(*slot),
                         Lifecycle::Closed { slot } => {
                             self.harvest.closed(*slot);
+                            self.unwinding.closed(*slot);
                             self.closed.push(*slot);
                         }
-                        Lifecycle::Exited { .. } => {}
+                        Lifecycle::Exited { slot, pid } => self.unwinding.exited(*slot, *pid),
                     }
                     self.attributor.apply(&event, now);
                 }
@@ -392,6 +352,7 @@ impl Reader {
                 tuning.epoch = tuning.epoch.wrapping_add(1);
             })?;
         }
+        self.noted.clear();
         self.ticks += 1;
         let telemetry = self.telemetry(ratio, length, began)?;
         Ok(Batch {

@@ -42,6 +42,7 @@ impl Reader {
         let cpu_seconds = self.host.own_cpu_seconds().unwrap_or(0.0);
         self.governor
             .account(&mut self.loaded, hooks + cpu_seconds, length_ns)?;
+        let tables = self.unwinding.telemetry();
         let seconds = began.elapsed().as_secs_f64();
         self.tick_seconds_total += seconds;
         let mut governor = self.governor.telemetry();
@@ -51,12 +52,17 @@ impl Reader {
             kernel: self.host.kernel_release().unwrap_or_default(),
             probes,
             lost,
-            unwind: self.unwind.clone(),
+            unwind: self
+                .unwound
+                .iter()
+                .map(|(result, count)| (result.as_str().to_owned(), *count))
+                .collect(),
             wait_samples: self.wait_samples,
             wait_sample_budget: self.governor.wait_budget(),
             cpu_seconds,
             memory_limit_bytes: self.config.memory_limit_bytes,
-            bpf_map_bytes: self.loaded.map_bytes(&self.host),
+            bpf_map_bytes: self.loaded.map_bytes(&self.host) + tables.row_bytes,
+            unwind_tables: tables,
             start_unix_seconds: self.start_unix_seconds,
             ticks: self.ticks,
             tick_seconds: seconds,

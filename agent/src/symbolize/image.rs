@@ -62,6 +62,19 @@ impl Segments {
         let segment = self.0.iter().find(inside)?;
         segment.address.checked_add(offset - segment.offset)
     }
+
+    /// What to add, wrapping, to an offset in the file at which a mapping begins for its address: mappings begin with a
+    /// page, which may be a little before the segment.
+    pub(super) fn delta(&self, offset: u64) -> Option<u64> {
+        const PAGE: u64 = 4096;
+        let covers = |s: &&Segment| {
+            let from = s.offset & !(PAGE - 1);
+            offset >= from && offset - from < s.size.saturating_add(s.offset - from)
+        };
+        // Of two segments in one page, the mapping is of the later one.
+        let segment = self.0.iter().rev().find(covers)?;
+        Some(segment.address.wrapping_sub(segment.offset))
+    }
 }
 
 /// What tells whether two files are the same file.

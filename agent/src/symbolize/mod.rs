@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 pub mod model;
 pub mod owner;
+pub mod unwind;
 
 mod config;
 mod engine;
@@ -36,7 +37,7 @@ pub use stats::{Outcome, SymbolizeStats};
 pub use crate::attribute::{
     AttributedTick, Cause, ConnFailure, ConnTotals, Direction, DiskOp, DiskTotals, FdKind, HISTOGRAM_BUCKETS,
     Histogram, MemoryKind, Peer, Service, ServiceInfo, SlotId, StackDetail, StackKind, StackSample,
-    SyscallTotals, Totals,
+    SyscallTotals, Totals, UnwindResult,
 };
 
 /// A shared, resolved stack.

@@ -225,7 +225,7 @@ fn load(config: &SymbolizerConfig, via: Via<'_>, identity: FileIdentity) -> Resu
 /// Opens the file behind a mapping: by the mapping itself (right whatever the mount namespace, and for deleted files;
 /// needs `CAP_CHECKPOINT_RESTORE`), else by its path under the process's root, else, when the process is gone, by its
 /// path on the host. A path counts only if it leads to the inode that was mapped.
-fn open(config: &SymbolizerConfig, via: Via<'_>) -> Result<(File, FileIdentity), Outcome> {
+pub(super) fn open(config: &SymbolizerConfig, via: Via<'_>) -> Result<(File, FileIdentity), Outcome> {
     let Via { pid, alive, mapping } = via;
     let max = config.max_file_bytes;
     let mut outcome = Outcome::ProcessGone;
@@ -256,7 +256,7 @@ fn open(config: &SymbolizerConfig, via: Via<'_>) -> Result<(File, FileIdentity),
     Err(outcome)
 }
 
-fn own_vdso(proc: &Path) -> Result<File, Outcome> {
+pub(super) fn own_vdso(proc: &Path) -> Result<File, Outcome> {
     use std::os::unix::fs::FileExt;
     let maps = std::fs::read_to_string(proc.join("self/maps")).map_err(|_| Outcome::ElfError)?;
     let mapping = super::maps::parse(&maps)

@@ -42,6 +42,7 @@ pub struct Symbolizer {
     stacks: Lru<StackKey, (SharedStack, Vec<Outcome>)>,
     owners: Owners,
     unknown_module: Arc<str>,
+    truncated: Arc<str>,
     batch: u64,
     stats: SymbolizeStats,
 }
@@ -59,6 +60,7 @@ impl Symbolizer {
             stacks: Lru::new(config.max_stacks),
             owners: Owners::new(&config.owner_rules),
             unknown_module: "[unknown]".into(),
+            truncated: "[truncated]".into(),
             batch: 0,
             stats: SymbolizeStats::default(),
             config,
@@ -149,7 +151,7 @@ impl Symbolizer {
             generation: process.as_ref().map_or(0, |process| process.generation),
             user: sample.user.clone(),
             kernel: sample.kernel.clone(),
-            truncated: sample.truncated,
+            truncated: sample.truncated(),
             lock_wait,
         };
         if let Some((stack, outcomes)) = self.stacks.get(&stack_key) {
@@ -165,6 +167,7 @@ impl Symbolizer {
                     .resolve(*address, call_site(index, *address), &mut frames),
             );
         }
+        frames.drain(..own(&frames));
         let mut stable = known || sample.user.is_empty();
         for (index, address) in sample.user.iter().enumerate() {
             let address = call_site(index, *address);
@@ -182,10 +185,16 @@ impl Symbolizer {
             .get(&self.config, key, self.batch)
             .and_then(|process| process.executable.clone());
         let judged = self.owners.judge(&frames, executable.as_deref());
+        if sample.truncated() {
+            frames.push(Frame {
+                function: Some(Arc::clone(&self.truncated)),
+                ..bare(&self.truncated, 0)
+            });
+        }
         let stack = Arc::new(Stack {
             owner: judged.owner,
             idle: lock_wait && judged.idle,
-            truncated: sample.truncated,
+            truncated: sample.truncated(),
             frames,
         });
         // Generated code may be another function the next time, and a gone process has no generation.
@@ -309,6 +318,16 @@ fn call_site(index: usize, address: u64) -> u64 {
     } else {
         address.saturating_sub(1)
     }
+}
+
+/// How many of the innermost frames are those of the program that took the sample, and of how the kernel called it.
+fn own(kernel: &[Frame]) -> usize {
+    const OWN: [&str; 4] = ["bpf_prog_", "bpf_trace_run", "__bpf_trace_", "__traceiter_"];
+    let of_bpf = |frame: &Frame| {
+        let name = frame.function.as_deref().unwrap_or_default();
+        OWN.iter().any(|own| name.starts_with(own))
+    };
+    kernel.iter().take_while(|frame| of_bpf(frame)).count()
 }
 
 fn bare(module: &Arc<str>, address: u64) -> Frame {

@@ -18,7 +18,11 @@ const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("decode", &["agent_ebpf", "aya", "load", "telemetry"]),
     ("signals", &["decode", "host", "telemetry"]),
     ("attribute", &["decode", "host", "signals", "telemetry"]),
-    ("symbolize", &["attribute", "host", "telemetry"]),
+    // An unwind table is what the kernel side reads, row for row; any other form of it would only be a copy.
+    (
+        "symbolize",
+        &["agent_ebpf::wire::unwind", "attribute", "host", "telemetry"],
+    ),
     ("aggregate", &["symbolize", "telemetry"]),
     ("export", &["aggregate", "load::status", "telemetry"]),
 ];

@@ -10,7 +10,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::aggregate::fixture;
 use crate::load::status::Verdict;
-use crate::telemetry::{GovernorTelemetry, ProbeTelemetry};
+use crate::telemetry::{GovernorTelemetry, ProbeTelemetry, UnwindTelemetry};
 
 /// Compares with a file in `fixtures/golden`; `UPDATE_GOLDEN=1` writes it instead.
 pub(in crate::export) fn assert_golden(name: &str, text: &str) {
@@ -64,7 +64,15 @@ pub(in crate::export) fn telemetry() -> Telemetry {
         kernel: name("6.18.0"),
         probes: [(name("wait"), probe)].into(),
         lost: [((name("wait"), name("ring_full")), 5)].into(),
-        unwind: [(name("ok"), 90), (name("no_frame_pointer"), 10)].into(),
+        unwind: [(name("complete"), 90), (name("no_mapping"), 10)].into(),
+        unwind_tables: UnwindTelemetry {
+            built: 12,
+            refused: [(name("no_information"), 1)].into(),
+            broken_functions: 2,
+            unsupported_rows: 19,
+            build_seconds: 0.5,
+            row_bytes: 2 << 20,
+        },
         symbolize: [(name("elf"), 700)].into(),
         wait_samples: 120,
         wait_sample_budget: 100.0,

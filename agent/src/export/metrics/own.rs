@@ -6,7 +6,7 @@ use super::Scrapes;
 use super::writer::{Family, Type, Value, Writer};
 use crate::aggregate::Snapshot;
 use crate::load::status::{ProbeStatus, by_probe};
-use crate::telemetry::{ProbeTelemetry, Telemetry};
+use crate::telemetry::{ProbeTelemetry, Telemetry, UnwindTelemetry};
 
 struct Own<'a> {
     out: &'a mut Writer,
@@ -77,6 +77,7 @@ pub(super) fn write(
         "Stack walks by result.",
         by_result(&telemetry.unwind),
     );
+    unwind_tables(&mut own, &telemetry.unwind_tables);
     own.by(
         "tieback_symbolize_total",
         Type::Counter,
@@ -111,6 +112,43 @@ pub(super) fn write(
     bounds(&mut own, snapshot);
     governor(&mut own, telemetry);
     agent(&mut own, snapshot, telemetry, scrapes, now_unix_ns);
+}
+
+fn unwind_tables(own: &mut Own<'_>, tables: &UnwindTelemetry) {
+    own.counter(
+        "tieback_unwind_tables_total",
+        "Unwind tables made, one for each executable.",
+        Value::Int(tables.built),
+    );
+    own.by(
+        "tieback_unwind_tables_refused_total",
+        Type::Counter,
+        "Executables without an unwind table, by reason; stacks through them are walked by frame pointers.",
+        tables
+            .refused
+            .iter()
+            .map(|(reason, &count)| (vec![("reason", reason.as_str())], Value::Int(count))),
+    );
+    own.counter(
+        "tieback_unwind_functions_refused_total",
+        "Functions whose call frame information could not be read.",
+        Value::Int(tables.broken_functions),
+    );
+    own.counter(
+        "tieback_unwind_rows_unsupported_total",
+        "Rows of unwind tables with an expression that the walk does not know.",
+        Value::Int(tables.unsupported_rows),
+    );
+    own.counter(
+        "tieback_unwind_table_seconds_total",
+        "Seconds spent on making unwind tables.",
+        Value::Float(tables.build_seconds),
+    );
+    own.gauge(
+        "tieback_unwind_table_bytes",
+        "Bytes of kernel memory for the rows of unwind tables; part of tieback_agent_bpf_map_bytes.",
+        Value::Int(tables.row_bytes),
+    );
 }
 
 fn probes(own: &mut Own<'_>, telemetry: &Telemetry, programs: &[ProbeStatus]) {

@@ -31,7 +31,7 @@ fn sample(pid: u32, user: Vec<u64>) -> (StackSample, Arc<Service>) {
         own: 0.0,
         user,
         kernel: Vec::new(),
-        truncated: false,
+        unwind: UnwindResult::Complete,
     };
     (sample, Arc::new(service))
 }

@@ -1,0 +1,383 @@
+//! User stacks: frames are found with tables made from `.eh_frame` and, where a module has none, by frame pointers.
+//!
+//! The stack is read in large pieces and walked in the copy; a piece costs about as much as a single word (COST.md 2.5).
+
+use aya_ebpf::{
+    btf_maps::{Array, ArrayOfMaps, HashMap},
+    helpers::generated::{bpf_loop, bpf_probe_read_user},
+    macros::btf_map,
+};
+use core::ffi::c_void;
+
+use super::task::Regs;
+use crate::wire::{
+    KERNEL_FRAMES, USER_FRAMES,
+    unwind::{
+        BLOCK_ROWS, CFA_AT_FP, CFA_AT_SP, CFA_END, CFA_FP, CFA_NONE, CFA_PLT, CFA_SP, FP_AT_CFA, FP_AT_FP,
+        FP_AT_SP, FP_LOST, MAX_MAPPINGS, MAX_MODULES, MAX_PAGES, MAX_RULES, MAX_SEGMENTS, Mapping, Module,
+        PAGE_BITS, Page, RA_AT_SP, RA_IN_RDI, RULE_SIGNAL, Rule, SEGMENT_BLOCKS, Space, SpaceKey,
+        UnwindResult,
+    },
+};
+
+/// Room for both halves; a power of two, so that an index can be masked.
+const FRAMES: usize = 256;
+const _: () = assert!(USER_FRAMES + KERNEL_FRAMES < FRAMES);
+/// Bytes of stack copied at once.
+const COPY: usize = 2048;
+/// Bytes of the copy above the stack pointer below which it is renewed: frames are mostly smaller.
+const AHEAD: u64 = 256;
+/// Steps of the search in a page, which has at most as many rows as bytes of code.
+const PAGE_STEPS: u32 = PAGE_BITS + 1;
+/// Steps of the search among the mappings of a process: up to 4,095.
+const MAPPING_STEPS: u32 = 12;
+
+/// A block of rows.
+type Block = [u32; BLOCK_ROWS as usize];
+
+/// Rows of all tables.
+#[btf_map]
+static UNWIND_ROWS: ArrayOfMaps<Array<Block, { SEGMENT_BLOCKS as usize }>, { MAX_SEGMENTS as usize }> =
+    ArrayOfMaps::new();
+
+/// Pages of all tables.
+#[btf_map]
+static UNWIND_PAGES: Array<Page, { MAX_PAGES as usize }> = Array::new();
+
+/// Tables.
+#[btf_map]
+static UNWIND_MODULES: Array<Module, { MAX_MODULES as usize }> = Array::new();
+
+/// Rules of all tables.
+#[btf_map]
+static UNWIND_RULES: Array<Rule, { MAX_RULES as usize }> = Array::new();
+
+/// Mappings of all processes.
+#[btf_map]
+static UNWIND_MAPPINGS: Array<Mapping, { MAX_MAPPINGS as usize }> = Array::new();
+
+/// Which of them are whose.
+#[btf_map]
+static UNWIND_SPACES: HashMap<SpaceKey, Space, 8192> = HashMap::new();
+
+/// Where a walk happens: a map value, of which the verifier knows nothing but the size, so that all walks look the same to it.
+#[repr(C)]
+pub(crate) struct Room {
+    /// The frames, innermost first, with room for those of the kernel.
+    pub(crate) frames: [u64; FRAMES],
+    copy: [u64; COPY / 8],
+    /// Address of the first copied byte.
+    base: u64,
+    /// Copied bytes.
+    copied: u64,
+    ip: u64,
+    sp: u64,
+    fp: u64,
+    /// Of the running frame, until it was used.
+    rdi: u64,
+    /// The mapping of the last frame: the next one's is mostly the same.
+    start: u64,
+    end: u64,
+    bias: u64,
+    module: u32,
+    /// Mappings of the process.
+    first: u32,
+    count: u32,
+    len: u32,
+    /// [`UnwindResult`].
+    result: u32,
+    /// `ip` is where the frame was interrupted, not where it will go on.
+    exact: u32,
+}
+
+/// How a frame is left.
+enum Way<'a> {
+    /// By a rule.
+    Rule(&'a Rule),
+    /// By its frame pointer.
+    FramePointer,
+    /// Its address is in no code.
+    Astray,
+}
+
+impl Room {
+    /// Copies the stack from the stack pointer on, where that is not in the copy with some room above.
+    #[inline(always)]
+    fn refill(&mut self) {
+        let at = self.sp.wrapping_sub(self.base);
+        if at < self.copied && self.copied - at > AHEAD {
+            return;
+        }
+        self.base = self.sp & !7;
+        // SAFETY: the helper checks the address; the destination has `COPY` bytes.
+        let failed = unsafe {
+            bpf_probe_read_user(
+                (&raw mut self.copy).cast(),
+                COPY as u32,
+                self.base as *const c_void,
+            )
+        };
+        // No branch: two states of the walk would be four after the next copy, for the verifier.
+        self.copied = COPY as u64 & !((failed >> 63) as u64);
+    }
+
+    /// A word of the stack.
+    #[inline(always)]
+    fn word(&self, address: u64) -> Option<u64> {
+        let at = address.wrapping_sub(self.base);
+        if at & 7 == 0 && at < self.copied {
+            // SAFETY: the offset is below `COPY`, which the mask repeats for the verifier.
+            return unsafe {
+                let at = core::ptr::read_volatile(&raw const at) as usize & (COPY - 8);
+                Some(*(&raw const self.copy).cast::<u8>().add(at).cast::<u64>())
+            };
+        }
+        let mut word = 0u64;
+        // SAFETY: the helper checks the address.
+        let failed = unsafe { bpf_probe_read_user((&raw mut word).cast(), 8, address as *const c_void) };
+        (failed == 0).then_some(word)
+    }
+
+    /// Makes the mapping of an address the current one.
+    #[inline(always)]
+    fn locate(&mut self, ip: u64) -> bool {
+        if ip >= self.start && ip < self.end {
+            return true;
+        }
+        let (mut first, mut count) = (self.first, self.count);
+        let mut step = 0;
+        while step < MAPPING_STEPS && count > 1 {
+            let half = count / 2;
+            let Some(middle) = UNWIND_MAPPINGS.get(first + half) else {
+                return false;
+            };
+            // User addresses have 47 or 56 bits.
+            let below = ip.wrapping_sub(middle.start) as i64 >> 63;
+            (first, count) = halve(first, count, half, below as u32);
+            step += 1;
+        }
+        let Some(found) = UNWIND_MAPPINGS.get(first) else {
+            return false;
+        };
+        if ip < found.start || ip >= found.end {
+            return false;
+        }
+        self.start = found.start;
+        self.end = found.end;
+        self.bias = found.bias;
+        self.module = found.module;
+        true
+    }
+
+    #[inline(always)]
+    fn way(&mut self) -> Way<'static> {
+        if self.count == 0 {
+            return Way::FramePointer;
+        }
+        // A call may be a function's last instruction: what follows it is another function.
+        let ip = self.ip.wrapping_sub(u64::from(self.exact == 0));
+        if !self.locate(ip) {
+            return Way::Astray;
+        }
+        let rule = self
+            .module
+            .checked_sub(1)
+            .and_then(|module| find(module, ip.wrapping_add(self.bias)));
+        match rule {
+            Some(rule) if rule.cfa != CFA_NONE => Way::Rule(rule),
+            _ => Way::FramePointer,
+        }
+    }
+
+    /// Goes to the caller's frame; how it ended, or `None` to go on.
+    #[inline(always)]
+    fn step(&mut self) -> Option<UnwindResult> {
+        self.refill();
+        let rule = match self.way() {
+            Way::Rule(rule) => rule,
+            Way::FramePointer => return self.by_frame_pointer(),
+            Way::Astray => return Some(UnwindResult::NoMapping),
+        };
+        let offset = i64::from(rule.cfa_offset) as u64;
+        let cfa = match rule.cfa {
+            CFA_END => return Some(UnwindResult::Complete),
+            CFA_SP => self.sp.wrapping_add(offset),
+            CFA_FP => self.fp.wrapping_add(offset),
+            CFA_AT_SP | CFA_AT_FP => {
+                let at = if rule.cfa == CFA_AT_SP { self.sp } else { self.fp };
+                let Some(cfa) = self.word(at.wrapping_add(offset)) else {
+                    return Some(UnwindResult::Memory);
+                };
+                cfa
+            }
+            CFA_PLT => self.sp.wrapping_add(if self.ip & 15 >= 11 { 16 } else { 8 }),
+            _ => return Some(UnwindResult::Unsupported),
+        };
+        // Stacks grow down. Only a signal handler's may be elsewhere than that of the code that it interrupted.
+        let on_stack = u64::from(rule.ra != RA_IN_RDI);
+        if cfa < self.sp.wrapping_add(on_stack) && rule.flags & RULE_SIGNAL == 0 {
+            return Some(UnwindResult::Disorder);
+        }
+        let ra = if rule.ra == RA_IN_RDI {
+            core::mem::take(&mut self.rdi)
+        } else {
+            let at = if rule.ra == RA_AT_SP { self.sp } else { cfa };
+            let Some(ra) = self.word(at.wrapping_add(i64::from(rule.ra_offset) as u64)) else {
+                return Some(UnwindResult::Memory);
+            };
+            ra
+        };
+        if rule.fp == FP_LOST {
+            self.fp = 0;
+        } else if rule.fp == FP_AT_CFA || rule.fp == FP_AT_SP || rule.fp == FP_AT_FP {
+            let at = match rule.fp {
+                FP_AT_CFA => cfa,
+                FP_AT_SP => self.sp,
+                _ => self.fp,
+            };
+            let Some(fp) = self.word(at.wrapping_add(i64::from(rule.fp_offset) as u64)) else {
+                return Some(UnwindResult::Memory);
+            };
+            self.fp = fp;
+        }
+        self.sp = cfa;
+        self.exact = u32::from(rule.flags & RULE_SIGNAL);
+        if ra == 0 {
+            // Where a program or a thread begins, a rule says so.
+            return Some(UnwindResult::NoReturn);
+        }
+        self.ip = ra;
+        None
+    }
+
+    #[inline(always)]
+    fn by_frame_pointer(&mut self) -> Option<UnwindResult> {
+        let fp = self.fp;
+        if fp == 0 {
+            return Some(if self.count == 0 {
+                UnwindResult::FramePointers
+            } else if self.module != 0 {
+                UnwindResult::NoRule
+            } else {
+                UnwindResult::Complete
+            });
+        }
+        // Frames only go up; anything else is no chain of frame pointers.
+        if fp < self.sp || fp & 7 != 0 {
+            return Some(UnwindResult::Disorder);
+        }
+        let (Some(next), Some(ra)) = (self.word(fp), self.word(fp.wrapping_add(8))) else {
+            return Some(UnwindResult::Memory);
+        };
+        self.sp = fp.wrapping_add(16);
+        self.fp = next;
+        self.exact = 0;
+        if ra == 0 {
+            return Some(UnwindResult::Complete);
+        }
+        self.ip = ra;
+        None
+    }
+}
+
+/// The rule at an address of a module's file.
+#[inline(always)]
+fn find(module: u32, address: u64) -> Option<&'static Rule> {
+    let module = UNWIND_MODULES.get(module)?;
+    let at = address.wrapping_sub(module.base);
+    if at >> PAGE_BITS >= u64::from(module.pages) {
+        return None;
+    }
+    let page = UNWIND_PAGES.get(module.first_page + (at >> PAGE_BITS) as u32)?;
+    let low = at as u32 & ((1 << PAGE_BITS) - 1);
+    let segment = UNWIND_ROWS.get(page.first / (BLOCK_ROWS * SEGMENT_BLOCKS))?;
+    let (mut first, mut count) = (page.first, page.rows);
+    let mut step = 0;
+    while step < PAGE_STEPS && count > 1 {
+        let half = count / 2;
+        let middle = row(segment, first + half)? & ((1 << PAGE_BITS) - 1);
+        let below = low.wrapping_sub(middle) as i32 >> 31;
+        (first, count) = halve(first, count, half, below as u32);
+        step += 1;
+    }
+    UNWIND_RULES.get(row(segment, first)? >> PAGE_BITS)
+}
+
+/// Goes on in the lower half where `below` is all ones, else in the upper. Without a branch: the verifier would follow both,
+/// at each step of the search.
+#[inline(always)]
+fn halve(first: u32, count: u32, half: u32, below: u32) -> (u32, u32) {
+    (first.wrapping_add(half & !below), half + (count & 1 & !below))
+}
+
+#[inline(always)]
+fn row(segment: &Array<Block, { SEGMENT_BLOCKS as usize }>, number: u32) -> Option<u32> {
+    let block = segment.get(number / BLOCK_ROWS & (SEGMENT_BLOCKS - 1))?;
+    // SAFETY: masked to the block's length, in a way that the compiler cannot take away from the verifier.
+    unsafe {
+        let at = core::ptr::read_volatile(&raw const number) as usize & (BLOCK_ROWS as usize - 1);
+        Some(*block.as_ptr().add(at))
+    }
+}
+
+extern "C" fn step(index: u64, room: *mut *mut Room) -> i64 {
+    // SAFETY: `bpf_loop` hands through what `walk` below gave it.
+    let room = unsafe { &mut **room };
+    if let Some(result) = room.step() {
+        room.result = result as u32;
+        return 1;
+    }
+    // The step's number is the frame's.
+    let frame = index as u32;
+    // SAFETY: the index is masked to the array's length.
+    unsafe {
+        let at = core::ptr::read_volatile(&raw const frame) as usize & USER_FRAMES;
+        *(&raw mut room.frames).cast::<u64>().add(at + 1) = room.ip;
+    }
+    room.len = frame + 2;
+    0
+}
+
+/// Walks the stack of the running user thread; returns the number of frames and how it ended.
+#[inline(always)]
+pub(crate) fn walk(room: *mut Room, regs: Regs, slot: u32, pid: u32) -> (u32, UnwindResult) {
+    let space = space(slot, pid);
+    // SAFETY: a map value of this program's level.
+    unsafe {
+        let room = &mut *room;
+        (room.ip, room.sp, room.fp) = (regs.ip(), regs.sp(), regs.fp());
+        room.rdi = regs.arg0();
+        room.frames[0] = room.ip;
+        (room.base, room.copied) = (room.sp, 0);
+        (room.start, room.end) = (0, 0);
+        (room.first, room.count) = (space.first, space.count);
+        (room.len, room.result, room.exact) = (1, UnwindResult::TooDeep as u32, 1);
+    }
+    let mut context = room;
+    // SAFETY: the callback has the signature that the helper wants, and `context` outlives the call.
+    unsafe {
+        bpf_loop(
+            USER_FRAMES as u32 - 1,
+            step as *mut c_void,
+            (&raw mut context).cast(),
+            0,
+        )
+    };
+    // SAFETY: as above.
+    let (len, result) = unsafe { ((*room).len, (*room).result) };
+    (
+        len,
+        UnwindResult::from_index(result).unwrap_or(UnwindResult::TooDeep),
+    )
+}
+
+/// Mappings of a process, or those of another process of its slot.
+#[inline(always)]
+fn space(slot: u32, pid: u32) -> Space {
+    let own = SpaceKey { slot, pid };
+    let shared = SpaceKey { slot, pid: 0 };
+    // SAFETY: the agent replaces values as a whole.
+    unsafe { UNWIND_SPACES.get(own).or_else(|| UNWIND_SPACES.get(shared)) }
+        .copied()
+        .unwrap_or_default()
+}

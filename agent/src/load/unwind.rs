@@ -1,0 +1,105 @@
+//! The maps of unwind tables.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use agent_ebpf::wire::unwind::{BLOCK_ROWS, Mapping, Module, Page, Rule, SEGMENT_BLOCKS, Space, SpaceKey};
+use anyhow::{Context as _, Result, bail};
+use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData};
+
+use super::maps::Plain;
+use super::sys;
+
+type Block = Plain<[u32; BLOCK_ROWS as usize]>;
+type Segment = Array<MapData, Block>;
+
+/// Writes to the maps that the unwinder reads. Independent of [`super::Loaded`], so that a thread of its own can.
+pub struct UnwindMaps {
+    rows: ArrayOfMaps<MapData, Segment>,
+    /// The same map as `rows`, to remove from it.
+    outer: OwnedFd,
+    segments: Vec<Option<Segment>>,
+    pages: Array<MapData, Plain<Page>>,
+    modules: Array<MapData, Plain<Module>>,
+    rules: Array<MapData, Plain<Rule>>,
+    mappings: Array<MapData, Plain<Mapping>>,
+    spaces: HashMap<MapData, Plain<SpaceKey>, Plain<Space>>,
+}
+
+impl UnwindMaps {
+    /// Takes the maps out of the object.
+    pub(super) fn take(mut take: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
+        let rows = take("UNWIND_ROWS")?;
+        let Map::ArrayOfMaps(data) = &rows else {
+            bail!("UNWIND_ROWS is no array of maps");
+        };
+        let outer = data.fd().as_fd().try_clone_to_owned()?;
+        Ok(Self {
+            rows: ArrayOfMaps::try_from(rows)?,
+            outer,
+            segments: Vec::new(),
+            pages: Array::try_from(take("UNWIND_PAGES")?)?,
+            modules: Array::try_from(take("UNWIND_MODULES")?)?,
+            rules: Array::try_from(take("UNWIND_RULES")?)?,
+            mappings: Array::try_from(take("UNWIND_MAPPINGS")?)?,
+            spaces: HashMap::try_from(take("UNWIND_SPACES")?)?,
+        })
+    }
+
+    /// Writes a rule.
+    pub fn rule(&mut self, number: u32, rule: Rule) -> Result<()> {
+        Ok(self.rules.set(number, Plain(rule), 0)?)
+    }
+
+    /// Makes or drops the memory of a segment.
+    pub fn segment(&mut self, segment: u32, there: bool) -> Result<()> {
+        let at = segment as usize;
+        if self.segments.len() <= at {
+            self.segments.resize_with(at + 1, || None);
+        }
+        if there {
+            let memory = Segment::create(SEGMENT_BLOCKS, 0).context("memory for unwind tables")?;
+            self.rows.set(segment, &memory, 0)?;
+            self.segments[at] = Some(memory);
+        } else {
+            sys::clear(self.outer.as_fd(), segment).context("give back memory of unwind tables")?;
+            self.segments[at] = None;
+        }
+        Ok(())
+    }
+
+    /// Writes a block of rows.
+    pub fn block(&mut self, segment: u32, block: u32, rows: &[u32; BLOCK_ROWS as usize]) -> Result<()> {
+        let memory = self
+            .segments
+            .get_mut(segment as usize)
+            .and_then(Option::as_mut)
+            .context("no such segment")?;
+        Ok(memory.set(block, Plain(*rows), 0)?)
+    }
+
+    /// Writes a page.
+    pub fn page(&mut self, number: u32, page: Page) -> Result<()> {
+        Ok(self.pages.set(number, Plain(page), 0)?)
+    }
+
+    /// Writes a module.
+    pub fn module(&mut self, number: u32, module: Module) -> Result<()> {
+        Ok(self.modules.set(number, Plain(module), 0)?)
+    }
+
+    /// Writes a mapping.
+    pub fn mapping(&mut self, number: u32, mapping: Mapping) -> Result<()> {
+        Ok(self.mappings.set(number, Plain(mapping), 0)?)
+    }
+
+    /// Sets or removes the mappings of a process.
+    pub fn space(&mut self, key: SpaceKey, space: Option<Space>) -> Result<()> {
+        match space {
+            Some(space) => Ok(self.spaces.insert(Plain(key), Plain(space), 0)?),
+            None => match self.spaces.remove(&Plain(key)) {
+                Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+}

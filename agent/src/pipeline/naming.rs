@@ -1,0 +1,86 @@
+//! The thread that names what was sampled and sums what was counted.
+
+use std::sync::{Arc, mpsc};
+use std::time::Instant;
+
+use super::{Publish, own};
+use crate::aggregate::{Aggregator, Limits};
+use crate::attribute::{AttributedTick, Service, ServiceInfo, SlotId, StackSample};
+use crate::host::Host;
+use crate::load::status::ProbeStatus;
+use crate::symbolize::{Outcome, Symbolizer, SymbolizerConfig};
+use crate::telemetry::Telemetry;
+
+/// What goes from the reading thread to the naming one.
+pub(super) struct Batch {
+    pub(super) tick: AttributedTick,
+    pub(super) samples: Vec<(StackSample, Arc<Service>)>,
+    pub(super) infos: Vec<(Arc<Service>, ServiceInfo)>,
+    pub(super) probes: Vec<ProbeStatus>,
+    pub(super) telemetry: Telemetry,
+}
+
+/// What the reading thread tells this one.
+pub(super) enum News {
+    /// A stack of this process was taken.
+    Sampled(SlotId, u32),
+    /// A tick ended.
+    Batch(Box<Batch>),
+}
+
+pub(super) fn name_and_sum(
+    host: &Host,
+    receive: &mpsc::Receiver<News>,
+    symbols: SymbolizerConfig,
+    limits: Limits,
+    publish: &Publish,
+) {
+    let mut symbolizer = Symbolizer::new(symbols);
+    let mut aggregator = Aggregator::new(limits);
+    let (mut sheds, mut over) = (0, false);
+    while let Ok(news) = receive.recv() {
+        let began = Instant::now();
+        let batch = match news {
+            News::Sampled(slot, pid) => {
+                symbolizer.note_process(slot, pid);
+                continue;
+            }
+            News::Batch(batch) => *batch,
+        };
+        let samples = symbolizer.resolve_batch(batch.samples);
+        aggregator.tick(batch.tick, samples, &batch.infos);
+        let mut telemetry = batch.telemetry;
+        let stats = symbolizer.stats();
+        for outcome in Outcome::ALL {
+            telemetry
+                .symbolize
+                .insert(outcome.as_str().to_owned(), stats.count(outcome));
+        }
+        telemetry.symbol_bytes = stats.image_bytes;
+        // What a tick needs is needed again after a whole window only.
+        own::give_back_freed_memory();
+        telemetry.resident_bytes = host.own_resident_bytes().unwrap_or(0);
+        if telemetry.resident_bytes + telemetry.bpf_map_bytes > telemetry.memory_limit_bytes {
+            // Symbols are the largest part by far, and can be read again.
+            symbolizer.forget();
+            sheds += 1;
+            if !over {
+                tracing::warn!(
+                    resident_bytes = telemetry.resident_bytes,
+                    bpf_map_bytes = telemetry.bpf_map_bytes,
+                    limit = telemetry.memory_limit_bytes,
+                    "over the memory limit: cached symbols are let go after each tick"
+                );
+            }
+            over = true;
+        } else {
+            over = false;
+        }
+        telemetry.memory_sheds = sheds;
+        telemetry.tick_seconds += began.elapsed().as_secs_f64();
+        // Readers that are gone do not stop the counting.
+        let _ = publish.probes.send(Arc::new(batch.probes));
+        let _ = publish.telemetry.send(Arc::new(telemetry));
+        let _ = publish.snapshot.send(aggregator.snapshot());
+    }
+}

@@ -1,0 +1,132 @@
+//! The thread that brings unwind tables to the kernel side.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    mpsc::{self, RecvTimeoutError, SyncSender, TrySendError},
+};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use agent_ebpf::wire::unwind::{Mapping, Module, Page, Rule, Space, SpaceKey, UnwindResult};
+use anyhow::Result;
+
+use crate::attribute::SlotId;
+use crate::load::UnwindMaps;
+use crate::symbolize::SymbolizerConfig;
+use crate::symbolize::unwind::{Loader, LoaderStats, Sink};
+use crate::telemetry::UnwindTelemetry;
+
+/// How often unused tables are looked for.
+const TURN: Duration = Duration::from_secs(1);
+/// News that wait while a large table is built; more are lost, and come again with the next samples.
+const QUEUE: usize = 4096;
+
+impl Sink for UnwindMaps {
+    fn rule(&mut self, number: u32, rule: Rule) -> Result<()> {
+        self.rule(number, rule)
+    }
+
+    fn segment(&mut self, segment: u32, there: bool) -> Result<()> {
+        self.segment(segment, there)
+    }
+
+    fn block(
+        &mut self,
+        segment: u32,
+        block: u32,
+        rows: &[u32; agent_ebpf::wire::unwind::BLOCK_ROWS as usize],
+    ) -> Result<()> {
+        self.block(segment, block, rows)
+    }
+
+    fn page(&mut self, number: u32, page: Page) -> Result<()> {
+        self.page(number, page)
+    }
+
+    fn module(&mut self, number: u32, module: Module) -> Result<()> {
+        self.module(number, module)
+    }
+
+    fn mapping(&mut self, number: u32, mapping: Mapping) -> Result<()> {
+        self.mapping(number, mapping)
+    }
+
+    fn space(&mut self, key: SpaceKey, space: Option<Space>) -> Result<()> {
+        self.space(key, space)
+    }
+}
+
+enum News {
+    Sampled(SlotId, u32, UnwindResult),
+    Closed(SlotId),
+    Exited(SlotId, u32),
+}
+
+/// The thread, as the others see it. It ends when this is dropped.
+pub(super) struct Unwinding {
+    send: SyncSender<News>,
+    stats: Arc<Mutex<LoaderStats>>,
+}
+
+impl Unwinding {
+    pub(super) fn start(maps: UnwindMaps, config: SymbolizerConfig, max_bytes: u64) -> Result<Self> {
+        let (send, receive) = mpsc::sync_channel(QUEUE);
+        let stats = Arc::new(Mutex::new(LoaderStats::default()));
+        let shown = Arc::clone(&stats);
+        thread::Builder::new().name("unwind".to_owned()).spawn(move || {
+            let mut loader = Loader::new(config, maps, max_bytes);
+            let mut next = Instant::now() + TURN;
+            loop {
+                let done = match receive.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                    Ok(News::Sampled(slot, pid, result)) => loader.sampled(slot, pid, result),
+                    Ok(News::Closed(slot)) => loader.closed(slot),
+                    Ok(News::Exited(slot, pid)) => loader.exited(slot, pid),
+                    Err(RecvTimeoutError::Timeout) => {
+                        next = Instant::now() + TURN;
+                        loader.turn()
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return,
+                };
+                if let Err(error) = done {
+                    tracing::warn!(error = format!("{error:#}"), "unwind tables");
+                }
+                *shown.lock().unwrap_or_else(PoisonError::into_inner) = loader.stats();
+            }
+        })?;
+        Ok(Self { send, stats })
+    }
+
+    pub(super) fn sampled(&self, slot: SlotId, pid: u32, result: UnwindResult) {
+        self.tell(News::Sampled(slot, pid, result));
+    }
+
+    pub(super) fn closed(&self, slot: SlotId) {
+        self.tell(News::Closed(slot));
+    }
+
+    pub(super) fn exited(&self, slot: SlotId, pid: u32) {
+        self.tell(News::Exited(slot, pid));
+    }
+
+    fn tell(&self, news: News) {
+        if let Err(TrySendError::Disconnected(_)) = self.send.try_send(news) {
+            tracing::error!("the thread for unwind tables is gone");
+        }
+    }
+
+    pub(super) fn telemetry(&self) -> UnwindTelemetry {
+        let stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let refused = stats.refused.iter().map(|(why, count)| (why.as_str(), *count));
+        UnwindTelemetry {
+            built: stats.built,
+            refused: refused
+                .chain([("no_room", stats.full)])
+                .map(|(why, count)| (why.to_owned(), count))
+                .collect(),
+            broken_functions: stats.broken_functions,
+            unsupported_rows: stats.unsupported_rows,
+            build_seconds: stats.build_time.as_secs_f64(),
+            row_bytes: stats.row_bytes,
+        }
+    }
+}

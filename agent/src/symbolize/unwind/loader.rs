@@ -1,0 +1,252 @@
+//! Brings the tables of sampled processes to the kernel side.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::time::{Duration, Instant};
+
+use agent_ebpf::wire::unwind::{SpaceKey, UnwindResult};
+use anyhow::Result;
+
+use super::super::image::{FileIdentity, Headers};
+use super::super::lru::Lru;
+use super::super::maps::{self, Mapping};
+use super::super::module::{Via, open, own_vdso};
+use super::super::{SlotId, SymbolizerConfig};
+use super::tables::{Mapped, Sink, Tables};
+use super::{Refused, Rules, build};
+
+/// Largest `/proc/PID/maps` that is read, in bytes.
+const MAX_MAPS: u64 = 32 << 20;
+/// Mappings of a process at most: as many as the kernel side searches.
+const MAX_MAPPINGS: usize = 4095;
+/// The least time between two looks at the mappings of a process.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Seconds for which a table that no process maps is kept: a program that is started again and again needs it soon.
+const KEEP: u64 = 60;
+/// Files without a table that are remembered.
+const MAX_REFUSED: usize = 4096;
+
+/// What tells executables apart: the build id where there is one, because the same file is another one in each container.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum FileKey {
+    /// Build id.
+    Build(String),
+    /// Device, inode, size and time of the last change.
+    Identity(FileIdentity),
+}
+
+/// What was done so far.
+#[derive(Clone, Debug, Default)]
+pub struct LoaderStats {
+    /// Tables built.
+    pub built: u64,
+    /// Files without a table by reason.
+    pub refused: HashMap<Refused, u64>,
+    /// Functions whose information could not be read.
+    pub broken_functions: u64,
+    /// Rows with rules that the kernel side does not know.
+    pub unsupported_rows: u64,
+    /// Tables and mappings that found no room.
+    pub full: u64,
+    /// Time spent on building.
+    pub build_time: Duration,
+    /// Bytes of kernel memory for rows.
+    pub row_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Process {
+    looked: Instant,
+    mappings: Vec<Mapping>,
+}
+
+/// Builds tables and keeps the kernel side's maps of them.
+#[derive(Debug)]
+pub struct Loader<S> {
+    config: SymbolizerConfig,
+    sink: S,
+    tables: Tables<FileKey>,
+    rules: Rules,
+    processes: HashMap<SpaceKey, Process>,
+    refused: Lru<FileKey, Refused>,
+    stats: LoaderStats,
+}
+
+impl<S: Sink> Loader<S> {
+    /// Nothing is there yet; at most `max_bytes` of rows will be.
+    pub fn new(config: SymbolizerConfig, sink: S, max_bytes: u64) -> Self {
+        Self {
+            config,
+            sink,
+            tables: Tables::new(max_bytes),
+            rules: Rules::default(),
+            processes: HashMap::new(),
+            refused: Lru::new(MAX_REFUSED),
+            stats: LoaderStats::default(),
+        }
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn stats(&self) -> LoaderStats {
+        LoaderStats {
+            row_bytes: self.tables.row_bytes(),
+            ..self.stats.clone()
+        }
+    }
+
+    /// A stack of this process was walked, and ended so: brings what was missing.
+    pub fn sampled(&mut self, slot: SlotId, pid: u32, result: UnwindResult) -> Result<()> {
+        let key = SpaceKey { slot: slot.0, pid };
+        let shared = SpaceKey { slot: slot.0, pid: 0 };
+        let known = self.processes.get(&key);
+        let wanted = match (known, result) {
+            // Its slot has mappings, and these were good enough.
+            (None, UnwindResult::Complete | UnwindResult::Unsupported) => !self.tables.knows(shared),
+            (None, _) => true,
+            // It has mapped more since.
+            (Some(process), UnwindResult::NoMapping) => process.looked.elapsed() >= AGAIN,
+            (Some(_), _) => false,
+        };
+        if !wanted {
+            return Ok(());
+        }
+        let Some(mappings) = self.mappings(pid) else {
+            return Ok(());
+        };
+        if let Some(process) = self.processes.get_mut(&key) {
+            process.looked = Instant::now();
+            if process.mappings == mappings {
+                return Ok(());
+            }
+        }
+        self.load(key, pid, &mappings)?;
+        if !self.tables.knows(shared) {
+            self.load(shared, pid, &mappings)?;
+        }
+        let looked = Instant::now();
+        self.processes.insert(key, Process { looked, mappings });
+        Ok(())
+    }
+
+    /// A program image ended.
+    pub fn closed(&mut self, slot: SlotId) -> Result<()> {
+        let gone: Vec<SpaceKey> = self
+            .processes
+            .keys()
+            .filter(|key| key.slot == slot.0)
+            .copied()
+            .collect();
+        for key in gone.into_iter().chain([SpaceKey { slot: slot.0, pid: 0 }]) {
+            self.processes.remove(&key);
+            self.tables.unmap(&mut self.sink, key)?;
+        }
+        Ok(())
+    }
+
+    /// A process ended.
+    pub fn exited(&mut self, slot: SlotId, pid: u32) -> Result<()> {
+        let key = SpaceKey { slot: slot.0, pid };
+        self.processes.remove(&key);
+        self.tables.unmap(&mut self.sink, key)
+    }
+
+    /// Called each second.
+    pub fn turn(&mut self) -> Result<()> {
+        self.tables.evict(KEEP);
+        self.tables.turn(&mut self.sink)
+    }
+
+    fn mappings(&self, pid: u32) -> Option<Vec<Mapping>> {
+        use std::io::Read as _;
+        let mut text = Vec::new();
+        let file = File::open(self.config.proc.join(pid.to_string()).join("maps")).ok()?;
+        file.take(MAX_MAPS).read_to_end(&mut text).ok()?;
+        let mut mappings = maps::parse(&String::from_utf8_lossy(&text));
+        // `[vsyscall]` is in the kernel's half of the addresses, which the kernel side's search leaves out.
+        mappings.retain(|mapping| mapping.range.start >> 63 == 0);
+        mappings.truncate(MAX_MAPPINGS);
+        (!mappings.is_empty()).then_some(mappings)
+    }
+
+    fn load(&mut self, key: SpaceKey, pid: u32, mappings: &[Mapping]) -> Result<()> {
+        let mut space = Vec::with_capacity(mappings.len());
+        for mapping in mappings {
+            let found = self.table(pid, mapping)?;
+            space.push(Mapped {
+                start: mapping.range.start,
+                end: mapping.range.end,
+                bias: found.as_ref().map_or(0, |(_, bias)| *bias),
+                file: found.map(|(file, _)| file),
+            });
+        }
+        if !self.tables.map(&mut self.sink, key, &space)? {
+            self.stats.full += 1;
+        }
+        Ok(())
+    }
+
+    /// The file behind a mapping, its table being there, and what to add to an address for that of the file.
+    fn table(&mut self, pid: u32, mapping: &Mapping) -> Result<Option<(FileKey, u64)>> {
+        let Some((file, identity)) = self.open(pid, mapping) else {
+            return Ok(None);
+        };
+        let Ok(headers) = Headers::read(&file) else {
+            return Ok(None);
+        };
+        let Some(delta) = headers.segments.delta(mapping.offset) else {
+            return Ok(None);
+        };
+        let bias = mapping
+            .offset
+            .wrapping_add(delta)
+            .wrapping_sub(mapping.range.start);
+        let file_key = headers
+            .build_id
+            .map_or(FileKey::Identity(identity), FileKey::Build);
+        if self.tables.has(&file_key) {
+            return Ok(Some((file_key, bias)));
+        }
+        if self.refused.get(&file_key).is_some() {
+            return Ok(None);
+        }
+        match build(&file, &mut self.rules) {
+            Ok(built) => {
+                self.stats.built += 1;
+                self.stats.broken_functions += built.broken;
+                self.stats.unsupported_rows += built.unsupported;
+                self.stats.build_time += built.took;
+                self.tables.rules(&mut self.sink, self.rules.all())?;
+                if !self
+                    .tables
+                    .place(&mut self.sink, file_key.clone(), &built.table)?
+                {
+                    self.stats.full += 1;
+                    return Ok(None);
+                }
+                Ok(Some((file_key, bias)))
+            }
+            Err(why) => {
+                *self.stats.refused.entry(why).or_default() += 1;
+                self.refused.insert(file_key, why);
+                Ok(None)
+            }
+        }
+    }
+
+    fn open(&self, pid: u32, mapping: &Mapping) -> Option<(File, FileIdentity)> {
+        if &*mapping.path == "[vdso]" {
+            let file = own_vdso(&self.config.proc).ok()?;
+            return Some((file, (0, 0, 0, 0, 0)));
+        }
+        if !mapping.is_file() {
+            return None;
+        }
+        let via = Via {
+            pid,
+            alive: true,
+            mapping,
+        };
+        open(&self.config, via).ok()
+    }
+}

@@ -1,0 +1,18 @@
+//! Unwind tables: from the call frame information of an executable to rows that the kernel side searches.
+
+mod arena;
+mod cfi;
+mod functions;
+mod loader;
+mod read;
+mod rules;
+mod table;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+pub use loader::{Loader, LoaderStats};
+pub use read::{Built, Refused, build};
+pub use rules::Rules;
+pub use table::Table;
+pub use tables::{Mapped, Sink, Tables};

@@ -1,0 +1,202 @@
+//! The sections of an ELF file that hold call frame information. The file belongs to somebody else: every size is bounded.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::time::{Duration, Instant};
+
+use gimli::{BaseAddresses, DebugFrame, EhFrame, EndianSlice, LittleEndian};
+use object::elf::{self, FileHeader64};
+use object::read::elf::{ElfFile, ProgramHeader as _};
+use object::{
+    LittleEndian as Little, Object as _, ObjectSection as _, ObjectSymbol as _, ReadCache, ReadRef,
+};
+
+use super::functions::Functions;
+use super::rules::Rules;
+use super::table::Table;
+
+/// Largest section that is read. Chromium's is 30 MB.
+const MAX_SECTION: u64 = 128 << 20;
+/// Rows of an executable at most; Chromium has 3 million.
+const MAX_ROWS: usize = 8 << 20;
+
+/// Why an executable has no table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Refused {
+    /// It cannot be read as 64-bit ELF.
+    Malformed,
+    /// It is for another machine.
+    Machine,
+    /// It says nothing about its frames.
+    NoInformation,
+    /// More than the limits allow.
+    TooLarge,
+}
+
+impl Refused {
+    /// The name in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Machine => "other_machine",
+            Self::NoInformation => "no_information",
+            Self::TooLarge => "too_large",
+        }
+    }
+}
+
+/// A table and what it was made from.
+#[derive(Clone, Debug, Default)]
+pub struct Built {
+    /// The table.
+    pub table: Table,
+    /// Functions with rules.
+    pub functions: u64,
+    /// Functions whose information cannot be read.
+    pub broken: u64,
+    /// Places with a rule that the kernel side does not know.
+    pub unsupported: u64,
+    /// What making it took.
+    pub took: Duration,
+}
+
+type Elf<'a> = ElfFile<'a, FileHeader64<Little>, &'a ReadCache<&'a File>>;
+
+/// Builds the table of an executable.
+pub fn build(file: &File, rules: &mut Rules) -> Result<Built, Refused> {
+    let start = Instant::now();
+    let cache = ReadCache::new(file);
+    let elf = Elf::parse(&cache).map_err(|_| Refused::Malformed)?;
+    if elf.elf_header().e_machine.get(Little) != elf::EM_X86_64 {
+        return Err(Refused::Machine);
+    }
+    let functions = functions(&elf, &cache, rules)?;
+    let found = functions.found;
+    let rows = functions.rows();
+    if rows.is_empty() {
+        return Err(Refused::NoInformation);
+    }
+    Ok(Built {
+        table: Table::pack(&rows),
+        functions: found.functions,
+        broken: found.broken,
+        unsupported: found.unsupported,
+        took: start.elapsed(),
+    })
+}
+
+fn functions<'a>(
+    elf: &Elf<'a>,
+    cache: &'a ReadCache<&'a File>,
+    rules: &mut Rules,
+) -> Result<Functions, Refused> {
+    let mut bases = BaseAddresses::default();
+    for section in elf.sections() {
+        match section.name() {
+            Ok(".text") => bases = bases.set_text(section.address()),
+            Ok(".got") => bases = bases.set_got(section.address()),
+            _ => {}
+        }
+    }
+    let mut functions = Functions::default();
+    if elf.section_by_name(".note.go.buildid").is_some() {
+        of_go(elf, &mut functions, rules);
+    }
+    let eh_frame = match elf.section_by_name(".eh_frame") {
+        Some(section) => Some((section.address(), contents(&section)?)),
+        None => without_sections(elf, cache).map(|(address, data)| (address, Cow::Borrowed(data))),
+    };
+    if let Some((address, data)) = eh_frame {
+        let mut frame = EhFrame::from(EndianSlice::new(&data, LittleEndian));
+        frame.set_address_size(8);
+        let bases = bases.clone().set_eh_frame(address);
+        functions.read(&frame, &bases, rules, MAX_ROWS).map_err(refused)?;
+    }
+    // Start-up code has `.eh_frame` also where the program itself has the other, so the one does not rule out the other.
+    if let Some(section) = elf.section_by_name(".debug_frame") {
+        let data = contents(&section)?;
+        let mut frame = DebugFrame::from(EndianSlice::new(&data, LittleEndian));
+        frame.set_address_size(8);
+        functions.read(&frame, &bases, rules, MAX_ROWS).map_err(refused)?;
+    }
+    Ok(functions)
+}
+
+fn refused(error: gimli::Error) -> Refused {
+    match error {
+        gimli::Error::TooManyRegisterRules => Refused::TooLarge,
+        _ => Refused::Malformed,
+    }
+}
+
+/// What a section holds; linkers may compress what starts with `.debug`.
+fn contents<'a>(section: &impl object::ObjectSection<'a>) -> Result<Cow<'a, [u8]>, Refused> {
+    let data = section.compressed_data().map_err(|_| Refused::Malformed)?;
+    if section.size() > MAX_SECTION || data.uncompressed_size > MAX_SECTION {
+        return Err(Refused::TooLarge);
+    }
+    data.decompress().map_err(|_| Refused::Malformed)
+}
+
+/// `.eh_frame` of a file without section headers: its index is a segment of its own (`PT_GNU_EH_FRAME`; LSB 5.0, 10.6.2) and
+/// begins with a pointer to it.
+fn without_sections<'a>(elf: &Elf<'a>, cache: &'a ReadCache<&'a File>) -> Option<(u64, &'a [u8])> {
+    let segments = elf.elf_program_headers();
+    let index = segments
+        .iter()
+        .find(|segment| segment.p_type(Little) == elf::PT_GNU_EH_FRAME)?;
+    let (offset, address) = (index.p_offset(Little), index.p_vaddr(Little));
+    let head: [u8; 8] = cache.read_bytes_at(offset, 8).ok()?.try_into().ok()?;
+    // Version 1, and the encoding that every linker uses: relative to itself, four signed bytes.
+    if head[..2] != [1, 0x1b] {
+        return None;
+    }
+    let relative = i32::from_le_bytes([head[4], head[5], head[6], head[7]]);
+    let frame = address.checked_add(4)?.checked_add_signed(i64::from(relative))?;
+    let inside = |segment: &&elf::ProgramHeader64<Little>| {
+        segment.p_type(Little) == elf::PT_LOAD
+            && frame
+                .checked_sub(segment.p_vaddr(Little))
+                .is_some_and(|at| at < segment.p_filesz(Little))
+    };
+    let segment = segments.iter().find(inside)?;
+    let at = frame - segment.p_vaddr(Little);
+    // To the end of its segment: a zero length ends the section before.
+    let size = segment.p_filesz(Little).checked_sub(at)?;
+    if size > MAX_SECTION {
+        return None;
+    }
+    let data = cache
+        .read_bytes_at(segment.p_offset(Little).checked_add(at)?, size)
+        .ok()?;
+    Some((frame, data))
+}
+
+/// What the call frame information of Go does not say: where its threads and goroutines begin (its compiler's `TOPFRAME`), and
+/// where its signal handlers return to.
+fn of_go(elf: &Elf<'_>, functions: &mut Functions, rules: &mut Rules) {
+    /// The system call `rt_sigreturn`.
+    const SIGNAL_RETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05];
+    for symbol in elf.symbols() {
+        let name = symbol.name().unwrap_or_default();
+        let Some(name) = name.strip_prefix("runtime.") else {
+            continue;
+        };
+        match name.strip_suffix(".abi0").unwrap_or(name) {
+            "goexit" | "mstart" | "rt0_go" => {
+                functions.entry(symbol.address(), symbol.size().min(1 << 12), rules);
+            }
+            "sigreturn" | "sigreturn__sigaction" => {
+                let section = symbol
+                    .section_index()
+                    .and_then(|at| elf.section_by_index(at).ok());
+                let code = section.and_then(|section| section.data_range(symbol.address(), 9).ok().flatten());
+                if code == Some(&SIGNAL_RETURN) {
+                    functions.signal_return(symbol.address(), rules);
+                }
+            }
+            _ => {}
+        }
+    }
+}
