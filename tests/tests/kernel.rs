@@ -12,5 +12,7 @@ mod life;
 mod memory;
 #[path = "kernel/rules.rs"]
 mod rules;
+#[path = "kernel/stacks.rs"]
+mod stacks;
 #[path = "kernel/wait.rs"]
 mod wait;

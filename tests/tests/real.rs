@@ -6,6 +6,8 @@ mod containers;
 mod names;
 #[path = "real/servers.rs"]
 mod servers;
+#[path = "real/stacks.rs"]
+mod stacks;
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};

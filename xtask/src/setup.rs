@@ -16,7 +16,7 @@ pub(crate) struct Args {
 }
 
 /// What the tests call, and the Debian package that has it.
-const TEST_PROGRAMS: [(&str, &str); 20] = [
+const TEST_PROGRAMS: [(&str, &str); 23] = [
     ("bpftool", "bpftool"),
     ("bpftrace", "bpftrace"),
     ("strace", "strace"),
@@ -35,6 +35,9 @@ const TEST_PROGRAMS: [(&str, &str); 20] = [
     ("pgbench", "postgresql"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
+    ("c++", "g++"),
+    ("readelf", "binutils"),
+    ("strip", "binutils"),
     ("go", "golang-go"),
     ("runc", "runc"),
 ];

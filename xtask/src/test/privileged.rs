@@ -1,10 +1,16 @@
 //! Test binaries that run as root: built as this user, run through sudo where needed, one test at a time.
 
 use super::libtest::{Tally, run_counted};
-use crate::{build, command, workspace};
+use crate::{build, command, workspace, workspace::Workspace};
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
-use std::{ffi::OsStr, path::PathBuf, process::Stdio};
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::SystemTime,
+};
 
 /// Built integration tests, and the agent they test.
 pub(crate) struct Binaries {
@@ -14,6 +20,8 @@ pub(crate) struct Binaries {
     pub(crate) tests: Vec<TestBinary>,
     /// Other programs of the same package, which tests find by `env!("CARGO_BIN_EXE_...")`.
     pub(crate) programs: Vec<PathBuf>,
+    /// Folder of the programs whose stacks are known; tests find it in `TIEBACK_CHAINS`.
+    pub(crate) chains: PathBuf,
 }
 
 /// One test binary.
@@ -64,6 +72,7 @@ impl Binaries {
             agent,
             tests: Vec::new(),
             programs: Vec::new(),
+            chains: chains()?,
         };
         for line in String::from_utf8_lossy(&output.stdout).lines() {
             let message: Message =
@@ -94,6 +103,7 @@ impl Binaries {
         for test in &self.tests {
             let env = [
                 ("TIEBACK_BIN", self.agent.as_os_str()),
+                ("TIEBACK_CHAINS", self.chains.as_os_str()),
                 ("PATH", path.as_os_str()),
                 ("RUST_BACKTRACE", OsStr::new("1")),
             ];
@@ -108,4 +118,23 @@ impl Binaries {
         }
         Ok(tally)
     }
+}
+
+/// Compiles the programs whose stacks are known, where a source is newer than what was compiled.
+fn chains() -> Result<PathBuf> {
+    let sources = workspace::root().join("tests/programs");
+    let made = Workspace::load()?.target_directory.join("chains");
+    let age = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
+    let done = made.join("done");
+    let mut newest = SystemTime::UNIX_EPOCH;
+    for source in fs::read_dir(&sources).context("read tests/programs")? {
+        newest = newest.max(age(&source?.path())?);
+    }
+    if age(&done).is_ok_and(|when| when > newest) {
+        return Ok(made);
+    }
+    let mut script = Command::new(sources.join("build.sh"));
+    command::checked(script.arg(&made)).context("compile the programs whose stacks are known")?;
+    fs::write(done, "")?;
+    Ok(made)
 }

@@ -81,6 +81,13 @@ pub(super) fn build(kernel: &Kernel, binaries: &Binaries, filters: &[String]) ->
     for program in &binaries.programs {
         image.program(program)?;
     }
+    image.task(&["env", "TIEBACK_CHAINS", &text(&binaries.chains)?]);
+    for entry in fs::read_dir(&binaries.chains).context("read the programs whose stacks are known")? {
+        let path = entry?.path();
+        if path.is_file() {
+            image.program(&path)?;
+        }
+    }
     for test in &binaries.tests {
         image.program(&test.path)?;
         let folder = test

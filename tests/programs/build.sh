@@ -1,0 +1,26 @@
+#!/bin/sh
+# Compiles the programs whose stacks are known, in the ways that compilers and packagers have: build.sh FOLDER
+set -eu
+from=$(dirname "$0")
+to=$1
+mkdir -p "$to"
+# No frame pointers; a call stays a call.
+flags="-O2 -fomit-frame-pointer -fno-optimize-sibling-calls -Wall"
+
+cc $flags -o "$to/chain" "$from/chain.c"
+cc $flags -g -o "$to/chain-debug" "$from/chain.c"
+cc $flags -fno-asynchronous-unwind-tables -fno-unwind-tables -g -o "$to/chain-debug-frame" "$from/chain.c"
+cc $flags -O0 -o "$to/chain-unoptimized" "$from/chain.c"
+cc $flags -DSTATIC -static -o "$to/chain-static" "$from/chain.c"
+cc $flags -DSTATIC -static-pie -o "$to/chain-static-pie" "$from/chain.c"
+cc $flags -no-pie -o "$to/chain-no-pie" "$from/chain.c"
+cc $flags -fno-omit-frame-pointer -o "$to/chain-frame-pointers" "$from/chain.c"
+c++ $flags -x c++ -o "$to/chain-cxx" "$from/chain.c"
+strip -o "$to/chain-stripped" "$to/chain"
+cc $flags -shared -fPIC -o "$to/libthrough.so" "$from/through.c"
+rustc --edition 2024 -O -C debuginfo=0 -o "$to/chain-rust" "$from/chain.rs"
+rustc --edition 2024 -O -C panic=abort -C force-frame-pointers=no -o "$to/chain-rust-abort" "$from/chain.rs"
+if command -v go >/dev/null; then
+    GOCACHE=${GOCACHE:-$to/.go} GO111MODULE=off GOFLAGS= go build -o "$to/chain-go" "$from/chain.go"
+    GOCACHE=${GOCACHE:-$to/.go} GO111MODULE=off GOFLAGS= go build -ldflags=-s -o "$to/chain-go-stripped" "$from/chain.go"
+fi

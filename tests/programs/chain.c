@@ -1,0 +1,341 @@
+// A program whose stacks are known: main calls a shape, which gets to `first`, `second`, `third` and `leaf` in its own way;
+// `leaf` does one kind of work until its time is over. Usage: chain SHAPE WORK SECONDS [LIBRARY]
+//
+// It talks with the test as tests/src/workloads/gate.rs does.
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <alloca.h>
+#include <dlfcn.h>
+#include <poll.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+// After a call, so that no compiler makes a jump of it.
+#define STAY() __asm__ volatile("" ::: "memory")
+#define FRAME __attribute__((noinline, noclone))
+
+static const char *work;
+static double seconds;
+static volatile unsigned long sink;
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static void spin(unsigned long turns) {
+    for (unsigned long i = 0; i < turns; i++) sink = sink * 31 + i;
+}
+
+FRAME void leaf_cpu(double end) {
+    while (now() < end)
+        for (unsigned long i = 0; i < 10000000; i++) sink = sink * 31 + i;
+    STAY();
+}
+
+FRAME void leaf_libc(double end) {
+    static char from[1 << 16], to[1 << 16];
+    while (now() < end)
+        for (int i = 0; i < 1000; i++) {
+            memmove(to, from, sizeof to - (size_t)(i & 7));
+            sink += (unsigned long)to[i];
+        }
+    STAY();
+}
+
+FRAME void leaf_vdso(double end) {
+    struct timespec t;
+    do {
+        for (int i = 0; i < 10000; i++) clock_gettime(CLOCK_MONOTONIC, &t);
+    } while ((double)t.tv_sec + (double)t.tv_nsec / 1e9 < end);
+    STAY();
+}
+
+FRAME void leaf_plt(double end) {
+    while (now() < end)
+        for (int i = 0; i < 100000; i++) sink += (unsigned long)abs((int)ffs((int)sink));
+    STAY();
+}
+
+FRAME void leaf_sleep(double end) {
+    while (now() < end) usleep(2000);
+    STAY();
+}
+
+FRAME void leaf_pipe(double end) {
+    int fds[2];
+    char byte;
+    if (pipe(fds)) abort();
+    while (now() < end) {
+        // Nobody writes: the alarm of `main` ends each wait.
+        if (read(fds[0], &byte, 1) >= 0) abort();
+    }
+    STAY();
+}
+
+FRAME void leaf_lock(double end) {
+    while (now() < end) {
+        pthread_mutex_lock(&mutex);
+        pthread_mutex_unlock(&mutex);
+    }
+    STAY();
+}
+
+FRAME void leaf_fault(double end) {
+    const size_t length = 128 << 20;
+    char *memory = (char *)mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) abort();
+    madvise(memory, length, MADV_NOHUGEPAGE);
+    for (size_t at = 0; at < length; at += 4096) memory[at] = 1;
+    while (now() < end) poll(NULL, 0, 100);
+    STAY();
+}
+
+FRAME void leaf_syscall(double end) {
+    while (now() < end)
+        for (int i = 0; i < 1000; i++) sink += (unsigned long)getppid();
+    STAY();
+}
+
+FRAME void warm_up(double end) {
+    while (now() < end) spin(100000);
+    STAY();
+}
+
+static void (*leaf_of(void))(double) {
+    static const struct {
+        const char *name;
+        void (*leaf)(double);
+    } all[] = {
+        {"cpu", leaf_cpu},     {"libc", leaf_libc}, {"vdso", leaf_vdso},   {"plt", leaf_plt},
+        {"sleep", leaf_sleep}, {"pipe", leaf_pipe}, {"lock", leaf_lock},   {"fault", leaf_fault},
+        {"syscall", leaf_syscall},
+    };
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (!strcmp(all[i].name, work)) return all[i].leaf;
+    abort();
+}
+
+FRAME void third(double end) {
+    volatile char room[200];
+    room[0] = 1;
+    leaf_of()(end);
+    sink += (unsigned long)room[0];
+    STAY();
+}
+
+FRAME void second(double end, int a, int b, int c, int d, int e, int f, int g) {
+    third(end);
+    sink += (unsigned long)(a + b + c + d + e + f + g);
+    STAY();
+}
+
+FRAME void first(double end) {
+    second(end, 1, 2, 3, 4, 5, 6, 7);
+    STAY();
+}
+
+FRAME void plain(double end) {
+    first(end);
+    STAY();
+}
+
+FRAME void recurse(double end, int depth) {
+    volatile unsigned long kept = sink;
+    if (depth > 1)
+        recurse(end, depth - 1);
+    else
+        first(end);
+    sink += kept;
+    STAY();
+}
+
+FRAME void deep(double end) {
+    recurse(end, 100);
+    STAY();
+}
+
+FRAME void with_alloca(double end) {
+    size_t length = 100 + (sink & 1023);
+    volatile char *room = (volatile char *)alloca(length);
+    room[length - 1] = 1;
+    first(end);
+    sink += (unsigned long)room[length - 1];
+    STAY();
+}
+
+static jmp_buf back;
+
+FRAME void jump_away(void) { longjmp(back, 1); }
+
+FRAME void with_setjmp(double end) {
+    if (!setjmp(back)) jump_away();
+    first(end);
+    STAY();
+}
+
+static double handler_end;
+
+static void on_signal(int signal) {
+    (void)signal;
+    first(handler_end);
+    STAY();
+}
+
+FRAME void raised(void) {
+    // The signal arrives in the middle of the instructions that follow a call.
+    raise(SIGUSR1);
+    STAY();
+}
+
+FRAME void in_handler(double end) {
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal;
+    handler_end = end;
+    sigaction(SIGUSR1, &action, NULL);
+    raised();
+    STAY();
+}
+
+// On a stack of its own.
+FRAME void on_other_stack(double end) {
+    stack_t other;
+    struct sigaction action;
+    memset(&other, 0, sizeof other);
+    other.ss_size = 1 << 20;
+    other.ss_sp = malloc(other.ss_size);
+    sigaltstack(&other, NULL);
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal;
+    action.sa_flags = SA_ONSTACK;
+    handler_end = end;
+    sigaction(SIGUSR1, &action, NULL);
+    raised();
+    STAY();
+}
+
+static double sort_end;
+
+static int compare(const void *a, const void *b) {
+    if (now() < sort_end) first(sort_end);
+    return *(const int *)a - *(const int *)b;
+}
+
+// The C library calls us back.
+FRAME void sorted(double end) {
+    int numbers[2] = {2, 1};
+    sort_end = end;
+    qsort(numbers, 2, sizeof *numbers, compare);
+    sink += (unsigned long)numbers[0];
+    STAY();
+}
+
+static void *thread(void *end) {
+    first(*(double *)end);
+    STAY();
+    return NULL;
+}
+
+FRAME void threaded(double end) {
+    pthread_t id;
+    if (pthread_create(&id, NULL, thread, &end)) abort();
+    pthread_join(id, NULL);
+    STAY();
+}
+
+static const char *library;
+
+FRAME void loaded(double end) {
+#ifdef STATIC
+    (void)end;
+    abort();
+#else
+    void *handle = dlopen(library, RTLD_NOW);
+    if (!handle) abort();
+    void (*through)(void (*)(double), double) = (void (*)(void (*)(double), double))dlsym(handle, "through");
+    if (!through) abort();
+    // Until the agent has seen the new library.
+    through(warm_up, now() + 3);
+    through(first, end + 3);
+    STAY();
+    dlclose(handle);
+#endif
+}
+
+static void tick(int signal) { (void)signal; }
+
+// Keeps the mutex most of the time.
+static void *holder(void *unused) {
+    (void)unused;
+    for (;;) {
+        pthread_mutex_lock(&mutex);
+        usleep(3000);
+        pthread_mutex_unlock(&mutex);
+    }
+    return NULL;
+}
+
+static void prepare(void) {
+    pthread_t id;
+    if (!strcmp(work, "lock") && pthread_create(&id, NULL, holder, NULL)) abort();
+    if (!strcmp(work, "pipe")) {
+        struct sigaction action;
+        struct sigevent event;
+        struct itimerspec every = {{0, 5000000}, {0, 5000000}};
+        timer_t timer;
+        memset(&action, 0, sizeof action);
+        memset(&event, 0, sizeof event);
+        action.sa_handler = tick;
+        sigaction(SIGALRM, &action, NULL);
+        event.sigev_notify = SIGEV_SIGNAL;
+        event.sigev_signo = SIGALRM;
+        if (timer_create(CLOCK_MONOTONIC, &event, &timer)) abort();
+        timer_settime(timer, 0, &every, NULL);
+    }
+}
+
+static void gate(const char *step) {
+    char byte = 0;
+    struct pollfd wait = {0, POLLIN, 0};
+    printf("{\"step\":\"%s\",\"pid\":%d,\"facts\":{}}\n", step, (int)getpid());
+    fflush(stdout);
+    do {
+        while (poll(&wait, 1, -1) <= 0);
+        if (read(0, &byte, 1) != 1) exit(1);
+    } while (byte != '\n');
+}
+
+int main(int count, char **arguments) {
+    static const struct {
+        const char *name;
+        void (*shape)(double);
+    } all[] = {
+        {"plain", plain},       {"deep", deep},         {"alloca", with_alloca}, {"setjmp", with_setjmp},
+        {"signal", in_handler}, {"altstack", on_other_stack}, {"qsort", sorted}, {"thread", threaded},
+        {"dlopen", loaded},
+    };
+    if (count < 4) return 2;
+    const char *shape = arguments[1];
+    work = arguments[2];
+    seconds = atof(arguments[3]);
+    library = count > 4 ? arguments[4] : NULL;
+    gate("ready");
+    warm_up(now() + 3);
+    gate("warm");
+    prepare();
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (!strcmp(all[i].name, shape)) all[i].shape(now() + seconds);
+    printf("{\"step\":\"truth\",\"pid\":%d}\n", (int)getpid());
+    return 0;
+}

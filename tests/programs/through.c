@@ -1,0 +1,15 @@
+// A library that a program loads at run time.
+#define FRAME __attribute__((noinline, noclone, visibility("default")))
+
+FRAME void inner(void (*call)(double), double end) {
+    volatile char room[300];
+    room[0] = 1;
+    call(end);
+    (void)room[0];
+    __asm__ volatile("" ::: "memory");
+}
+
+FRAME void through(void (*call)(double), double end) {
+    inner(call, end);
+    __asm__ volatile("" ::: "memory");
+}
