@@ -257,6 +257,7 @@ impl Reader {
             self.drain(now);
             for slot in self.harvest.reset(&mut self.loaded)? {
                 self.attributor.finish(slot, now);
+                self.unwinding.closed(slot);
             }
             self.closed.clear();
         }

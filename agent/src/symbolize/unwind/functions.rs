@@ -8,11 +8,27 @@ use super::rules::{NONE, Rules, UNSUPPORTED};
 
 type Bytes<'a> = EndianSlice<'a, LittleEndian>;
 
-/// From an address on, a rule holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Row {
-    pub(super) address: u64,
-    pub(super) rule: u16,
+/// From an address on, a rule holds. Eight bytes, because a browser has millions: the address above, the rule in the low bits,
+/// so that rows are in the order of their addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Row(u64);
+
+impl Row {
+    const RULE_BITS: u32 = 16;
+    /// Addresses from here on have no room; nothing is linked there.
+    pub(super) const END: u64 = 1 << (64 - Self::RULE_BITS);
+
+    pub(super) const fn new(address: u64, rule: u16) -> Self {
+        Self(address << Self::RULE_BITS | rule as u64)
+    }
+
+    pub(super) const fn address(self) -> u64 {
+        self.0 >> Self::RULE_BITS
+    }
+
+    pub(super) const fn rule(self) -> u16 {
+        self.0 as u16
+    }
 }
 
 /// What a section held.
@@ -75,10 +91,7 @@ impl Functions {
                     let mut rule = rule(section, encoding, row);
                     rule.flags |= flags;
                     self.found.unsupported += u64::from(rule.cfa == UNSUPPORTED.cfa);
-                    self.rows.push(Row {
-                        address: row.start_address(),
-                        rule: rules.number(rule),
-                    });
+                    self.rows.push(Row::new(row.start_address(), rules.number(rule)));
                     if self.rows.len() > max {
                         return Ok(false);
                     }
@@ -86,7 +99,7 @@ impl Functions {
                 Ok::<_, gimli::Error>(true)
             })();
             match whole {
-                Ok(true) if fde.initial_address() < fde.end_address() => {
+                Ok(true) if fde.initial_address() < fde.end_address() && fde.end_address() < Row::END => {
                     self.found.functions += 1;
                     self.functions.push(Function {
                         start: fde.initial_address(),
@@ -129,11 +142,14 @@ impl Functions {
     }
 
     fn add(&mut self, address: u64, size: u64, rule: u16) {
+        if address >= Row::END {
+            return;
+        }
         let rows = self.rows.len()..self.rows.len() + 1;
-        self.rows.push(Row { address, rule });
+        self.rows.push(Row::new(address, rule));
         self.functions.push(Function {
             start: address,
-            end: address.saturating_add(size),
+            end: (address + size).min(Row::END - 1),
             rows,
         });
     }
@@ -154,48 +170,30 @@ fn merge(functions: &[Function], all: &[Row]) -> Vec<Row> {
             continue;
         }
         if function.start > end && !merged.is_empty() {
-            push(
-                &mut merged,
-                Row {
-                    address: end,
-                    rule: 0,
-                },
-            );
+            push(&mut merged, Row::new(end, 0));
         }
         let from = end.max(function.start);
         let rows = &all[function.rows.clone()];
         // The rule in force where the previous function ended, then those after it.
-        let started = rows.partition_point(|row| row.address <= from);
+        let started = rows.partition_point(|row| row.address() <= from);
         if let Some(first) = started.checked_sub(1).and_then(|at| rows.get(at)) {
-            push(
-                &mut merged,
-                Row {
-                    address: from,
-                    rule: first.rule,
-                },
-            );
+            push(&mut merged, Row::new(from, first.rule()));
         }
-        for row in rows[started..].iter().filter(|row| row.address < function.end) {
+        for row in rows[started..].iter().filter(|row| row.address() < function.end) {
             push(&mut merged, *row);
         }
         end = function.end;
     }
     if !merged.is_empty() {
-        push(
-            &mut merged,
-            Row {
-                address: end,
-                rule: 0,
-            },
-        );
+        push(&mut merged, Row::new(end, 0));
     }
     merged
 }
 
 fn push(rows: &mut Vec<Row>, row: Row) {
     match rows.last_mut() {
-        Some(last) if last.rule == row.rule => {}
-        Some(last) if last.address >= row.address => last.rule = row.rule,
+        Some(last) if last.rule() == row.rule() => {}
+        Some(last) if last.address() >= row.address() => *last = Row::new(last.address(), row.rule()),
         _ => rows.push(row),
     }
 }
@@ -209,7 +207,7 @@ mod tests {
     }
 
     fn row(address: u64, rule: u16) -> Row {
-        Row { address, rule }
+        Row::new(address, rule)
     }
 
     #[test]

@@ -21,6 +21,10 @@ const MAX_MAPS: u64 = 32 << 20;
 const MAX_MAPPINGS: usize = 4095;
 /// The least time between two looks at the mappings of a process.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How often the mappings of a process are looked at again while it is sampled.
+const REFRESH: Duration = Duration::from_secs(30);
+/// Turns after which processes are looked for whose end was not heard of.
+const SWEEP: u64 = 60;
 /// Seconds for which a table that no process maps is kept: a program that is started again and again needs it soon.
 const KEEP: u64 = 60;
 /// Files without a table that are remembered.
@@ -70,6 +74,7 @@ pub struct Loader<S> {
     processes: HashMap<SpaceKey, Process>,
     refused: Lru<FileKey, Refused>,
     stats: LoaderStats,
+    turns: u64,
 }
 
 impl<S: Sink> Loader<S> {
@@ -83,6 +88,7 @@ impl<S: Sink> Loader<S> {
             processes: HashMap::new(),
             refused: Lru::new(MAX_REFUSED),
             stats: LoaderStats::default(),
+            turns: 0,
         }
     }
 
@@ -106,7 +112,8 @@ impl<S: Sink> Loader<S> {
             (None, _) => true,
             // It has mapped more since.
             (Some(process), UnwindResult::NoMapping) => process.looked.elapsed() >= AGAIN,
-            (Some(_), _) => false,
+            // Something else may have been mapped in place of what was there.
+            (Some(process), _) => process.looked.elapsed() >= REFRESH,
         };
         if !wanted {
             return Ok(());
@@ -153,8 +160,22 @@ impl<S: Sink> Loader<S> {
 
     /// Called each second.
     pub fn turn(&mut self) -> Result<()> {
+        self.turns += 1;
+        if self.turns.is_multiple_of(SWEEP) {
+            self.sweep()?;
+        }
         self.tables.evict(KEEP);
         self.tables.turn(&mut self.sink)
+    }
+
+    /// Where the ring of events was full, nobody said that a process had ended.
+    fn sweep(&mut self) -> Result<()> {
+        let gone = |key: &&SpaceKey| !self.config.proc.join(key.pid.to_string()).exists();
+        let gone: Vec<SpaceKey> = self.processes.keys().filter(gone).copied().collect();
+        for key in gone {
+            self.exited(SlotId(key.slot), key.pid)?;
+        }
+        Ok(())
     }
 
     fn mappings(&self, pid: u32) -> Option<Vec<Mapping>> {

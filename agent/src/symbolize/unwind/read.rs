@@ -18,7 +18,7 @@ use super::table::Table;
 /// Largest section that is read. Chromium's is 30 MB.
 const MAX_SECTION: u64 = 128 << 20;
 /// Rows of an executable at most; Chromium has 3 million.
-const MAX_ROWS: usize = 8 << 20;
+const MAX_ROWS: usize = 4 << 20;
 
 /// Why an executable has no table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -23,26 +23,26 @@ impl Table {
         let Some(first) = rows.first() else {
             return Self::default();
         };
-        let base = first.address & !(PAGE - 1);
+        let base = first.address() & !(PAGE - 1);
         let mut table = Self {
             base,
             pages: vec![0],
             rows: Vec::with_capacity(rows.len() + rows.len() / 64),
         };
         let (mut page, mut rule) = (base, 0);
-        if first.address > page {
+        if first.address() > page {
             table.rows.push(row(page, 0));
         }
         for next in rows {
-            while next.address >= page + PAGE {
+            while next.address() >= page + PAGE {
                 page += PAGE;
                 table.pages.push(table.rows.len() as u32);
-                if next.address > page {
+                if next.address() > page {
                     table.rows.push(row(page, rule));
                 }
             }
-            table.rows.push(row(next.address, next.rule));
-            rule = next.rule;
+            table.rows.push(row(next.address(), next.rule()));
+            rule = next.rule();
         }
         table.pages.push(table.rows.len() as u32);
         table
@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn each_page_begins_with_the_rule_in_force() {
         let rows = [(0x1_2000, 2), (0x1_ffff, 3), (0x4_0000, 4), (0x4_0010, 0)]
-            .map(|(address, rule)| Row { address, rule });
+            .map(|(address, rule)| Row::new(address, rule));
         let table = Table::pack(&rows);
         assert_eq!(table.base, 0x1_0000);
         assert_eq!(table.pages, [0, 3, 4, 5, 7]);

@@ -95,10 +95,7 @@ impl Maps {
 
 fn table(count: u64, step: u64, rule: u16) -> Table {
     let rows: Vec<Row> = (0..count)
-        .map(|i| Row {
-            address: 0x1000 + i * step,
-            rule: rule + (i % 2) as u16,
-        })
+        .map(|i| Row::new(0x1000 + i * step, rule + (i % 2) as u16))
         .collect();
     Table::pack(&rows)
 }
