@@ -254,13 +254,7 @@ impl Room {
     fn by_frame_pointer(&mut self) -> Option<UnwindResult> {
         let fp = self.fp;
         if fp == 0 {
-            return Some(if self.count == 0 {
-                UnwindResult::FramePointers
-            } else if self.module != 0 {
-                UnwindResult::NoRule
-            } else {
-                UnwindResult::Complete
-            });
+            return Some(self.end_of_chain());
         }
         // Frames only go up; anything else is no chain of frame pointers.
         if fp < self.sp || fp & 7 != 0 {
@@ -273,10 +267,22 @@ impl Room {
         self.fp = next;
         self.exact = 0;
         if ra == 0 {
-            return Some(UnwindResult::Complete);
+            return Some(self.end_of_chain());
         }
         self.ip = ra;
         None
+    }
+
+    /// What it means that a chain of frame pointers ends here.
+    #[inline(always)]
+    fn end_of_chain(&self) -> UnwindResult {
+        if self.count == 0 {
+            UnwindResult::FramePointers
+        } else if self.module != 0 {
+            UnwindResult::NoRule
+        } else {
+            UnwindResult::Complete
+        }
     }
 }
 
@@ -312,7 +318,7 @@ fn halve(first: u32, count: u32, half: u32, below: u32) -> (u32, u32) {
 
 #[inline(always)]
 fn row(segment: &Array<Block, { SEGMENT_BLOCKS as usize }>, number: u32) -> Option<u32> {
-    let block = segment.get(number / BLOCK_ROWS & (SEGMENT_BLOCKS - 1))?;
+    let block = segment.get((number / BLOCK_ROWS) & (SEGMENT_BLOCKS - 1))?;
     // SAFETY: masked to the block's length, in a way that the compiler cannot take away from the verifier.
     unsafe {
         let at = core::ptr::read_volatile(&raw const number) as usize & (BLOCK_ROWS as usize - 1);
