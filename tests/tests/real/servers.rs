@@ -225,7 +225,7 @@ fn go_tool_pprof_names_the_function_that_spins() -> Result<()> {
     agent.settled()?;
     let path = format!("/services/-/{}/profile/cpu", spinner.service);
     let output = Command::new("go")
-        .args(["tool", "pprof", "-top", "-cum", "-nodecount=10"])
+        .args(["tool", "pprof", "-top", "-cum", "-nodecount=200"])
         .arg(format!("http://{}{path}?format=pprof&since=5m", agent.address()))
         .stdin(Stdio::null())
         .output()
