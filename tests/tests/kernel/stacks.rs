@@ -11,7 +11,6 @@ use tieback_tests::tolerance;
 
 /// How a program is started, and what its stacks must be.
 struct Case {
-    /// For messages.
     name: String,
     command: Vec<String>,
     /// `cpu`, `wait`, `syscall` or `memory`.
@@ -80,7 +79,6 @@ impl Programs {
         }
     }
 
-    /// A run of one of the others.
     fn other(&self, program: &str, work: &str, chain: &[&'static str], callee: Option<&'static str>) -> Case {
         let path = self.folder.join(program).to_string_lossy().into_owned();
         let profile = if work == "cpu" { "cpu" } else { "wait" };
