@@ -1,4 +1,5 @@
-//! The only module that knows every stage: two threads, one that reads the kernel side and one that names and sums.
+//! The only module that knows every stage: three threads, one that reads the kernel side, one that names
+//! and sums, and one that makes unwind tables.
 
 mod naming;
 mod own;
