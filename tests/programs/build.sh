@@ -16,6 +16,10 @@ cc $flags -DSTATIC -static-pie -o "$to/chain-static-pie" "$from/chain.c"
 cc $flags -no-pie -o "$to/chain-no-pie" "$from/chain.c"
 cc $flags -fno-omit-frame-pointer -o "$to/chain-frame-pointers" "$from/chain.c"
 c++ $flags -x c++ -o "$to/chain-cxx" "$from/chain.c"
+# No call frame information: musl's own library has none, either.
+if command -v musl-gcc >/dev/null; then
+    musl-gcc $flags -fno-asynchronous-unwind-tables -fno-unwind-tables -DSTATIC -static -o "$to/chain-musl" "$from/chain.c"
+fi
 strip -o "$to/chain-stripped" "$to/chain"
 cc $flags -shared -fPIC -o "$to/libthrough.so" "$from/through.c"
 rustc --edition 2024 -O -C debuginfo=0 -o "$to/chain-rust" "$from/chain.rs"

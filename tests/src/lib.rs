@@ -6,6 +6,7 @@
 //! end of its windows.
 
 pub mod agent;
+pub mod chains;
 pub mod metrics;
 pub mod program;
 pub mod server;

@@ -16,7 +16,7 @@ pub(crate) struct Args {
 }
 
 /// What the tests call, and the Debian package that has it.
-const TEST_PROGRAMS: [(&str, &str); 23] = [
+const TEST_PROGRAMS: [(&str, &str); 24] = [
     ("bpftool", "bpftool"),
     ("bpftrace", "bpftrace"),
     ("strace", "strace"),
@@ -39,6 +39,7 @@ const TEST_PROGRAMS: [(&str, &str); 23] = [
     ("readelf", "binutils"),
     ("strip", "binutils"),
     ("go", "golang-go"),
+    ("musl-gcc", "musl-tools"),
     ("runc", "runc"),
 ];
 

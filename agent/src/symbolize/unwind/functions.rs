@@ -4,6 +4,7 @@ use agent_ebpf::wire::unwind::{CFA_AT_SP, CFA_END, FP_AT_SP, RA_AT_SP, RULE_SIGN
 use gimli::{BaseAddresses, CieOrFde, EndianSlice, LittleEndian, UnwindContext, UnwindSection};
 
 use super::cfi::rule;
+use super::code::Understood;
 use super::rules::{NONE, Rules, UNSUPPORTED};
 
 type Bytes<'a> = EndianSlice<'a, LittleEndian>;
@@ -139,6 +140,42 @@ impl Functions {
     pub(super) fn entry(&mut self, address: u64, size: u64, rules: &mut Rules) {
         let rule = rules.number(Rule { cfa: CFA_END, ..NONE });
         self.add(address, size, rule);
+    }
+
+    /// Stretches of a range that no function covers.
+    pub(super) fn gaps(&mut self, range: std::ops::Range<u64>) -> Vec<std::ops::Range<u64>> {
+        self.functions.sort_by_key(|function| function.start);
+        let mut gaps = Vec::new();
+        let mut at = range.start;
+        for function in &self.functions {
+            if function.start >= range.end {
+                break;
+            }
+            if function.start > at {
+                gaps.push(at..function.start);
+            }
+            at = at.max(function.end);
+        }
+        if at < range.end {
+            gaps.push(at..range.end);
+        }
+        gaps
+    }
+
+    /// Adds a function whose instructions were understood.
+    pub(super) fn understood(&mut self, function: &Understood, rules: &mut Rules) {
+        if function.end >= Row::END {
+            return;
+        }
+        let from = self.rows.len();
+        let row = |(address, rule): &(u64, Rule)| Row::new(*address, rules.number(*rule));
+        self.rows.extend(function.rows.iter().map(row));
+        self.found.functions += 1;
+        self.functions.push(Function {
+            start: function.start,
+            end: function.end,
+            rows: from..self.rows.len(),
+        });
     }
 
     fn add(&mut self, address: u64, size: u64, rule: u16) {

@@ -2,6 +2,8 @@
 
 mod arena;
 mod cfi;
+mod code;
+mod effect;
 mod functions;
 mod loader;
 mod read;

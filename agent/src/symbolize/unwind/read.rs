@@ -11,6 +11,7 @@ use object::{
     LittleEndian as Little, Object as _, ObjectSection as _, ObjectSymbol as _, ReadCache, ReadRef,
 };
 
+use super::code;
 use super::functions::Functions;
 use super::rules::Rules;
 use super::table::Table;
@@ -19,6 +20,8 @@ use super::table::Table;
 const MAX_SECTION: u64 = 128 << 20;
 /// Rows of an executable at most; Chromium has 3 million.
 const MAX_ROWS: usize = 4 << 20;
+/// Bytes of code without information that are looked at; more is somebody's own assembly or a just-in-time compiler's snapshot.
+const MAX_CODE: u64 = 4 << 20;
 
 /// Why an executable has no table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -120,7 +123,41 @@ fn functions<'a>(
         frame.set_address_size(8);
         functions.read(&frame, &bases, rules, MAX_ROWS).map_err(refused)?;
     }
+    // Go has many functions that say nothing here, but keep frame pointers.
+    if elf.section_by_name(".note.go.buildid").is_none() {
+        from_code(elf, &mut functions, rules);
+    }
     Ok(functions)
+}
+
+/// Rules of what is left, where its instructions tell.
+fn from_code(elf: &Elf<'_>, functions: &mut Functions, rules: &mut Rules) {
+    let mut left = MAX_CODE;
+    for section in elf.sections() {
+        let object::SectionFlags::Elf { sh_flags, .. } = section.flags() else {
+            continue;
+        };
+        if sh_flags & u64::from(elf::SHF_EXECINSTR) == 0 {
+            continue;
+        }
+        for gap in functions.gaps(section.address()..section.address().saturating_add(section.size())) {
+            let size = gap.end - gap.start;
+            if size > left {
+                return;
+            }
+            left -= size;
+            let Ok(Some(code)) = section.data_range(gap.start, size) else {
+                continue;
+            };
+            let found = code::functions(code, gap.start);
+            for address in found.signal_returns {
+                functions.signal_return(address, rules);
+            }
+            for function in &found.functions {
+                functions.understood(function, rules);
+            }
+        }
+    }
 }
 
 fn refused(error: gimli::Error) -> Refused {
