@@ -38,13 +38,14 @@ pub(super) struct Stretch {
     pub(super) signal_returns: Vec<u64>,
 }
 
-/// The functions in a stretch of code without information. Between functions there is padding; where one is not understood,
+/// The functions in a stretch of code without information, of which some addresses may be known, in order. Between functions there is padding; where one is not understood,
 /// the next one is that which something calls.
-pub(super) fn functions(code: &[u8], address: u64) -> Stretch {
+pub(super) fn functions(code: &[u8], address: u64, known: &[u64]) -> Stretch {
     let mut found: Vec<Understood> = Vec::new();
     let mut signal_returns = Vec::new();
     let mut info = InstructionInfoFactory::new();
     let called = called(code, address);
+    let behind = |list: &[u64], at: u64| list.get(list.partition_point(|known| *known <= at)).copied();
     let mut at = 0;
     while let Some(start) = next_start(code, address, at) {
         if let Some(len) = signal_return(&code[start..]) {
@@ -58,10 +59,14 @@ pub(super) fn functions(code: &[u8], address: u64) -> Stretch {
                 found.push(function);
             }
             // What comes next may still be of this one.
-            None => match called.get(called.partition_point(|at| *at <= start)) {
-                Some(next) => at = *next,
-                None => break,
-            },
+            None => {
+                let this = address + start as u64;
+                let next = [behind(&called, this), behind(known, this)];
+                let Some(next) = next.into_iter().flatten().min() else {
+                    break;
+                };
+                at = usize::try_from(next - address).unwrap_or(code.len());
+            }
         }
     }
     // A part that was moved away begins with a frame; it gives itself away by jumping back into the function that it is of.
@@ -105,15 +110,16 @@ fn next_start(code: &[u8], address: u64, at: usize) -> Option<usize> {
 }
 
 /// What the calls in a stretch call of it, in order.
-fn called(code: &[u8], address: u64) -> Vec<usize> {
+fn called(code: &[u8], address: u64) -> Vec<u64> {
     let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
     let mut instruction = Instruction::default();
+    let behind = address + code.len() as u64;
     let mut called = Vec::new();
     while decoder.can_decode() {
         decoder.decode_out(&mut instruction);
         if instruction.is_call_near() {
-            let target = instruction.near_branch_target().wrapping_sub(address);
-            called.extend(usize::try_from(target).ok().filter(|at| *at < code.len()));
+            let target = instruction.near_branch_target();
+            called.extend((address..behind).contains(&target).then_some(target));
         }
     }
     called.sort_unstable();

@@ -133,6 +133,12 @@ fn functions<'a>(
 /// Rules of what is left, where its instructions tell.
 fn from_code(elf: &Elf<'_>, functions: &mut Functions, rules: &mut Rules) {
     let mut left = MAX_CODE;
+    let symbols = elf.symbols().chain(elf.dynamic_symbols());
+    let mut known: Vec<u64> = symbols
+        .filter(|symbol| symbol.kind() == object::SymbolKind::Text && symbol.is_definition())
+        .map(|symbol| symbol.address())
+        .collect();
+    known.sort_unstable();
     for section in elf.sections() {
         let object::SectionFlags::Elf { sh_flags, .. } = section.flags() else {
             continue;
@@ -149,7 +155,7 @@ fn from_code(elf: &Elf<'_>, functions: &mut Functions, rules: &mut Rules) {
             let Ok(Some(code)) = section.data_range(gap.start, size) else {
                 continue;
             };
-            let found = code::functions(code, gap.start);
+            let found = code::functions(code, gap.start, &known);
             for address in found.signal_returns {
                 functions.signal_return(address, rules);
             }

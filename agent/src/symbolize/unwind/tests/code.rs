@@ -28,7 +28,7 @@ fn compare(path: &str) -> (usize, usize, usize) {
         let Ok(Some(code)) = text.data_range(fde.initial_address(), fde.len()) else {
             continue;
         };
-        let Some(function) = functions(code, fde.initial_address())
+        let Some(function) = functions(code, fde.initial_address(), &[])
             .functions
             .into_iter()
             .find(|function| function.start == fde.initial_address())
@@ -81,7 +81,7 @@ fn compare_blindly(path: &str) -> (usize, usize) {
     let mut rules = Rules::default();
     let built = build(&std::fs::File::open(path).unwrap(), &mut rules).unwrap();
     let text = file.section_by_name(".text").unwrap();
-    let found = functions(text.data().unwrap(), text.address());
+    let found = functions(text.data().unwrap(), text.address(), &[]);
     let (mut compared, mut wrong) = (0, 0);
     for (address, rule) in found.functions.iter().flat_map(|function| &function.rows) {
         let truth = rules.all()[usize::from(built.table.find(*address).unwrap())];
@@ -112,7 +112,7 @@ fn offsets(code: &[u8]) -> Vec<Vec<(u64, i32)>> {
         CFA_END => (*at, 0),
         _ => (*at, -1),
     };
-    let stretch = functions(code, 0x1000);
+    let stretch = functions(code, 0x1000, &[]);
     stretch
         .functions
         .iter()
@@ -164,7 +164,7 @@ fn any_bytes_end_soon() {
     };
     for _ in 0..200 {
         let code: Vec<u8> = (0..4096).map(|_| next()).collect();
-        for function in functions(&code, u64::MAX >> 17).functions {
+        for function in functions(&code, u64::MAX >> 17, &[]).functions {
             assert!(function.start < function.end && !function.rows.is_empty());
         }
     }
