@@ -3,6 +3,7 @@
 pub(crate) mod behind;
 pub(crate) mod count;
 pub(crate) mod file;
+mod measure;
 pub(crate) mod sample;
 pub(crate) mod sock;
 pub(crate) mod state;

@@ -32,6 +32,16 @@ pub(crate) enum Level {
     Task = 1,
     /// The CPU clock.
     Clock = 2,
+    /// What is measured.
+    Measure = 3,
+}
+
+/// Where a walk of this level happens.
+#[inline(always)]
+pub(crate) fn room(level: Level) -> Option<*mut Room> {
+    let scratch = SAMPLE_SCRATCH.get_ptr_mut(level as u32)?;
+    // SAFETY: a field of a map value.
+    Some(unsafe { &raw mut (*scratch).room })
 }
 
 /// What a sample says beside its addresses.

@@ -60,12 +60,33 @@ static UNWIND_MAPPINGS: Array<Mapping, { MAX_MAPPINGS as usize }> = Array::new()
 #[btf_map]
 static UNWIND_SPACES: HashMap<SpaceKey, Space, 8192> = HashMap::new();
 
+/// Changes before and after anything in these maps does, so that what was remembered of them is known to be old.
+#[btf_map]
+static UNWIND_GENERATION: Array<u32, 1> = Array::new();
+
+/// A place in the code whose rule was found not long ago. The same callers are met in one stack after the other, and the search
+/// for a rule is most of a step.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Known {
+    /// Address and, in the low 16 bits, the rule; addresses that need more than 48 bits are not remembered.
+    place: u64,
+    /// [`Room::owner`] of the walk that found it.
+    owner: u64,
+}
+
+/// Places that are remembered; a power of two.
+const KNOWN: usize = 256;
+
 /// Where a walk happens: a map value, of which the verifier knows nothing but the size, so that all walks look the same to it.
 #[repr(C)]
 pub(crate) struct Room {
     /// The frames, innermost first, with room for those of the kernel.
     pub(crate) frames: [u64; FRAMES],
     copy: [u64; COPY / 8],
+    known: [Known; KNOWN],
+    /// Generation of the tables, and what tells the process's mappings from others of that generation.
+    owner: u64,
     /// Address of the first copied byte.
     base: u64,
     /// Copied bytes.
@@ -176,16 +197,42 @@ impl Room {
         }
         // A call may be a function's last instruction: what follows it is another function.
         let ip = self.ip.wrapping_sub(u64::from(self.exact == 0));
-        if !self.locate(ip) {
-            return Way::Astray;
-        }
-        let rule = self
-            .module
-            .checked_sub(1)
-            .and_then(|module| find(module, ip.wrapping_add(self.bias)));
-        match rule {
+        let known = self.known(ip);
+        // SAFETY: an element of this room.
+        let (place, owner) = unsafe { ((*known).place, (*known).owner) };
+        let found = if place >> 16 == ip && owner == self.owner {
+            Some(place as u32 & 0xffff)
+        } else {
+            if !self.locate(ip) {
+                return Way::Astray;
+            }
+            let found = self
+                .module
+                .checked_sub(1)
+                .and_then(|module| find(module, ip.wrapping_add(self.bias)));
+            if let Some(number) = found {
+                // SAFETY: as above. Rule 0 is none: the end of a chain of frame pointers asks for the mapping, too.
+                unsafe {
+                    (*known).place = ip << 16 | u64::from(number);
+                    (*known).owner = if number == 0 { 0 } else { self.owner };
+                }
+            }
+            found
+        };
+        match found.and_then(|number| UNWIND_RULES.get(number)) {
             Some(rule) if rule.cfa != CFA_NONE => Way::Rule(rule),
             _ => Way::FramePointer,
+        }
+    }
+
+    /// Where an address is remembered.
+    #[inline(always)]
+    fn known(&mut self, ip: u64) -> *mut Known {
+        let hash = ip ^ ip >> 8;
+        // SAFETY: the index is masked to the array's length, in a way that the compiler cannot take away from the verifier.
+        unsafe {
+            let at = core::ptr::read_volatile(&raw const hash) as usize & (KNOWN - 1);
+            (&raw mut self.known).cast::<Known>().add(at)
         }
     }
 
@@ -286,9 +333,9 @@ impl Room {
     }
 }
 
-/// The rule at an address of a module's file.
+/// The number of the rule at an address of a module's file.
 #[inline(always)]
-fn find(module: u32, address: u64) -> Option<&'static Rule> {
+fn find(module: u32, address: u64) -> Option<u32> {
     let module = UNWIND_MODULES.get(module)?;
     let at = address.wrapping_sub(module.base);
     if at >> PAGE_BITS >= u64::from(module.pages) {
@@ -306,7 +353,7 @@ fn find(module: u32, address: u64) -> Option<&'static Rule> {
         (first, count) = halve(first, count, half, below as u32);
         step += 1;
     }
-    UNWIND_RULES.get(row(segment, first)? >> PAGE_BITS)
+    Some(row(segment, first)? >> PAGE_BITS)
 }
 
 /// Goes on in the lower half where `below` is all ones, else in the upper. Without a branch: the verifier would follow both,
@@ -355,7 +402,12 @@ pub(crate) fn walk(room: *mut Room, regs: Regs, slot: u32, pid: u32) -> (u32, Un
         room.rdi = regs.arg0();
         room.frames[0] = room.ip;
         (room.base, room.copied) = (room.sp, 0);
-        (room.start, room.end) = (0, 0);
+        // Volatile: a call of `memset`, else.
+        core::ptr::write_volatile(&raw mut room.start, 0);
+        core::ptr::write_volatile(&raw mut room.end, 0);
+        // 0 is nobody's.
+        let generation = UNWIND_GENERATION.get(0).copied().unwrap_or(0);
+        room.owner = u64::from(generation.wrapping_add(1)) << 32 | u64::from(space.first);
         (room.first, room.count) = (space.first, space.count);
         (room.len, room.result, room.exact) = (1, UnwindResult::TooDeep as u32, 1);
     }

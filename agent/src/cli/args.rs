@@ -22,6 +22,19 @@ pub enum Command {
     Agent(Box<AgentArgs>),
     /// Say what works on this host, probe by probe, and how to mend what does not
     Doctor(DoctorArgs),
+    /// Measure what a user stack costs on this host
+    #[command(hide = true)]
+    StackCost(StackCostArgs),
+}
+
+/// Arguments of `tieback stack-cost`.
+#[derive(Debug, Args)]
+pub struct StackCostArgs {
+    /// The program that has the stacks, made from `tests/programs/depth.c`
+    pub program: PathBuf,
+    /// Depths in frames
+    #[arg(required = true)]
+    pub depths: Vec<u32>,
 }
 
 /// Arguments of `tieback agent`.

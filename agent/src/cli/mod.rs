@@ -3,12 +3,13 @@
 mod agent;
 mod args;
 mod doctor;
+mod stack_cost;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
-pub use args::{AgentArgs, Cli, Command, DoctorArgs};
+pub use args::{AgentArgs, Cli, Command, DoctorArgs, StackCostArgs};
 
 /// Runs the command line.
 #[must_use]
@@ -23,6 +24,7 @@ pub fn run() -> ExitCode {
     let result = match arguments.command {
         Command::Agent(arguments) => agent::run(*arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::StackCost(arguments) => stack_cost::run(&arguments),
     };
     match result {
         Ok(code) => code,

@@ -2,6 +2,7 @@
 
 mod attach;
 pub mod maps;
+mod measure;
 mod object;
 pub mod status;
 mod sys;
@@ -24,6 +25,7 @@ use aya::{
 };
 
 pub use maps::Plain;
+pub use measure::Measured;
 pub use unwind::UnwindMaps;
 
 use self::status::{ProbeStatus, Verdict};
@@ -90,22 +92,7 @@ impl Loaded {
             "the kernel offers no type information at /sys/kernel/btf/vmlinux (CONFIG_DEBUG_INFO_BTF); \
              Tieback needs Linux 5.18 or newer with BTF",
         )?;
-        let direct = u32::from(env.pid_max <= DIRECT_PID_MAX);
-        let object = object::with_offsets(OBJECT, env.layout.offsets)?;
-        let agent = std::process::id();
-        let mut loader = EbpfLoader::new();
-        loader
-            .btf(Some(&btf))
-            .override_global("DIRECT", &direct, true)
-            .override_global("AGENT_TGID", &agent, true)
-            .override_global("IOWAIT_MASK", &env.layout.iowait_mask, true)
-            .override_global("RSS_STRIDE", &env.layout.rss_stride, true)
-            .override_global("ANON_FOPS", &env.anon_fops, true)
-            .map_max_entries("THREADS", if direct == 1 { env.pid_max } else { 1 })
-            .map_max_entries("THREADS_HASH", if direct == 1 { 1 } else { 65_536 });
-        let mut ebpf = loader.load(object.bytes()).context(
-            "the kernel refused the BPF object; run as root or with CAP_BPF and CAP_PERFMON, and see `tieback doctor`",
-        )?;
+        let mut ebpf = open(&env, &btf)?;
         prepare(&mut ebpf, &env)?;
         let tuning = Tuning {
             cpu_period_ns: 1_000_000_000 / env.cpu_hz.max(1),
@@ -295,6 +282,26 @@ impl Loaded {
             .filter(|hook| matches!(hook.attach, Attach::Iter(_)))
             .map(|hook| hook.program)
     }
+}
+
+/// Creates the maps, and finishes the programs for this kernel.
+fn open(env: &Environment, btf: &Btf) -> Result<Ebpf> {
+    let direct = u32::from(env.pid_max <= DIRECT_PID_MAX);
+    let object = object::with_offsets(OBJECT, env.layout.offsets)?;
+    let agent = std::process::id();
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(Some(btf))
+        .override_global("DIRECT", &direct, true)
+        .override_global("AGENT_TGID", &agent, true)
+        .override_global("IOWAIT_MASK", &env.layout.iowait_mask, true)
+        .override_global("RSS_STRIDE", &env.layout.rss_stride, true)
+        .override_global("ANON_FOPS", &env.anon_fops, true)
+        .map_max_entries("THREADS", if direct == 1 { env.pid_max } else { 1 })
+        .map_max_entries("THREADS_HASH", if direct == 1 { 1 } else { 65_536 });
+    loader.load(object.bytes()).context(
+        "the kernel refused the BPF object; run as root or with CAP_BPF and CAP_PERFMON, and see `tieback doctor`",
+    )
 }
 
 /// Fills the tables that the programs read.

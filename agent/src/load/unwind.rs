@@ -23,6 +23,10 @@ pub struct UnwindMaps {
     rules: Array<MapData, Plain<Rule>>,
     mappings: Array<MapData, Plain<Mapping>>,
     spaces: HashMap<MapData, Plain<SpaceKey>, Plain<Space>>,
+    generation: Array<MapData, u32>,
+    now: u32,
+    /// Something changed since the last [`Self::settle`].
+    changing: bool,
 }
 
 impl UnwindMaps {
@@ -42,7 +46,32 @@ impl UnwindMaps {
             rules: Array::try_from(take("UNWIND_RULES")?)?,
             mappings: Array::try_from(take("UNWIND_MAPPINGS")?)?,
             spaces: HashMap::try_from(take("UNWIND_SPACES")?)?,
+            generation: Array::try_from(take("UNWIND_GENERATION")?)?,
+            now: 0,
+            changing: false,
         })
+    }
+
+    /// From here on, what walks found before is not to be believed.
+    fn change(&mut self) -> Result<()> {
+        if self.changing {
+            return Ok(());
+        }
+        self.changing = true;
+        self.next_generation()
+    }
+
+    /// Ends a series of changes: what walks found meanwhile is not to be believed, either.
+    pub fn settle(&mut self) -> Result<()> {
+        if !std::mem::take(&mut self.changing) {
+            return Ok(());
+        }
+        self.next_generation()
+    }
+
+    fn next_generation(&mut self) -> Result<()> {
+        self.now = self.now.wrapping_add(1);
+        Ok(self.generation.set(0, self.now, 0)?)
     }
 
     /// Writes a rule.
@@ -52,6 +81,7 @@ impl UnwindMaps {
 
     /// Makes or drops the memory of a segment.
     pub fn segment(&mut self, segment: u32, there: bool) -> Result<()> {
+        self.change()?;
         let at = segment as usize;
         if self.segments.len() <= at {
             self.segments.resize_with(at + 1, || None);
@@ -69,6 +99,7 @@ impl UnwindMaps {
 
     /// Writes a block of rows.
     pub fn block(&mut self, segment: u32, block: u32, rows: &[u32; BLOCK_ROWS as usize]) -> Result<()> {
+        self.change()?;
         let memory = self
             .segments
             .get_mut(segment as usize)
@@ -79,21 +110,25 @@ impl UnwindMaps {
 
     /// Writes a page.
     pub fn page(&mut self, number: u32, page: Page) -> Result<()> {
+        self.change()?;
         Ok(self.pages.set(number, Plain(page), 0)?)
     }
 
     /// Writes a module.
     pub fn module(&mut self, number: u32, module: Module) -> Result<()> {
+        self.change()?;
         Ok(self.modules.set(number, Plain(module), 0)?)
     }
 
     /// Writes a mapping.
     pub fn mapping(&mut self, number: u32, mapping: Mapping) -> Result<()> {
+        self.change()?;
         Ok(self.mappings.set(number, Plain(mapping), 0)?)
     }
 
     /// Sets or removes the mappings of a process.
     pub fn space(&mut self, key: SpaceKey, space: Option<Space>) -> Result<()> {
+        self.change()?;
         match space {
             Some(space) => Ok(self.spaces.insert(Plain(key), Plain(space), 0)?),
             None => match self.spaces.remove(&Plain(key)) {

@@ -3,6 +3,7 @@
 
 mod naming;
 mod own;
+mod stack_cost;
 mod unwind;
 
 pub(crate) use own::keep_little_freed_memory;
@@ -50,8 +51,15 @@ pub struct Publish {
     pub probes: watch::Sender<Arc<Vec<ProbeStatus>>>,
 }
 
+pub use stack_cost::stack_cost;
+
 /// Loads the kernel side as this host needs it.
 pub fn load(host: &Host, config: &Config) -> Result<Loaded> {
+    Loaded::new(environment(host, config)?)
+}
+
+/// What the kernel side must know of this host.
+fn environment(host: &Host, config: &Config) -> Result<Environment> {
     let raw = host.btf().context(
         "cannot read the kernel's type information at /sys/kernel/btf/vmlinux: Tieback needs Linux 5.18 or newer with \
          CONFIG_DEBUG_INFO_BTF",
@@ -78,7 +86,7 @@ pub fn load(host: &Host, config: &Config) -> Result<Loaded> {
         "inotify_fops",
         "signalfd_fops",
     ];
-    Loaded::new(Environment {
+    Ok(Environment {
         pid_max: host.pid_max().context("read pid_max")?,
         cpus: host.online_cpus().context("read the list of online CPUs")?,
         layout: layout(&btf, bogus),

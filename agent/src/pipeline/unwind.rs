@@ -54,6 +54,10 @@ impl Sink for UnwindMaps {
     fn space(&mut self, key: SpaceKey, space: Option<Space>) -> Result<()> {
         self.space(key, space)
     }
+
+    fn settle(&mut self) -> Result<()> {
+        self.settle()
+    }
 }
 
 enum News {
@@ -87,7 +91,7 @@ impl Unwinding {
                     }
                     Err(RecvTimeoutError::Disconnected) => return,
                 };
-                if let Err(error) = done {
+                if let Err(error) = done.and(loader.settle()) {
                     tracing::warn!(error = format!("{error:#}"), "unwind tables");
                 }
                 *shown.lock().unwrap_or_else(PoisonError::into_inner) = loader.stats();

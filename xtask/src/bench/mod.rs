@@ -11,6 +11,7 @@ mod process;
 mod report;
 mod slices;
 mod stats;
+mod unwind;
 
 use crate::{build, command, workspace, workspace::Workspace};
 use agent::{Agent, Runs};
@@ -38,7 +39,8 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// Measure what the agent costs the programs of this host. Needs root.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only these workloads (`rest` is the agent alone); can be repeated
+    /// Only these workloads (`rest` is the agent alone, `stacks` what a stack costs, `executables` its memory with many); can be
+    /// repeated
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Rounds for each workload, with one slice of each mode
@@ -93,8 +95,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         options.extend(["--interval".to_owned(), interval.to_owned()]);
     }
     options.extend_from_slice(&args.agent);
+    let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|only| only == name);
+    let mut stacks = Vec::new();
+    if wanted(unwind::STACKS) {
+        println!("bench: stacks: what a user stack costs by its depth");
+        stacks = unwind::stacks(&program, dir.path())?;
+    }
     let mut agent = Agent::start(&program, &options, dir.path())?;
-    let report = measure(args, &loads, &mut agent, &site)?;
+    let mut report = measure(args, &loads, &mut agent, &site)?;
+    report.figures.append(&mut stacks);
+    if wanted(unwind::EXECUTABLES) {
+        println!("bench: executables: the agent's memory with many of them");
+        let mut figures = unwind::executables(&mut agent, dir.path())?;
+        report.figures.append(&mut figures);
+    }
     drop(agent);
 
     let text = report.markdown();
@@ -121,7 +135,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 const REST: &str = "rest";
 
 fn chosen(only: &[String]) -> Result<Vec<&'static Load>> {
-    let names: Vec<&str> = loads::ALL.iter().map(|load| load.name).chain([REST]).collect();
+    let names: Vec<&str> = loads::ALL
+        .iter()
+        .map(|load| load.name)
+        .chain([REST, unwind::STACKS, unwind::EXECUTABLES])
+        .collect();
     if let Some(unknown) = only.iter().find(|name| !names.contains(&name.as_str())) {
         bail!("no workload {unknown}; there are: {}", names.join(", "));
     }

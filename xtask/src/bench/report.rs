@@ -37,6 +37,8 @@ pub(crate) enum Unit {
     Core,
     /// Bytes.
     Bytes,
+    /// Nanoseconds.
+    Nanoseconds,
 }
 
 /// One line of the table.
@@ -157,10 +159,16 @@ impl Figure {
         Self::new(format!("agent, {what}"), unit, result, None, Some(target))
     }
 
+    /// A value of the agent itself that has no target.
+    pub(crate) fn told(what: &str, unit: Unit, result: Estimate) -> Self {
+        Self::new(format!("agent, {what}"), unit, result, None, None)
+    }
+
     fn row(&self) -> [String; 5] {
         let number = |value: f64| match self.unit {
             Unit::Ratio => format!("{value:.3}"),
             Unit::Core => format!("{:.2} %", value * 100.0),
+            Unit::Nanoseconds => format!("{value:.0} ns"),
             Unit::Bytes => format!("{:.1} MiB", value / f64::from(1 << 20)),
         };
         let interval = |estimate: Estimate| {
@@ -171,7 +179,7 @@ impl Figure {
                 format!(
                     "{} [{}, {high}]",
                     number(estimate.value),
-                    low.trim_end_matches(" %")
+                    low.trim_end_matches(" %").trim_end_matches(" ns")
                 )
             }
         };

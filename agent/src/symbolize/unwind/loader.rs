@@ -158,6 +158,11 @@ impl<S: Sink> Loader<S> {
         self.tables.unmap(&mut self.sink, key)
     }
 
+    /// To be called after each of the others, whether that failed or not: what the kernel side remembers is renewed.
+    pub fn settle(&mut self) -> Result<()> {
+        self.sink.settle()
+    }
+
     /// Called each second.
     pub fn turn(&mut self) -> Result<()> {
         self.turns += 1;

@@ -30,6 +30,10 @@ pub trait Sink {
     fn mapping(&mut self, number: u32, mapping: Mapping) -> Result<()>;
     /// Sets or removes the mappings of a process.
     fn space(&mut self, key: SpaceKey, space: Option<Space>) -> Result<()>;
+    /// A series of changes has ended, well or not.
+    fn settle(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Where a table is.
