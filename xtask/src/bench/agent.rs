@@ -124,6 +124,25 @@ impl Agent {
         })
     }
 
+    /// Bytes of its resident memory that are BPF maps.
+    pub(crate) fn mapped_maps(&self) -> Result<f64> {
+        let path = format!("/proc/{}/smaps", self.process.pid());
+        let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        let (mut of_map, mut kib) = (false, 0.0);
+        for line in text.lines() {
+            match line.strip_prefix("Rss:") {
+                Some(rss) if of_map => kib += rss.trim().trim_end_matches(" kB").parse::<f64>()?,
+                Some(_) => {}
+                // Its first line names what is mapped, and begins with the addresses in lower case.
+                None if line.starts_with(|c: char| c.is_ascii_digit() || c.is_ascii_lowercase()) => {
+                    of_map = line.ends_with("anon_inode:bpf-map");
+                }
+                None => {}
+            }
+        }
+        Ok(kib * 1024.0)
+    }
+
     /// A metric without labels.
     pub(crate) fn metric(&self, name: &str) -> Result<f64> {
         let text = get(self.port, "/metrics")?;

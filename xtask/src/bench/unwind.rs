@@ -114,11 +114,12 @@ pub(crate) fn executables(agent: &mut Agent, dir: &Path) -> Result<Vec<Figure>> 
     let mut sum = 0.0_f64;
     for _ in 0..WATCH {
         thread::sleep(Duration::from_secs(1));
-        let memory = agent.memory()?;
-        let tables = agent.metric("tieback_unwind_table_bytes")?;
+        let mut memory = agent.memory()?;
+        // The ring of events is mapped, so that it would count twice.
+        memory.resident -= agent.mapped_maps()?;
         most.resident = most.resident.max(memory.resident);
-        most.maps = most.maps.max(memory.maps + tables);
-        sum = sum.max(memory.resident + memory.maps + tables);
+        most.maps = most.maps.max(memory.maps);
+        sum = sum.max(memory.resident + memory.maps);
     }
     for process in &mut running {
         process.alive()?;
