@@ -19,6 +19,8 @@ pub struct SymbolizerConfig {
     pub max_images_bytes: u64,
     /// A file that no look-up needed for this long is let go (resolved addresses stay cached).
     pub image_idle: Duration,
+    /// Longest time that reading one file may take before its debug information, then the file is given up.
+    pub max_parse: Duration,
     /// Processes whose memory map is kept.
     pub max_processes: usize,
     /// Files known at one time.
@@ -43,6 +45,7 @@ impl Default for SymbolizerConfig {
             max_image_bytes: 48 << 20,
             max_images_bytes: 64 << 20,
             image_idle: Duration::from_secs(60),
+            max_parse: Duration::from_secs(5),
             max_processes: 1024,
             max_modules: 4096,
             max_addresses: 65_536,

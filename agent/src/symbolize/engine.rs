@@ -21,6 +21,17 @@ pub(super) struct Part {
     pub(super) inlined: bool,
 }
 
+/// What is at an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Innermost first.
+    pub(super) parts: Vec<Part>,
+    /// Where the function begins.
+    pub(super) start: u64,
+    /// It has no size: it may well have ended before the address.
+    pub(super) unsure: bool,
+}
+
 /// blazesym, with its panics caught. It keeps what it parsed until told to forget a file.
 #[derive(Debug)]
 pub(super) struct Engine {
@@ -36,8 +47,8 @@ impl Engine {
         }
     }
 
-    /// What is at an address of an ELF file, innermost first. `debug` also asks for lines and inlined functions.
-    pub(super) fn elf(&mut self, path: &Path, debug: bool, address: u64) -> Result<Vec<Part>, Outcome> {
+    /// What is at an address of an ELF file. `debug` also asks for lines and inlined functions.
+    pub(super) fn elf(&mut self, path: &Path, debug: bool, address: u64) -> Result<Found, Outcome> {
         let mut source = Elf::new(path);
         source.debug_syms = debug;
         match self.look_up(&Source::Elf(source), Input::VirtOffset(address)) {
@@ -55,6 +66,7 @@ impl Engine {
             ..Kernel::default()
         };
         self.look_up(&Source::Kernel(kernel), Input::AbsAddr(address))
+            .map(|found| found.parts)
     }
 
     /// Drops what was parsed of a file.
@@ -71,11 +83,15 @@ impl Engine {
         self.symbolizer = fresh();
     }
 
-    fn look_up(&mut self, source: &Source<'_>, input: Input<u64>) -> Result<Vec<Part>, Outcome> {
+    fn look_up(&mut self, source: &Source<'_>, input: Input<u64>) -> Result<Found, Outcome> {
         let (symbolizer, names) = (&self.symbolizer, &mut self.names);
         let found = catch_unwind(AssertUnwindSafe(|| {
             match symbolizer.symbolize_single(source, input) {
-                Ok(Symbolized::Sym(symbol)) => Ok(parts(&symbol, names)),
+                Ok(Symbolized::Sym(symbol)) => Ok(Found {
+                    parts: parts(&symbol, names),
+                    start: symbol.addr,
+                    unsure: symbol.size.is_none(),
+                }),
                 Ok(Symbolized::Unknown(_)) => Err(Outcome::NoSymbol),
                 Err(_) => Err(Outcome::ElfError),
             }

@@ -12,9 +12,11 @@ pub mod owner;
 pub mod unwind;
 
 mod config;
+mod debug;
 mod engine;
 mod image;
 mod kernel;
+mod layers;
 mod lru;
 mod maps;
 mod module;
@@ -23,6 +25,7 @@ mod open;
 mod perf_map;
 mod process;
 mod resolver;
+mod segments;
 mod stats;
 #[cfg(test)]
 mod tests;

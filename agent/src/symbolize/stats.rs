@@ -15,6 +15,8 @@ pub enum Outcome {
     ElfError,
     /// The file, or its symbol tables alone, are over the limit.
     TooLarge,
+    /// Reading the file takes longer than is allowed.
+    TooSlow,
     /// What is mapped is not a regular file.
     OddFile,
     /// The library that reads symbols panicked on the file.
@@ -25,13 +27,14 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of the counters.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Ok,
         Self::NoSymbol,
         Self::NoModule,
         Self::ProcessGone,
         Self::ElfError,
         Self::TooLarge,
+        Self::TooSlow,
         Self::OddFile,
         Self::Panic,
         Self::KernelHidden,
@@ -47,6 +50,7 @@ impl Outcome {
             Self::ProcessGone => "process_gone",
             Self::ElfError => "elf_error",
             Self::TooLarge => "too_large",
+            Self::TooSlow => "too_slow",
             Self::OddFile => "odd_file",
             Self::Panic => "panic",
             Self::KernelHidden => "kernel_hidden",

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::*;
 
 mod files;
+mod hostile;
 
 const LINE: u32 = line!() + 2;
 #[inline(never)]
@@ -55,6 +56,7 @@ fn own_function_with_its_line() {
         max_image_bytes: 1 << 30,
         max_images_bytes: 1 << 30,
         max_file_bytes: 1 << 31,
+        max_parse: std::time::Duration::from_secs(300),
         ..SymbolizerConfig::default()
     });
     let address = a_function_with_a_name as fn() -> u64 as usize as u64;
@@ -166,7 +168,12 @@ fn start(dir: &Path, options: &[&str]) -> (Child, u64) {
         .status()
         .unwrap();
     assert!(status.success());
-    let mut child = Command::new(&program)
+    start_program(&program)
+}
+
+/// Starts a program that writes an address and waits for its input to end.
+fn start_program(program: &Path) -> (Child, u64) {
+    let mut child = Command::new(program)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
