@@ -109,6 +109,11 @@ pub fn start(
     let owner_rules: Vec<OwnerRule> = RuleTable::read_all(&config.owner_rules)?;
     let symbols = SymbolizerConfig {
         proc: config.host_root.join("proc"),
+        // Where nothing is mounted for an agent in a container, the first process of the host has the host's root.
+        root: match config.host_root.parent() {
+            Some(_) => config.host_root.clone(),
+            None => config.host_root.join("proc").join("1").join("root"),
+        },
         owner_rules,
         ..SymbolizerConfig::default()
     };

@@ -10,6 +10,8 @@ use super::OwnerRule;
 pub struct SymbolizerConfig {
     /// Where procfs is mounted.
     pub proc: PathBuf,
+    /// The host's root: debug files are looked for here, after the process's own root.
+    pub root: PathBuf,
     /// Largest file that is opened for symbols, in bytes.
     pub max_file_bytes: u64,
     /// Most bytes of symbol tables and debug sections kept of one file; a file whose debug sections are larger keeps
@@ -41,6 +43,7 @@ impl Default for SymbolizerConfig {
     fn default() -> Self {
         Self {
             proc: PathBuf::from("/").join("proc"),
+            root: PathBuf::from("/"),
             max_file_bytes: 512 << 20,
             max_image_bytes: 48 << 20,
             max_images_bytes: 64 << 20,

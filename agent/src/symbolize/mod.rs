@@ -34,7 +34,7 @@ pub use config::SymbolizerConfig;
 pub use model::{Frame, Owner, Stack, SymbolizedSample};
 pub use owner::OwnerRule;
 pub use resolver::Symbolizer;
-pub use stats::{Outcome, SymbolizeStats};
+pub use stats::{DebugFile, Outcome, SymbolizeStats};
 
 /// What later stages need of earlier ones: stages import only their neighbour.
 pub use crate::attribute::{

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::debug::Budget;
+use super::debug::{Budget, DebugFiles};
 use super::engine::{Engine, Part};
 use super::image::{self, FileIdentity, Headers, Segments};
 use super::layers::Layers;
@@ -56,6 +56,7 @@ pub(super) struct Modules {
     next: u64,
     pub(super) image_bytes: u64,
     pub(super) debug_skipped: u64,
+    pub(super) debug_files: DebugFiles,
 }
 
 impl Modules {
@@ -69,6 +70,7 @@ impl Modules {
             next: 0,
             image_bytes: 0,
             debug_skipped: 0,
+            debug_files: DebugFiles::default(),
         }
     }
 
@@ -168,7 +170,7 @@ impl Modules {
         }
         let began = Instant::now();
         if self.images.get(&id).is_none() {
-            let layers = load(config, via, module.identity);
+            let layers = load(config, &mut self.debug_files, via, module.identity);
             if let (Err(outcome), Some(module)) = (&layers, self.known.get(&id)) {
                 // A file out of reach may be reached through another process.
                 module.broken = (*outcome != Outcome::ProcessGone).then_some(*outcome);
@@ -227,7 +229,12 @@ impl Modules {
     }
 }
 
-fn load(config: &SymbolizerConfig, via: Via<'_>, identity: FileIdentity) -> Result<Layers, Outcome> {
+fn load(
+    config: &SymbolizerConfig,
+    debug_files: &mut DebugFiles,
+    via: Via<'_>,
+    identity: FileIdentity,
+) -> Result<Layers, Outcome> {
     let until = Instant::now() + config.max_parse;
     let max = config.max_image_bytes;
     if &*via.mapping.path == "[vdso]" {
@@ -242,7 +249,7 @@ fn load(config: &SymbolizerConfig, via: Via<'_>, identity: FileIdentity) -> Resu
     }
     let headers = Headers::read(&file)?;
     let own = headers.copy(&file, identity.2, max, until)?;
-    Ok(Layers::new(vec![own]))
+    Ok(debug_files.complete(config, via, &file, &headers, own, until))
 }
 
 /// Opens the file behind a mapping: by the mapping itself (right whatever the mount namespace, and for deleted files;

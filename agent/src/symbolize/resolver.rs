@@ -78,6 +78,7 @@ impl Symbolizer {
     pub fn stats(&self) -> SymbolizeStats {
         SymbolizeStats {
             debug_skipped: self.modules.debug_skipped,
+            debug_files: self.modules.debug_files.counts,
             maps_read: self.processes.maps_read,
             image_bytes: self.modules.image_bytes,
             processes: self.processes.len(),
@@ -90,9 +91,11 @@ impl Symbolizer {
     /// Lets go of everything cached, but for the counts of what was done.
     pub fn forget(&mut self) {
         let stats = std::mem::take(&mut self.stats);
+        let debug_files = std::mem::take(&mut self.modules.debug_files);
         let skipped = (self.modules.debug_skipped, self.processes.maps_read);
         *self = Self::new(self.config.clone());
         self.stats = stats;
+        self.modules.debug_files = debug_files;
         (self.modules.debug_skipped, self.processes.maps_read) = skipped;
     }
 

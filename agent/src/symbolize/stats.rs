@@ -58,17 +58,68 @@ impl Outcome {
     }
 }
 
+/// What the search for the debug file of a file came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DebugFile {
+    /// Found by the build id.
+    BuildId,
+    /// Found by the debug link.
+    DebugLink,
+    /// Symbols were packed in the file itself.
+    DebugData,
+    /// The file lacks something, and no file that has it was found.
+    None,
+    /// A file was found where it should be, but is of another build.
+    Mismatch,
+    /// Over the limit of size.
+    TooLarge,
+    /// Over the limit of time.
+    TooSlow,
+    /// No regular file, or one that cannot be read as ELF.
+    Malformed,
+}
+
+impl DebugFile {
+    /// Every result, in the order of the counters.
+    pub const ALL: [Self; 8] = [
+        Self::BuildId,
+        Self::DebugLink,
+        Self::DebugData,
+        Self::None,
+        Self::Mismatch,
+        Self::TooLarge,
+        Self::TooSlow,
+        Self::Malformed,
+    ];
+
+    /// The value of the label `result`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::BuildId => "build_id",
+            Self::DebugLink => "debug_link",
+            Self::DebugData => "debugdata",
+            Self::None => "none",
+            Self::Mismatch => "mismatch",
+            Self::TooLarge => "too_large",
+            Self::TooSlow => "too_slow",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
 /// Counters of the symbolizer; they only grow, except those that say *now*.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SymbolizeStats {
     pub(super) outcomes: [u64; Outcome::ALL.len()],
+    pub(super) debug_files: [u64; DebugFile::ALL.len()],
     /// Stacks answered from the cache of stacks.
     pub stack_hits: u64,
     /// Stacks resolved address by address.
     pub stack_misses: u64,
     /// Addresses that had to be looked up in a file.
     pub address_misses: u64,
-    /// Files whose debug sections were over the limit, so that only symbols are used.
+    /// Files whose debug sections are over the limits or malformed, so that only symbols are used.
     pub debug_skipped: u64,
     /// Memory maps read.
     pub maps_read: u64,
@@ -87,6 +138,12 @@ impl SymbolizeStats {
     #[must_use]
     pub fn count(&self, outcome: Outcome) -> u64 {
         self.outcomes[outcome as usize]
+    }
+
+    /// Searches for debug files that came to this.
+    #[must_use]
+    pub fn debug_files(&self, result: DebugFile) -> u64 {
+        self.debug_files[result as usize]
     }
 
     pub(super) fn add(&mut self, outcome: Outcome) {

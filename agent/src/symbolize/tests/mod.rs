@@ -9,6 +9,7 @@ use super::*;
 
 mod files;
 mod hostile;
+mod separate;
 
 const LINE: u32 = line!() + 2;
 #[inline(never)]
@@ -178,12 +179,16 @@ fn start_program(program: &Path) -> (Child, u64) {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    let address = read_address(&mut child);
+    (child, address)
+}
+
+fn read_address(child: &mut Child) -> u64 {
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap())
         .read_line(&mut line)
         .unwrap();
-    let address = u64::from_str_radix(line.trim().trim_start_matches("0x"), 16).unwrap();
-    (child, address)
+    u64::from_str_radix(line.trim().trim_start_matches("0x"), 16).unwrap()
 }
 
 fn stop(child: &mut Child) {
