@@ -31,7 +31,7 @@ use crate::governor::{Governor, calibrate};
 use crate::host::Host;
 use crate::kernel::{btf::Btf, layout};
 use crate::load::{Environment, Loaded, status::ProbeStatus};
-use crate::symbolize::{OwnerRule, SymbolizerConfig};
+use crate::symbolize::{DebuginfodConfig, OwnerRule, SymbolizerConfig};
 use crate::telemetry::Telemetry;
 
 use self::naming::{Batch, News, name_and_sum};
@@ -115,6 +115,11 @@ pub fn start(
             None => config.host_root.join("proc").join("1").join("root"),
         },
         owner_rules,
+        debuginfod: DebuginfodConfig {
+            urls: config.debuginfod_urls.clone(),
+            cache: config.debuginfod_cache.clone(),
+            ..DebuginfodConfig::default()
+        },
         ..SymbolizerConfig::default()
     };
     let host_of_names = host.clone();

@@ -35,8 +35,40 @@ pub struct SymbolizerConfig {
     pub max_perf_map_bytes: u64,
     /// A memory map older than this is read again when its process is seen.
     pub maps_max_age: Duration,
+    /// Servers of debug files.
+    pub debuginfod: DebuginfodConfig,
     /// The user's owner rules, tried before the built-in ones.
     pub owner_rules: Vec<OwnerRule>,
+}
+
+/// Servers of debug files, and what fetching may take.
+#[derive(Clone, Debug)]
+pub struct DebuginfodConfig {
+    /// Base addresses, asked in this order; none: nothing is ever asked for.
+    pub urls: Vec<String>,
+    /// Directory where fetched files are kept.
+    pub cache: PathBuf,
+    /// Most bytes kept there.
+    pub max_cache_bytes: u64,
+    /// Largest file that is fetched, in bytes.
+    pub max_file_bytes: u64,
+    /// Longest time that one server has for one file.
+    pub timeout: Duration,
+    /// When the same file is asked for again.
+    pub again: Duration,
+}
+
+impl Default for DebuginfodConfig {
+    fn default() -> Self {
+        Self {
+            urls: Vec::new(),
+            cache: PathBuf::from("/var/cache/tieback"),
+            max_cache_bytes: 512 << 20,
+            max_file_bytes: 128 << 20,
+            timeout: Duration::from_secs(120),
+            again: Duration::from_secs(600),
+        }
+    }
 }
 
 impl Default for SymbolizerConfig {
@@ -55,6 +87,7 @@ impl Default for SymbolizerConfig {
             max_stacks: 4096,
             max_perf_map_bytes: 32 << 20,
             maps_max_age: Duration::from_secs(30),
+            debuginfod: DebuginfodConfig::default(),
             owner_rules: Vec::new(),
         }
     }

@@ -30,11 +30,11 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
-pub use config::SymbolizerConfig;
+pub use config::{DebuginfodConfig, SymbolizerConfig};
 pub use model::{Frame, Owner, Stack, SymbolizedSample};
 pub use owner::OwnerRule;
 pub use resolver::Symbolizer;
-pub use stats::{DebugFile, Outcome, SymbolizeStats};
+pub use stats::{DebugFile, Fetched, Outcome, SymbolizeStats};
 
 /// What later stages need of earlier ones: stages import only their neighbour.
 pub use crate::attribute::{

@@ -60,7 +60,7 @@ pub(super) struct Modules {
 }
 
 impl Modules {
-    pub(super) fn new(config: &SymbolizerConfig) -> Self {
+    pub(super) fn new(config: &SymbolizerConfig, debug_files: DebugFiles) -> Self {
         Self {
             known: Lru::new(config.max_modules),
             by_identity: HashMap::new(),
@@ -70,7 +70,7 @@ impl Modules {
             next: 0,
             image_bytes: 0,
             debug_skipped: 0,
-            debug_files: DebugFiles::default(),
+            debug_files,
         }
     }
 
@@ -134,6 +134,24 @@ impl Modules {
         });
         self.vdso = Some(loaded);
         loaded
+    }
+
+    /// Lets go of what is known of files whose debug files have just come; true when there are any.
+    pub(super) fn take_fetched(&mut self, config: &SymbolizerConfig, engine: &mut Engine) -> bool {
+        let fetched = self.debug_files.fetched();
+        if fetched.is_empty() {
+            return false;
+        }
+        let ids: Vec<ModuleId> = self.by_identity.values().copied().collect();
+        for id in ids {
+            let build_id = self.known.get(&id).and_then(|module| module.build_id.clone());
+            if build_id.is_some_and(|build_id| fetched.contains(&*build_id))
+                && let Some((layers, _)) = self.images.remove(&id)
+            {
+                self.release(config, engine, &layers);
+            }
+        }
+        true
     }
 
     fn add(&mut self, key: (FileIdentity, Arc<str>), headers: Headers) -> ModuleId {

@@ -65,6 +65,8 @@ pub enum DebugFile {
     BuildId,
     /// Found by the debug link.
     DebugLink,
+    /// Found among those that were fetched from a server.
+    Debuginfod,
     /// Symbols were packed in the file itself.
     DebugData,
     /// The file lacks something, and no file that has it was found.
@@ -81,9 +83,10 @@ pub enum DebugFile {
 
 impl DebugFile {
     /// Every result, in the order of the counters.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::BuildId,
         Self::DebugLink,
+        Self::Debuginfod,
         Self::DebugData,
         Self::None,
         Self::Mismatch,
@@ -98,6 +101,7 @@ impl DebugFile {
         match self {
             Self::BuildId => "build_id",
             Self::DebugLink => "debug_link",
+            Self::Debuginfod => "debuginfod",
             Self::DebugData => "debugdata",
             Self::None => "none",
             Self::Mismatch => "mismatch",
@@ -108,11 +112,54 @@ impl DebugFile {
     }
 }
 
+/// How a request for a debug file ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fetched {
+    /// It came.
+    Fetched,
+    /// No server has it.
+    NotFound,
+    /// The server could not be reached, took too long or answered with an error.
+    Failed,
+    /// It is over the limit.
+    TooLarge,
+    /// What came is no ELF file of that build.
+    Mismatch,
+    /// It could not be written.
+    CacheFailed,
+}
+
+impl Fetched {
+    /// Every result, in the order of the counters.
+    pub const ALL: [Self; 6] = [
+        Self::Fetched,
+        Self::NotFound,
+        Self::Failed,
+        Self::TooLarge,
+        Self::Mismatch,
+        Self::CacheFailed,
+    ];
+
+    /// The value of the label `result`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fetched => "fetched",
+            Self::NotFound => "not_found",
+            Self::Failed => "failed",
+            Self::TooLarge => "too_large",
+            Self::Mismatch => "mismatch",
+            Self::CacheFailed => "cache_failed",
+        }
+    }
+}
+
 /// Counters of the symbolizer; they only grow, except those that say *now*.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SymbolizeStats {
     pub(super) outcomes: [u64; Outcome::ALL.len()],
     pub(super) debug_files: [u64; DebugFile::ALL.len()],
+    pub(super) fetched: [u64; Fetched::ALL.len()],
     /// Stacks answered from the cache of stacks.
     pub stack_hits: u64,
     /// Stacks resolved address by address.
@@ -144,6 +191,12 @@ impl SymbolizeStats {
     #[must_use]
     pub fn debug_files(&self, result: DebugFile) -> u64 {
         self.debug_files[result as usize]
+    }
+
+    /// Requests for debug files that ended so.
+    #[must_use]
+    pub fn fetched(&self, result: Fetched) -> u64 {
+        self.fetched[result as usize]
     }
 
     pub(super) fn add(&mut self, outcome: Outcome) {

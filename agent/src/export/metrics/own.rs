@@ -92,6 +92,12 @@ pub(super) fn write(
         by_result(&telemetry.debug_files),
     );
     own.by(
+        "tieback_debuginfod_requests_total",
+        Type::Counter,
+        "Debug files asked for at debuginfod servers, by result.",
+        by_result(&telemetry.debug_file_requests),
+    );
+    own.by(
         "tieback_series_capped_total",
         Type::Counter,
         "Series that the budget of series left out, summed over windows.",

@@ -1,12 +1,15 @@
 //! Debug information: files that hold it apart from the code, and what keeps a bad one from doing harm.
 
 mod budget;
+mod cache;
+mod debuginfod;
 mod link;
 mod minimal;
 pub(super) mod nesting;
 mod separate;
 mod unpack;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Instant;
@@ -14,18 +17,45 @@ use std::time::Instant;
 pub(super) use budget::Budget;
 pub(super) use unpack::{claimed, unpack};
 
+use debuginfod::Client;
+
 use super::image::{Headers, Image};
 use super::layers::Layers;
 use super::module::Via;
-use super::{DebugFile, Outcome, SymbolizerConfig};
+use super::{DebugFile, Fetched, Outcome, SymbolizerConfig};
 
 /// Finds what belongs to a file, and counts.
 #[derive(Debug, Default)]
 pub(super) struct DebugFiles {
     pub(super) counts: [u64; DebugFile::ALL.len()],
+    client: Option<Client>,
 }
 
 impl DebugFiles {
+    /// Starts fetching, where servers are named.
+    pub(super) fn start(config: &SymbolizerConfig) -> Self {
+        let client = (!config.debuginfod.urls.is_empty()).then(|| Client::start(&config.debuginfod));
+        let client = client.transpose().unwrap_or_else(|error| {
+            tracing::warn!(%error, "debug files are not fetched: no thread for it");
+            None
+        });
+        Self {
+            client,
+            ..Self::default()
+        }
+    }
+
+    /// Build ids whose debug files have come since the last call.
+    pub(super) fn fetched(&self) -> HashSet<String> {
+        self.client.as_ref().map(Client::fetched).unwrap_or_default()
+    }
+
+    /// Requests so far, by result.
+    pub(super) fn requests(&self) -> [u64; Fetched::ALL.len()] {
+        let count = |result| self.client.as_ref().map_or(0, |client| client.count(result));
+        Fetched::ALL.map(count)
+    }
+
     /// A file's own copy together with what its debug file and its packed symbols add to it.
     pub(super) fn complete(
         &mut self,

@@ -11,7 +11,7 @@ use super::link::Link;
 use super::{DebugFiles, Wanted};
 use crate::symbolize::image::{FileIdentity, Headers, Image, identity};
 use crate::symbolize::module::Via;
-use crate::symbolize::open::open_in_root;
+use crate::symbolize::open::{open_in_root, open_regular};
 use crate::symbolize::{DebugFile, Outcome, SymbolizerConfig};
 
 /// Where distributions put the debug files of what they ship.
@@ -53,7 +53,7 @@ pub(super) fn find(
             }
         }
     }
-    None
+    search.fetched(headers.build_id.as_deref()?)
 }
 
 /// `/usr/lib/debug/.build-id/xx/yyyy.debug`.
@@ -88,6 +88,22 @@ struct Search<'a> {
 impl Search<'_> {
     fn at(&mut self, root: &Path, path: &str, how: DebugFile) -> Option<(Image, bool)> {
         let opened = open_in_root(&self.config.proc, root, path, self.config.max_file_bytes);
+        self.take(opened, how)
+    }
+
+    /// What was fetched from a server; what was not is asked for.
+    fn fetched(&mut self, id: &str) -> Option<(Image, bool)> {
+        let path = self.files.client.as_ref()?.path(id);
+        let opened = open_regular(&self.config.proc, &path, self.config.max_file_bytes);
+        let missing = opened.is_err();
+        let found = self.take(opened, DebugFile::Debuginfod);
+        if missing && let Some(client) = &mut self.files.client {
+            client.want(id);
+        }
+        found
+    }
+
+    fn take(&mut self, opened: Result<(File, Metadata), Outcome>, how: DebugFile) -> Option<(Image, bool)> {
         match opened.and_then(|(file, metadata)| self.judge(&file, &metadata)) {
             Ok(Some(found)) => {
                 self.files.count(how);
