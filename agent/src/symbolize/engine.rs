@@ -54,6 +54,20 @@ impl Engine {
         match self.look_up(&Source::Elf(source), Input::VirtOffset(address)) {
             // Debug information that cannot be read does not take the symbol table with it.
             Err(Outcome::ElfError) if debug => self.elf(path, false, address),
+            // Its names may be in a file shared with others (dwz): the function's own is in the symbol table, too, and of
+            // functions inlined in it the lines alone say nothing.
+            Ok(mut found) if debug && found.parts.iter().any(|part| part.function.is_none()) => {
+                found
+                    .parts
+                    .retain(|part| !part.inlined || part.function.is_some());
+                if let Some(outer) = found.parts.last_mut()
+                    && outer.function.is_none()
+                    && let Ok(symbol) = self.elf(path, false, address)
+                {
+                    outer.function = symbol.parts.last().and_then(|part| part.function.clone());
+                }
+                Ok(found)
+            }
             result => result,
         }
     }

@@ -18,6 +18,7 @@ mod image;
 mod kernel;
 mod layers;
 mod lru;
+mod mangled;
 mod maps;
 mod module;
 mod name;

@@ -1,7 +1,12 @@
 //! Debug information made to do harm.
 
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::separate::{Built, config, lines, run, text};
 use super::{PROGRAM, functions, resolve, start_program, stop};
-use crate::symbolize::{Symbolizer, SymbolizerConfig};
+use crate::symbolize::{Outcome, Symbolizer, SymbolizerConfig};
 
 /// A function `shop_load` in which `depth` functions are inlined, each in the one before.
 fn nested(depth: u32) -> String {
@@ -61,7 +66,7 @@ fn endless_nesting_does_not_overflow_the_stack() {
         let nest = dir.path().join("nest.s");
         std::fs::write(&nest, nested(depth)).unwrap();
         let program = dir.path().join("shop");
-        let built = std::process::Command::new("gcc")
+        let built = Command::new("gcc")
             .args(["-O1", "-o"])
             .args([&program, &source, &nest])
             .status()
@@ -83,4 +88,108 @@ fn endless_nesting_does_not_overflow_the_stack() {
             "{depth}"
         );
     }
+}
+
+/// The same in each run (xorshift).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % limit as u64).unwrap()
+    }
+}
+
+#[test]
+fn damaged_debug_files_harm_nobody() {
+    for (options, seed) in [(&["-gdwarf-5"][..], 5), (&["-gdwarf-4", "-gz=zlib"], 4)] {
+        let built = Built::new(options);
+        let root = tempfile::tempdir().unwrap();
+        let (first, rest) = built.id.split_at(2);
+        let place = root
+            .path()
+            .join(format!("usr/lib/debug/.build-id/{first}/{rest}.debug"));
+        built.put(&place);
+        let whole = std::fs::read(&place).unwrap();
+        let (mut child, address) = start_program(&built.program);
+        let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ seed);
+        let mut outcomes = [0u64; Outcome::ALL.len()];
+        let mut slowest = Duration::ZERO;
+        for round in 0..600 {
+            let mut damaged = whole.clone();
+            if round % 4 == 0 {
+                damaged.truncate(random.below(whole.len()));
+            }
+            for _ in 0..1 << random.below(8) {
+                let at = random.below(damaged.len());
+                damaged[at] = u8::try_from(random.below(256)).unwrap();
+            }
+            std::fs::write(&place, &damaged).unwrap();
+            let began = Instant::now();
+            let mut symbolizer = Symbolizer::new(config(root.path()));
+            for at in 0..8 {
+                let stack = resolve(&mut symbolizer, child.id(), vec![address + at]);
+                assert!(!stack.frames.is_empty());
+            }
+            slowest = slowest.max(began.elapsed());
+            for outcome in Outcome::ALL {
+                outcomes[outcome as usize] += symbolizer.stats().count(outcome);
+            }
+        }
+        stop(&mut child);
+        eprintln!("{options:?} {outcomes:?} {slowest:?}");
+        assert_eq!(outcomes.iter().sum::<u64>(), 600 * 8);
+        // Some damage is survived, and some is not: both are put to the test.
+        assert!(outcomes[Outcome::Ok as usize] > 100 && outcomes[Outcome::NoSymbol as usize] > 100);
+        assert_eq!(
+            outcomes[Outcome::Panic as usize],
+            0,
+            "nor does a panic cost the symbols"
+        );
+        assert!(slowest < Duration::from_secs(10), "{slowest:?}");
+    }
+}
+
+#[test]
+fn what_takes_too_long_is_given_up_step_by_step() {
+    let built = Built::new(&[]);
+    let mut impatient = config(Path::new("/nowhere"));
+    let (mut child, address) = start_program(&built.whole);
+    let addresses = |symbolizer: &mut Symbolizer| {
+        let names = (0..3).map(|at| lines(&resolve(symbolizer, child.id(), vec![address + at])));
+        names.collect::<Vec<_>>()
+    };
+    // No time at all for debug information when it is loaded.
+    impatient.max_parse = Duration::ZERO;
+    let mut symbolizer = Symbolizer::new(impatient);
+    let names = addresses(&mut symbolizer);
+    stop(&mut child);
+    assert_eq!(names[..2], ["shop_load ?:0", "shop_load ?:0"]);
+    assert_eq!(names[2], "? ?:0");
+    assert_eq!(symbolizer.stats().count(Outcome::TooSlow), 1);
+}
+
+#[test]
+fn files_with_shared_parts_give_what_they_hold() {
+    if Command::new("dwz").arg("--version").output().is_err() {
+        return;
+    }
+    let (one, two) = (Built::new(&[]), Built::new(&["-DOTHER=1", "-O2"]));
+    let shared = one.dir.path().join("shared");
+    let name = format!("--multifile={}", shared.display());
+    run("dwz", &[&name, text(&one.debug), text(&two.debug)]);
+    let root = tempfile::tempdir().unwrap();
+    let (first, rest) = one.id.split_at(2);
+    one.put(
+        &root
+            .path()
+            .join(format!("usr/lib/debug/.build-id/{first}/{rest}.debug")),
+    );
+    let (frames, stats) = one.look_up(root.path());
+    // The symbols are there in any case, and so are the lines.
+    let expected = format!("shop_load {}:9", one.dir.path().join("shop.c").display());
+    assert!(frames.iter().all(|frame| *frame == expected), "{frames:?}");
+    assert_eq!(stats.count(Outcome::Ok), 8);
 }

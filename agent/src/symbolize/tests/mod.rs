@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::*;
 
+mod addr2line;
 mod debuginfod;
 mod files;
 mod hostile;
