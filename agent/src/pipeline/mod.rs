@@ -8,6 +8,7 @@ mod unwind;
 pub(crate) use own::keep_little_freed_memory;
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
@@ -109,11 +110,7 @@ pub fn start(
     let owner_rules: Vec<OwnerRule> = RuleTable::read_all(&config.owner_rules)?;
     let symbols = SymbolizerConfig {
         proc: config.host_root.join("proc"),
-        // Where nothing is mounted for an agent in a container, the first process of the host has the host's root.
-        root: match config.host_root.parent() {
-            Some(_) => config.host_root.clone(),
-            None => config.host_root.join("proc").join("1").join("root"),
-        },
+        root: root_of_host(&config.host_root),
         owner_rules,
         debuginfod: DebuginfodConfig {
             urls: config.debuginfod_urls.clone(),
@@ -136,6 +133,16 @@ pub fn start(
         .name("kernel".to_owned())
         .spawn(move || Reader::new(host, config, loaded, service_rules, unwind_symbols, send)?.run(&stop))?;
     Ok(vec![reading, naming])
+}
+
+/// Where the host's own debug files are: for an agent in a container without mounts, the first process has the host's root.
+fn root_of_host(configured: &Path) -> PathBuf {
+    let of_first = configured.join("proc").join("1").join("root");
+    if configured.parent().is_none() && of_first.is_dir() {
+        of_first
+    } else {
+        configured.to_owned()
+    }
 }
 
 /// The mean of forecast waiting between two samples (in units of 1024 ns) that brings the rate of samples to the
