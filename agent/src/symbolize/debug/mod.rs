@@ -3,9 +3,11 @@
 mod budget;
 mod cache;
 mod debuginfod;
+mod lines;
 mod link;
 mod minimal;
 pub(super) mod nesting;
+mod ranges;
 mod separate;
 mod unpack;
 

@@ -1,4 +1,4 @@
-//! Whether debug information can be read without harm.
+//! Whether debug information can be read without harm, to the stack above all.
 //!
 //! The library that reads it descends into functions inlined in functions inlined in functions by recursion, and nobody
 //! can stop it once it has begun. A stack that overflows ends the process. So every entry is walked once before, with a
@@ -11,15 +11,15 @@ use std::time::Instant;
 
 use gimli::{Abbreviations, DebugAbbrev, DebugInfo, LittleEndian};
 
-use super::super::Outcome;
-use super::super::image::Headers;
+use super::lines;
+use super::ranges::{Counter, Sections};
+use crate::symbolize::Outcome;
+use crate::symbolize::image::Headers;
 
 /// Functions inlined in each other at most. The deepest of LLVM and Chromium are below 100.
 const MAX_INLINED: usize = 256;
-/// Longest line table of one unit, in bytes: each may become a row of 24 bytes. That of SQLite as one file is 1 MB.
-const MAX_LINES: u64 = 8 << 20;
 
-/// Walks `.debug_info` and the headers of `.debug_line` of a copy.
+/// Walks the debug information of a copy.
 pub(in super::super) fn check(file: &File, until: Instant) -> Result<(), Outcome> {
     let headers = Headers::read(file)?;
     let Some((mut at, size)) = headers.range(".debug_info") else {
@@ -31,31 +31,18 @@ pub(in super::super) fn check(file: &File, until: Instant) -> Result<(), Outcome
         None => Vec::new(),
     };
     let abbrev = DebugAbbrev::new(&abbrev, LittleEndian);
+    let sections = Sections::read(file, &headers)?;
+    let mut ranges = sections.counter(until);
     let end = at.saturating_add(size);
     let mut last = None;
     while at < end {
         let length = unit_length(file, at, end)?;
         let unit = read(file, at, length)?;
-        walk(&unit, &abbrev, &mut last, until).map_err(|why| why.unwrap_or(Outcome::ElfError))?;
+        walk(&unit, &abbrev, &mut last, &mut ranges, until)
+            .map_err(|why| why.unwrap_or(Outcome::ElfError))?;
         at += length;
     }
-    if let Some((mut at, size)) = headers.range(".debug_line") {
-        let end = at.saturating_add(size);
-        while at < end {
-            // Padding at the end is no unit.
-            let Ok(length) = unit_length(file, at, end) else {
-                break;
-            };
-            if length > MAX_LINES {
-                return Err(Outcome::TooLarge);
-            }
-            if Instant::now() > until {
-                return Err(Outcome::TooSlow);
-            }
-            at += length;
-        }
-    }
-    Ok(())
+    lines::check(file, &headers, until)
 }
 
 /// Units share their abbreviations where a linker merged them.
@@ -66,6 +53,7 @@ fn walk(
     unit: &[u8],
     abbrev: &DebugAbbrev<gimli::EndianSlice<'_, LittleEndian>>,
     last: &mut Shared,
+    ranges: &mut Counter<'_>,
     until: Instant,
 ) -> Result<(), Option<Outcome>> {
     let malformed = |_| None;
@@ -82,6 +70,8 @@ fn walk(
         _ => Arc::new(header.abbreviations(abbrev).map_err(malformed)?),
     };
     *last = Some((offset, Arc::clone(&abbreviations)));
+    let encoding = header.encoding();
+    ranges.unit(encoding);
     let mut entries = header.entries_raw(&abbreviations, None).map_err(malformed)?;
     let mut inlined: Vec<isize> = Vec::new();
     let mut count = 0u32;
@@ -94,9 +84,29 @@ fn walk(
         let Some(abbreviation) = entries.read_abbreviation().map_err(malformed)? else {
             continue;
         };
-        entries
-            .skip_attributes(abbreviation.attributes())
-            .map_err(malformed)?;
+        let of_ranges = |name| [gimli::DW_AT_ranges, gimli::DW_AT_rnglists_base].contains(&name);
+        if abbreviation
+            .attributes()
+            .iter()
+            .any(|spec| of_ranges(spec.name()))
+        {
+            let mut own = None;
+            for spec in abbreviation.attributes() {
+                let attribute = entries.read_attribute(*spec).map_err(malformed)?;
+                match attribute.name() {
+                    gimli::DW_AT_ranges => own = Some(attribute),
+                    _ => ranges.add(&attribute, encoding)?,
+                }
+            }
+            // An index counts from a base that may come after it.
+            if let Some(attribute) = own {
+                ranges.add(&attribute, encoding)?;
+            }
+        } else {
+            entries
+                .skip_attributes(abbreviation.attributes())
+                .map_err(malformed)?;
+        }
         if abbreviation.tag() == gimli::DW_TAG_inlined_subroutine {
             while inlined.last().is_some_and(|outer| *outer >= depth) {
                 inlined.pop();
@@ -114,7 +124,7 @@ fn walk(
 }
 
 /// With its own length, as 32 or 64 bits (DWARF 5, 7.4).
-fn unit_length(file: &File, at: u64, end: u64) -> Result<u64, Outcome> {
+pub(super) fn unit_length(file: &File, at: u64, end: u64) -> Result<u64, Outcome> {
     let mut bytes = [0; 12];
     let there = usize::try_from(end - at).unwrap_or(12).min(12);
     file.read_exact_at(&mut bytes[..there], at)
@@ -129,7 +139,7 @@ fn unit_length(file: &File, at: u64, end: u64) -> Result<u64, Outcome> {
         .ok_or(Outcome::ElfError)
 }
 
-fn read(file: &File, offset: u64, size: u64) -> Result<Vec<u8>, Outcome> {
+pub(super) fn read(file: &File, offset: u64, size: u64) -> Result<Vec<u8>, Outcome> {
     // The file is a copy whose sections are within the limit.
     if size > file.metadata().map_err(|_| Outcome::ElfError)?.len() {
         return Err(Outcome::ElfError);

@@ -193,3 +193,61 @@ fn files_with_shared_parts_give_what_they_hold() {
     assert!(frames.iter().all(|frame| *frame == expected), "{frames:?}");
     assert_eq!(stats.count(Outcome::Ok), 8);
 }
+
+#[test]
+fn one_list_of_ranges_for_every_function_does_not_fill_the_memory() {
+    // 100,000 ranges times 10,000 functions would be 24 GB.
+    for (functions, refused) in [(1, 0), (10_000, 1)] {
+        let crafted = format!(
+            r#"
+            .section .debug_abbrev,"",@progbits
+            .byte 1,0x11,1, 0x11,0x01, 0x12,0x07, 0,0
+            .byte 2,0x2e,0, 0x55,0x17, 0,0
+            .byte 0
+            .section .debug_rnglists,"",@progbits
+            .long 7f - 6f
+            6: .short 5
+            .byte 8, 0
+            .long 0
+            .rept 100000
+            .byte 4, 0, 1
+            .endr
+            .byte 0
+            7:
+            .section .debug_info,"",@progbits
+            .long 9f - 8f
+            8: .short 5
+            .byte 1, 8
+            .long 0
+            .byte 1
+            .quad main
+            .quad 64
+            .rept {functions}
+            .byte 2
+            .long 12
+            .endr
+            .byte 0
+            9:
+            .section .note.GNU-stack,"",@progbits
+            "#
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let (source, crafted_source, program) = (
+            dir.path().join("shop.c"),
+            dir.path().join("list.s"),
+            dir.path().join("shop"),
+        );
+        std::fs::write(&source, PROGRAM).unwrap();
+        std::fs::write(&crafted_source, crafted).unwrap();
+        run(
+            "gcc",
+            &["-O1", "-o", text(&program), text(&source), text(&crafted_source)],
+        );
+        let (frames, stats) = super::separate::look_up(&program, config(Path::new("/nowhere")));
+        assert_eq!(stats.debug_skipped, refused, "{functions}");
+        assert!(
+            frames.iter().all(|frame| frame.starts_with("shop_load ")),
+            "{frames:?}"
+        );
+    }
+}
