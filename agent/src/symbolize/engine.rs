@@ -28,7 +28,7 @@ pub(super) struct Found {
     pub(super) parts: Vec<Part>,
     /// Where the function begins.
     pub(super) start: u64,
-    /// It has no size: it may well have ended before the address.
+    /// A symbol without size: it may well have ended before the address.
     pub(super) unsure: bool,
 }
 
@@ -104,7 +104,8 @@ impl Engine {
                 Ok(Symbolized::Sym(symbol)) => Ok(Found {
                     parts: parts(&symbol, names),
                     start: symbol.addr,
-                    unsure: symbol.size.is_none(),
+                    // A function in several parts (hot and cold) has no size, but is certain where it has lines.
+                    unsure: symbol.size.is_none() && symbol.code_info.is_none(),
                 }),
                 Ok(Symbolized::Unknown(_)) => Err(Outcome::NoSymbol),
                 Err(_) => Err(Outcome::ElfError),

@@ -4,149 +4,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::separate::{config, run, text};
+use super::programs::{C, CPP, GO, RUST};
+use super::separate::{build_id, config, run, text};
 use super::{read_address, resolve, stop};
 use crate::symbolize::{DebugFile, Stack, Symbolizer};
-
-const C: &str = r#"
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-struct order { int id; char name[32]; };
-static inline int price(int n) { return n * 7 + (n & 3); }
-static inline int tax(int n) { int p = price(n); return p > 100 ? p / 5 : p / 10; }
-static int total(const struct order *orders, int n) {
-    int sum = 0;
-    for (int i = 0; i < n; i++) sum += tax(orders[i].id) + (int)strlen(orders[i].name);
-    return sum;
-}
-static int compare(const void *a, const void *b) {
-    const struct order *x = a, *y = b;
-    return x->id < y->id ? -1 : x->id > y->id;
-}
-__attribute__((noinline)) int checkout(int n) {
-    struct order *orders = calloc((size_t)n, sizeof *orders);
-    if (!orders) return -1;
-    for (int i = 0; i < n; i++) {
-        orders[i].id = (n * 31 + i) % 17;
-        snprintf(orders[i].name, sizeof orders[i].name, "order %d", i);
-    }
-    qsort(orders, (size_t)n, sizeof *orders, compare);
-    int sum = total(orders, n);
-    free(orders);
-    return sum;
-}
-int main(void) {
-    printf("%p\n", (void *)checkout);
-    fflush(stdout);
-    char c;
-    return (int)read(0, &c, 1) + (checkout(9) & 0);
-}
-"#;
-
-const CPP: &str = r#"
-#include <algorithm>
-#include <cstdio>
-#include <map>
-#include <string>
-#include <unistd.h>
-#include <vector>
-namespace shop {
-template <typename T> struct Cart {
-    std::vector<T> items;
-    std::map<std::string, T> named;
-    __attribute__((noinline)) T sum(int n) {
-        for (int i = 0; i < n; i++) { items.push_back(T(i)); named[std::to_string(i)] += T(i); }
-        std::sort(items.begin(), items.end(), [](const T &a, const T &b) { return a > b; });
-        T all = 0;
-        for (auto &[name, value] : named) all += value * T(name.size());
-        return all + items.front();
-    }
-};
-}
-extern "C" __attribute__((noinline)) int checkout(int n) {
-    return int(shop::Cart<double>().sum(n)) + int(shop::Cart<long>().sum(n));
-}
-int main() {
-    printf("%p\n", (void *)checkout);
-    fflush(stdout);
-    char c;
-    return int(read(0, &c, 1)) + (checkout(9) & 0);
-}
-"#;
-
-const RUST: &str = r#"
-use std::collections::BTreeMap;
-use std::io::{Read, Write};
-mod shop {
-    pub trait Price { fn price(&self) -> u64; }
-    #[derive(Clone)]
-    pub struct Order { pub id: u64, pub name: String }
-    impl Price for Order { fn price(&self) -> u64 { self.id * 7 + self.name.len() as u64 } }
-}
-use shop::{Order, Price};
-#[inline(never)]
-#[no_mangle]
-pub extern "C" fn checkout(n: u64) -> u64 {
-    let mut orders: Vec<Order> = (0..n).map(|id| Order { id: (id * 31) % 17, name: format!("order {id}") }).collect();
-    orders.sort_by_key(|order| std::cmp::Reverse(order.price()));
-    let by: BTreeMap<u64, Order> = orders.iter().cloned().map(|o| (o.id, o)).collect();
-    by.values().map(Price::price).sum()
-}
-fn main() {
-    println!("{:p}", checkout as *const ());
-    std::io::stdout().flush().unwrap();
-    let mut b = [0u8; 1];
-    let _ = std::io::stdin().read(&mut b);
-    if checkout(9) == 1 { println!("x"); }
-}
-"#;
-
-const GO: &str = r#"
-package main
-
-import (
-	"fmt"
-	"os"
-	"reflect"
-	"sort"
-)
-
-type order struct {
-	id   int
-	name string
-}
-
-type cart struct{ orders []order }
-
-func (c *cart) total() (sum int) {
-	for _, o := range c.orders {
-		sum += price(o.id) + len(o.name)
-	}
-	return
-}
-
-func price(n int) int { return n*7 + n&3 }
-
-//go:noinline
-func checkout(n int) int {
-	c := &cart{}
-	for i := 0; i < n; i++ {
-		c.orders = append(c.orders, order{(n*31 + i) % 17, fmt.Sprint("order ", i)})
-	}
-	sort.Slice(c.orders, func(a, b int) bool { return c.orders[a].id < c.orders[b].id })
-	return c.total()
-}
-
-func main() {
-	fmt.Printf("%#x\n", reflect.ValueOf(checkout).Pointer())
-	os.Stdin.Read(make([]byte, 1))
-	if checkout(9) == 1 {
-		fmt.Println("x")
-	}
-}
-"#;
 
 /// Functions in a program: address and size, by `nm`.
 fn symbols(program: &Path) -> Vec<(u64, u64, String)> {
@@ -339,7 +200,13 @@ fn c() {
 
 #[test]
 fn cpp() {
-    compare("C++", &["g++", "-std=c++17", "-O2", "-g"], "shop.cc", CPP, 1000);
+    compare(
+        "C++",
+        &["g++", "-std=c++17", "-O2", "-g", "-rdynamic"],
+        "shop.cc",
+        CPP,
+        1000,
+    );
 }
 
 #[test]
@@ -367,4 +234,54 @@ fn go() {
     }
     let compile = ["env", "CGO_ENABLED=0", "GO111MODULE=off", "go", "build"];
     compare("Go", &compile, "shop.go", GO, 1000);
+}
+
+/// The C library with the debug file that the distribution ships for it, where that is installed.
+#[test]
+fn the_c_library_of_the_host() {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let library = maps
+        .lines()
+        .find_map(|line| line.split_whitespace().nth(5).filter(|p| p.contains("libc.so")));
+    let id = build_id(Path::new(library.unwrap()));
+    let (first, rest) = id.split_at(2);
+    let debug = format!("/usr/lib/debug/.build-id/{first}/{rest}.debug");
+    let debug = Path::new(&debug);
+    if !debug.exists() {
+        return;
+    }
+    let symbols = symbols(debug);
+    let getppid = libc::getppid as unsafe extern "C" fn() -> i32 as usize as u64;
+    let bias = getppid - symbols.iter().find(|(_, _, name)| name == "getppid").unwrap().0;
+    let addresses: Vec<u64> = symbols
+        .iter()
+        .flat_map(|(at, size, _)| (*at..at + size).step_by(37))
+        .collect();
+    let expected = addr2line(debug, &addresses, false);
+    let mut symbolizer = Symbolizer::new(config(Path::new("/")));
+    let mut different = Vec::new();
+    for (address, expected) in addresses.iter().zip(&expected) {
+        let found = frames(&resolve(
+            &mut symbolizer,
+            std::process::id(),
+            vec![address + bias],
+        ));
+        // Functions of this library have many names each, and binutils 2.40 names the source itself where it includes another.
+        let lines = |frames: &Frames| -> Vec<_> { frames.iter().map(|f| f.2).collect() };
+        if lines(&found) != lines(expected) {
+            different.push(format!("{address:#x}\n  {found:?}\n  {expected:?}"));
+        }
+    }
+    let stats = symbolizer.stats();
+    eprintln!(
+        "libc: {} addresses, {} different",
+        addresses.len(),
+        different.len()
+    );
+    assert_eq!(stats.debug_files(DebugFile::BuildId), 1);
+    assert!(
+        different.len() * 1000 < addresses.len(),
+        "{}",
+        different[..9].join("\n")
+    );
 }

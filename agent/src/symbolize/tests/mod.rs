@@ -11,6 +11,7 @@ mod addr2line;
 mod debuginfod;
 mod files;
 mod hostile;
+mod programs;
 mod separate;
 
 const LINE: u32 = line!() + 2;
