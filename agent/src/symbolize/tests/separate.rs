@@ -225,6 +225,22 @@ fn packed_symbols() {
         ("shop_load ?:0", "main ?:0")
     );
     assert_eq!(symbolizer.stats().debug_files(DebugFile::DebugData), 1);
+    // Damage all over the archive.
+    let whole = std::fs::read(&built.program).unwrap();
+    let packed = std::fs::read(at("mini.xz")).unwrap();
+    let begin = whole
+        .windows(packed.len())
+        .position(|part| part == packed)
+        .unwrap();
+    for (round, at) in (0..packed.len()).step_by(packed.len() / 60).enumerate() {
+        let mut damaged = whole.clone();
+        damaged[begin + at] ^= 1 << (round % 8);
+        std::fs::write(&built.program, damaged).unwrap();
+        let (frames, stats) = built.look_up(Path::new("/nowhere"));
+        assert_eq!(frames[0], "shop_load ?:0");
+        let known = stats.debug_files(DebugFile::DebugData) + stats.debug_files(DebugFile::Malformed);
+        assert!(known + stats.debug_files(DebugFile::TooLarge) == 1, "byte {at}");
+    }
     // A bomb, and what is no archive at all.
     let bombs = [
         (vec![0; 200 << 20], DebugFile::TooLarge),
