@@ -70,6 +70,10 @@ pub struct Telemetry {
     pub unwind_tables: UnwindTelemetry,
     /// Look-ups of addresses by result.
     pub symbolize: BTreeMap<String, u64>,
+    /// Searches for debug files by result.
+    pub debug_files: BTreeMap<String, u64>,
+    /// Requests to debuginfod servers by result; empty where none is named.
+    pub debug_file_requests: BTreeMap<String, u64>,
     /// CPU seconds of the agent's process.
     pub cpu_seconds: f64,
     /// Resident bytes of the agent's process.

@@ -16,7 +16,7 @@ pub(crate) struct Args {
 }
 
 /// What the tests call, and the Debian package that has it.
-const TEST_PROGRAMS: [(&str, &str); 24] = [
+const TEST_PROGRAMS: [(&str, &str); 25] = [
     ("bpftool", "bpftool"),
     ("bpftrace", "bpftrace"),
     ("strace", "strace"),
@@ -38,6 +38,7 @@ const TEST_PROGRAMS: [(&str, &str); 24] = [
     ("c++", "g++"),
     ("readelf", "binutils"),
     ("strip", "binutils"),
+    ("dwz", "dwz"),
     ("go", "golang-go"),
     ("musl-gcc", "musl-tools"),
     ("runc", "runc"),

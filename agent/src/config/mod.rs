@@ -19,7 +19,7 @@ mod values;
 
 pub use file::RuleTable;
 pub use settings::{Flags, Settings};
-pub use values::{AbsolutePath, Bytes, Percent, Span, SyscallMode};
+pub use values::{AbsolutePath, Bytes, Percent, Span, SyscallMode, Urls};
 
 use file::File;
 
@@ -56,6 +56,10 @@ pub struct Config {
     pub service_idle: Duration,
     /// How far back profiles reach.
     pub retention: Duration,
+    /// Servers of debug files.
+    pub debuginfod_urls: Vec<String>,
+    /// Where fetched debug files are kept.
+    pub debuginfod_cache: PathBuf,
     /// Root of the host's file system.
     pub host_root: PathBuf,
     /// Probes that the file switches on or off by name; others keep their default.
@@ -160,6 +164,8 @@ impl Config {
             peers_limit: all.peers_limit,
             service_idle: all.service_idle.0,
             retention: all.retention.0,
+            debuginfod_urls: all.debuginfod_urls.0,
+            debuginfod_cache: all.debuginfod_cache.0,
             host_root: all.host_root.0,
             probes: file.probes,
             service_rules: file.services,

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::values::{AbsolutePath, Bytes, Percent, Span, SyscallMode};
+use super::values::{AbsolutePath, Bytes, Percent, Span, SyscallMode, Urls};
 
 /// Declares the settings once: flag and variable (by clap), key of the file, default.
 macro_rules! settings {
@@ -102,6 +102,10 @@ settings! {
     service_idle: Span = "1h", "TIEBACK_SERVICE_IDLE", "TIME";
     /// How far back profiles reach.
     retention: Span = "15m", "TIEBACK_RETENTION", "TIME";
+    /// debuginfod servers that are asked for debug files by build id, several with spaces between them; `off` asks nobody.
+    debuginfod_urls: Urls = "off", "TIEBACK_DEBUGINFOD_URLS", "URLS";
+    /// Where fetched debug files are kept, at most 512 MiB.
+    debuginfod_cache: AbsolutePath = "/var/cache/tieback", "TIEBACK_DEBUGINFOD_CACHE", "PATH";
     /// Root of the host's file system, for an agent in a container.
     host_root: AbsolutePath = "/", "TIEBACK_HOST_ROOT", "PATH";
 }

@@ -48,6 +48,7 @@ fn defaults_are_those_of_the_design() {
     );
     assert_eq!(config.kill_switch, Path::new("/run/tieback/disable"));
     assert_eq!(config.host_root, Path::new("/"));
+    assert!(config.debuginfod_urls.is_empty());
 }
 
 #[test]

@@ -135,6 +135,48 @@ impl fmt::Display for SyscallMode {
     }
 }
 
+/// Addresses of servers, in order: `off`, or some with spaces or commas between them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Urls(pub Vec<String>);
+
+impl FromStr for Urls {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self::default());
+        }
+        let urls: Vec<&str> = text
+            .split([' ', ','])
+            .map(str::trim)
+            .filter(|url| !url.is_empty())
+            .collect();
+        let host = |url: &str| url.split_once("://").map(|(_, host)| host.to_owned());
+        for url in &urls {
+            let known = url.starts_with("http://") || url.starts_with("https://");
+            if !known || host(url).is_none_or(|host| host.is_empty() || host.starts_with('/')) {
+                return Err(format!(
+                    "{url:?} is not an address such as https://debuginfod.example.com"
+                ));
+            }
+        }
+        if urls.is_empty() {
+            return Err("neither an address nor off".to_owned());
+        }
+        Ok(Self(urls.into_iter().map(str::to_owned).collect()))
+    }
+}
+
+impl fmt::Display for Urls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            f.write_str("off")
+        } else {
+            f.write_str(&self.0.join(" "))
+        }
+    }
+}
+
 /// A path from the root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AbsolutePath(pub PathBuf);
@@ -182,6 +224,20 @@ mod tests {
         assert_eq!("1h 30m".parse(), Ok(Span(Duration::from_secs(5400))));
         assert!("10".parse::<Span>().is_err());
         assert!("run/x".parse::<AbsolutePath>().is_err());
+        let two = Urls(vec!["http://a:8002".into(), "https://b/x".into()]);
+        assert_eq!("http://a:8002, https://b/x".parse(), Ok(two));
+        assert_eq!("off".parse(), Ok(Urls::default()));
+        for text in [
+            "",
+            " ",
+            "debuginfod",
+            "file:///x",
+            "http://",
+            "https:///x",
+            "off http://a",
+        ] {
+            assert!(text.parse::<Urls>().is_err(), "{text}");
+        }
     }
 
     #[test]

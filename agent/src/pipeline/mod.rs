@@ -9,6 +9,7 @@ mod unwind;
 pub(crate) use own::keep_little_freed_memory;
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
@@ -32,7 +33,7 @@ use crate::governor::{Governor, calibrate};
 use crate::host::Host;
 use crate::kernel::{btf::Btf, layout};
 use crate::load::{Environment, Loaded, status::ProbeStatus};
-use crate::symbolize::{OwnerRule, SymbolizerConfig};
+use crate::symbolize::{DebuginfodConfig, OwnerRule, SymbolizerConfig};
 use crate::telemetry::Telemetry;
 
 use self::naming::{Batch, News, name_and_sum};
@@ -117,7 +118,13 @@ pub fn start(
     let owner_rules: Vec<OwnerRule> = RuleTable::read_all(&config.owner_rules)?;
     let symbols = SymbolizerConfig {
         proc: config.host_root.join("proc"),
+        root: root_of_host(&config.host_root),
         owner_rules,
+        debuginfod: DebuginfodConfig {
+            urls: config.debuginfod_urls.clone(),
+            cache: config.debuginfod_cache.clone(),
+            ..DebuginfodConfig::default()
+        },
         ..SymbolizerConfig::default()
     };
     let host_of_names = host.clone();
@@ -134,6 +141,16 @@ pub fn start(
         .name("kernel".to_owned())
         .spawn(move || Reader::new(host, config, loaded, service_rules, unwind_symbols, send)?.run(&stop))?;
     Ok(vec![reading, naming])
+}
+
+/// Where the host's own debug files are: for an agent in a container without mounts, the first process has the host's root.
+fn root_of_host(configured: &Path) -> PathBuf {
+    let of_first = configured.join("proc").join("1").join("root");
+    if configured.parent().is_none() && of_first.is_dir() {
+        of_first
+    } else {
+        configured.to_owned()
+    }
 }
 
 /// The mean of forecast waiting between two samples (in units of 1024 ns) that brings the rate of samples to the

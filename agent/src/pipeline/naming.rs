@@ -8,7 +8,7 @@ use crate::aggregate::{Aggregator, Limits};
 use crate::attribute::{AttributedTick, Service, ServiceInfo, SlotId, StackSample};
 use crate::host::Host;
 use crate::load::status::ProbeStatus;
-use crate::symbolize::{Outcome, Symbolizer, SymbolizerConfig};
+use crate::symbolize::{DebugFile, Fetched, Outcome, Symbolizer, SymbolizerConfig};
 use crate::telemetry::Telemetry;
 
 /// What goes from the reading thread to the naming one.
@@ -35,6 +35,7 @@ pub(super) fn name_and_sum(
     limits: Limits,
     publish: &Publish,
 ) {
+    let fetching = !symbols.debuginfod.urls.is_empty();
     let mut symbolizer = Symbolizer::new(symbols);
     let mut aggregator = Aggregator::new(limits);
     let (mut sheds, mut over) = (0, false);
@@ -56,6 +57,20 @@ pub(super) fn name_and_sum(
                 .symbolize
                 .insert(outcome.as_str().to_owned(), stats.count(outcome));
         }
+        for result in DebugFile::ALL {
+            telemetry
+                .debug_files
+                .insert(result.as_str().to_owned(), stats.debug_files(result));
+        }
+        for result in Fetched::ALL.into_iter().filter(|_| fetching) {
+            let count = stats.fetched(result);
+            telemetry
+                .debug_file_requests
+                .insert(result.as_str().to_owned(), count);
+        }
+        telemetry
+            .debug_files
+            .insert("refused".to_owned(), stats.debug_skipped);
         telemetry.symbol_bytes = stats.image_bytes;
         // What a tick needs is needed again after a whole window only.
         own::give_back_freed_memory();

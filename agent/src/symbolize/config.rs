@@ -10,6 +10,8 @@ use super::OwnerRule;
 pub struct SymbolizerConfig {
     /// Where procfs is mounted.
     pub proc: PathBuf,
+    /// The host's root: debug files are looked for here, after the process's own root.
+    pub root: PathBuf,
     /// Largest file that is opened for symbols, in bytes.
     pub max_file_bytes: u64,
     /// Most bytes of symbol tables and debug sections kept of one file; a file whose debug sections are larger keeps
@@ -19,6 +21,8 @@ pub struct SymbolizerConfig {
     pub max_images_bytes: u64,
     /// A file that no look-up needed for this long is let go (resolved addresses stay cached).
     pub image_idle: Duration,
+    /// Longest time that reading one file may take before its debug information, then the file is given up.
+    pub max_parse: Duration,
     /// Processes whose memory map is kept.
     pub max_processes: usize,
     /// Files known at one time.
@@ -31,24 +35,59 @@ pub struct SymbolizerConfig {
     pub max_perf_map_bytes: u64,
     /// A memory map older than this is read again when its process is seen.
     pub maps_max_age: Duration,
+    /// Servers of debug files.
+    pub debuginfod: DebuginfodConfig,
     /// The user's owner rules, tried before the built-in ones.
     pub owner_rules: Vec<OwnerRule>,
+}
+
+/// Servers of debug files, and what fetching may take.
+#[derive(Clone, Debug)]
+pub struct DebuginfodConfig {
+    /// Base addresses, asked in this order; none: nothing is ever asked for.
+    pub urls: Vec<String>,
+    /// Directory where fetched files are kept.
+    pub cache: PathBuf,
+    /// Most bytes kept there.
+    pub max_cache_bytes: u64,
+    /// Largest file that is fetched, in bytes.
+    pub max_file_bytes: u64,
+    /// Longest time that one server has for one file.
+    pub timeout: Duration,
+    /// When the same file is asked for again.
+    pub again: Duration,
+}
+
+impl Default for DebuginfodConfig {
+    fn default() -> Self {
+        Self {
+            urls: Vec::new(),
+            cache: PathBuf::from("/var/cache/tieback"),
+            max_cache_bytes: 512 << 20,
+            max_file_bytes: 128 << 20,
+            timeout: Duration::from_secs(120),
+            again: Duration::from_secs(600),
+        }
+    }
 }
 
 impl Default for SymbolizerConfig {
     fn default() -> Self {
         Self {
             proc: PathBuf::from("/").join("proc"),
+            root: PathBuf::from("/"),
             max_file_bytes: 512 << 20,
             max_image_bytes: 48 << 20,
             max_images_bytes: 24 << 20,
             image_idle: Duration::from_secs(30),
+            max_parse: Duration::from_secs(5),
             max_processes: 1024,
             max_modules: 4096,
             max_addresses: 65_536,
             max_stacks: 2048,
             max_perf_map_bytes: 32 << 20,
             maps_max_age: Duration::from_secs(30),
+            debuginfod: DebuginfodConfig::default(),
             owner_rules: Vec::new(),
         }
     }

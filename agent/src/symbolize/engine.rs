@@ -21,6 +21,17 @@ pub(super) struct Part {
     pub(super) inlined: bool,
 }
 
+/// What is at an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Innermost first.
+    pub(super) parts: Vec<Part>,
+    /// Where the function begins.
+    pub(super) start: u64,
+    /// A symbol without size: it may well have ended before the address.
+    pub(super) unsure: bool,
+}
+
 /// blazesym, with its panics caught. It keeps what it parsed until told to forget a file.
 #[derive(Debug)]
 pub(super) struct Engine {
@@ -36,13 +47,27 @@ impl Engine {
         }
     }
 
-    /// What is at an address of an ELF file, innermost first. `debug` also asks for lines and inlined functions.
-    pub(super) fn elf(&mut self, path: &Path, debug: bool, address: u64) -> Result<Vec<Part>, Outcome> {
+    /// What is at an address of an ELF file. `debug` also asks for lines and inlined functions.
+    pub(super) fn elf(&mut self, path: &Path, debug: bool, address: u64) -> Result<Found, Outcome> {
         let mut source = Elf::new(path);
         source.debug_syms = debug;
         match self.look_up(&Source::Elf(source), Input::VirtOffset(address)) {
             // Debug information that cannot be read does not take the symbol table with it.
             Err(Outcome::ElfError) if debug => self.elf(path, false, address),
+            // Its names may be in a file shared with others (dwz): the function's own is in the symbol table, too, and of
+            // functions inlined in it the lines alone say nothing.
+            Ok(mut found) if debug && found.parts.iter().any(|part| part.function.is_none()) => {
+                found
+                    .parts
+                    .retain(|part| !part.inlined || part.function.is_some());
+                if let Some(outer) = found.parts.last_mut()
+                    && outer.function.is_none()
+                    && let Ok(symbol) = self.elf(path, false, address)
+                {
+                    outer.function = symbol.parts.last().and_then(|part| part.function.clone());
+                }
+                Ok(found)
+            }
             result => result,
         }
     }
@@ -55,6 +80,7 @@ impl Engine {
             ..Kernel::default()
         };
         self.look_up(&Source::Kernel(kernel), Input::AbsAddr(address))
+            .map(|found| found.parts)
     }
 
     /// Drops what was parsed of a file.
@@ -71,11 +97,16 @@ impl Engine {
         self.symbolizer = fresh();
     }
 
-    fn look_up(&mut self, source: &Source<'_>, input: Input<u64>) -> Result<Vec<Part>, Outcome> {
+    fn look_up(&mut self, source: &Source<'_>, input: Input<u64>) -> Result<Found, Outcome> {
         let (symbolizer, names) = (&self.symbolizer, &mut self.names);
         let found = catch_unwind(AssertUnwindSafe(|| {
             match symbolizer.symbolize_single(source, input) {
-                Ok(Symbolized::Sym(symbol)) => Ok(parts(&symbol, names)),
+                Ok(Symbolized::Sym(symbol)) => Ok(Found {
+                    parts: parts(&symbol, names),
+                    start: symbol.addr,
+                    // A function in several parts (hot and cold) has no size, but is certain where it has lines.
+                    unsure: symbol.size.is_none() && symbol.code_info.is_none(),
+                }),
                 Ok(Symbolized::Unknown(_)) => Err(Outcome::NoSymbol),
                 Err(_) => Err(Outcome::ElfError),
             }

@@ -9,10 +9,13 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
+use std::time::Instant;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::Outcome;
+use super::debug::{claimed, nesting, unpack};
+pub(super) use super::segments::{Segment, Segments};
 
 const SECTION_HEADER: usize = 64;
 const PROGRAM_HEADER: usize = 56;
@@ -42,40 +45,6 @@ const DEBUG: &[&str] = &[
     ".debug_aranges",
     ".debug_types",
 ];
-
-/// Where a mapped part of the file is in its address space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Segment {
-    offset: u64,
-    size: u64,
-    address: u64,
-}
-
-/// The loaded segments of a file.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Segments(Vec<Segment>);
-
-impl Segments {
-    /// The address, in the file's own address space, of an offset in the file.
-    pub(super) fn address_of(&self, offset: u64) -> Option<u64> {
-        let inside = |s: &&Segment| offset.checked_sub(s.offset).is_some_and(|at| at < s.size);
-        let segment = self.0.iter().find(inside)?;
-        segment.address.checked_add(offset - segment.offset)
-    }
-
-    /// What to add, wrapping, to an offset in the file at which a mapping begins for its address: mappings begin with a
-    /// page, which may be a little before the segment.
-    pub(super) fn delta(&self, offset: u64) -> Option<u64> {
-        const PAGE: u64 = 4096;
-        let covers = |s: &&Segment| {
-            let from = s.offset & !(PAGE - 1);
-            offset >= from && offset - from < s.size.saturating_add(s.offset - from)
-        };
-        // Of two segments in one page, the mapping is of the later one.
-        let segment = self.0.iter().rev().find(covers)?;
-        Some(segment.address.wrapping_sub(segment.offset))
-    }
-}
 
 /// What tells whether two files are the same file.
 pub(super) type FileIdentity = (u64, u64, u64, i64, i64);
@@ -121,8 +90,8 @@ pub(super) struct Image {
     pub(super) bytes: u64,
     /// Debug sections are there.
     pub(super) debug: bool,
-    /// Debug sections were there but over the limit.
-    pub(super) debug_skipped: bool,
+    /// Why debug sections that were there are not used.
+    pub(super) debug_skipped: Option<Outcome>,
 }
 
 impl Image {
@@ -160,7 +129,7 @@ impl Headers {
             }
         }
         let mut headers = Self {
-            segments: Segments(segments),
+            segments: Segments::new(segments),
             build_id: None,
             names: Vec::new(),
             sections: Vec::new(),
@@ -212,8 +181,14 @@ impl Headers {
         Ok(())
     }
 
-    /// Copies what [`SYMBOLS`] and, as far as `max_bytes` allows, [`DEBUG`] name.
-    pub(super) fn copy(&self, file: &File, file_bytes: u64, max_bytes: u64) -> Result<Image, Outcome> {
+    /// Copies what [`SYMBOLS`] and, as far as `max_bytes` and the time allow, [`DEBUG`] name.
+    pub(super) fn copy(
+        &self,
+        file: &File,
+        file_bytes: u64,
+        max_bytes: u64,
+        until: Instant,
+    ) -> Result<Image, Outcome> {
         let size_of = |wanted: &[&str]| {
             self.named(wanted)
                 .try_fold(0u64, |sum, section| sum.checked_add(self.held(file, section)))
@@ -222,30 +197,61 @@ impl Headers {
         if symbols > max_bytes {
             return Err(Outcome::TooLarge);
         }
-        let has_debug = self.named(&[".debug_info"]).next().is_some();
-        let debug = has_debug && size_of(DEBUG).is_some_and(|size| size <= max_bytes - symbols);
+        let has_debug = self.has(".debug_info");
+        let small = size_of(DEBUG).is_some_and(|size| size <= max_bytes - symbols);
+        let mut image = self.copy_sections(file, file_bytes, has_debug && small, until)?;
+        if !has_debug {
+            return Ok(image);
+        }
+        let judged = if small {
+            nesting::check(&image.file, until)
+        } else {
+            Err(Outcome::TooLarge)
+        };
+        image.debug = judged.is_ok();
+        image.debug_skipped = judged.err();
+        Ok(image)
+    }
+
+    fn copy_sections(
+        &self,
+        file: &File,
+        file_bytes: u64,
+        debug: bool,
+        until: Instant,
+    ) -> Result<Image, Outcome> {
         let flags = MemfdFlags::CLOEXEC;
         let mut out: File = memfd_create("tieback-symbols", flags)
             .map_err(|_| Outcome::ElfError)?
             .into();
         out.set_len(file_bytes).map_err(|_| Outcome::ElfError)?;
         let mut bytes = copy_range(file, &mut out, 0, 64, file_bytes)?;
+        let mut end = file_bytes.next_multiple_of(16);
         let mut table = self.table.clone();
         for (index, entry) in table.chunks_exact_mut(SECTION_HEADER).enumerate() {
             let name = self.names.get(index).map_or("", String::as_str);
-            let keep =
-                SYMBOLS.contains(&name) || (debug && DEBUG.contains(&name)) || index == self.names_index;
-            let Some(section) = self
-                .sections
-                .get(index)
-                .filter(|section| section.kind != SHT_NOBITS)
-            else {
+            let Some(section) = self.sections.get(index) else {
                 continue;
             };
-            if keep {
+            let wanted = SYMBOLS.contains(&name) || (debug && DEBUG.contains(&name));
+            let there = section.kind != SHT_NOBITS;
+            if wanted && there && section.flags & SHF_COMPRESSED != 0 {
+                match unpack(file, (section.offset, section.size), &out, end, until) {
+                    Ok(size) => {
+                        entry[8..16].copy_from_slice(&(section.flags & !SHF_COMPRESSED).to_le_bytes());
+                        entry[24..32].copy_from_slice(&end.to_le_bytes());
+                        entry[32..40].copy_from_slice(&size.to_le_bytes());
+                        bytes += size;
+                        end = end.saturating_add(size).next_multiple_of(16);
+                    }
+                    Err(Outcome::TooSlow) => return Err(Outcome::TooSlow),
+                    Err(_) => entry[..8].fill(0),
+                }
+            } else if there && (wanted || index == self.names_index) {
                 bytes += copy_range(file, &mut out, section.offset, section.size, file_bytes)?;
-            } else if name.contains("debug") {
-                // Without a name and a kind no reader finds it: debug links, and debug sections left out.
+            } else if wanted || name.contains("debug") {
+                // Without a name and a kind no reader finds it: debug links, debug sections left out, and what a debug
+                // file left in the file that it was made from.
                 entry[..8].fill(0);
             }
         }
@@ -261,12 +267,24 @@ impl Headers {
         Ok(Image {
             file: out,
             bytes,
-            debug,
-            debug_skipped: has_debug && !debug,
+            debug: false,
+            debug_skipped: None,
         })
     }
 
-    fn named<'a>(&'a self, wanted: &'a [&str]) -> impl Iterator<Item = &'a Section> {
+    /// Whether it has a section with something in it.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.range(name).is_some_and(|(_, size)| size > 0)
+    }
+
+    /// Offset and size of a section that is in the file.
+    pub(super) fn range(&self, name: &str) -> Option<(u64, u64)> {
+        self.named(&[name])
+            .next()
+            .map(|section| (section.offset, section.size))
+    }
+
+    fn named<'a>(&'a self, wanted: &'a [&'a str]) -> impl Iterator<Item = &'a Section> {
         self.sections
             .iter()
             .zip(&self.names)
@@ -279,8 +297,9 @@ impl Headers {
         if section.flags & SHF_COMPRESSED == 0 {
             return section.size;
         }
-        match read_at(file, section.offset, 24) {
-            Ok(header) => section.size.saturating_add(u64_at(&header, 8)),
+        let mut header = [0; 24];
+        match file.read_exact_at(&mut header, section.offset) {
+            Ok(()) => section.size.max(claimed(&header)),
             Err(_) => u64::MAX,
         }
     }

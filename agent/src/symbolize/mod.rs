@@ -12,10 +12,13 @@ pub mod owner;
 pub mod unwind;
 
 mod config;
+mod debug;
 mod engine;
 mod image;
 mod kernel;
+mod layers;
 mod lru;
+mod mangled;
 mod maps;
 mod module;
 mod name;
@@ -23,15 +26,16 @@ mod open;
 mod perf_map;
 mod process;
 mod resolver;
+mod segments;
 mod stats;
 #[cfg(test)]
 mod tests;
 
-pub use config::SymbolizerConfig;
+pub use config::{DebuginfodConfig, SymbolizerConfig};
 pub use model::{Frame, Owner, Stack, SymbolizedSample};
 pub use owner::OwnerRule;
 pub use resolver::Symbolizer;
-pub use stats::{Outcome, SymbolizeStats};
+pub use stats::{DebugFile, Fetched, Outcome, SymbolizeStats};
 
 /// What later stages need of earlier ones: stages import only their neighbour.
 pub use crate::attribute::{

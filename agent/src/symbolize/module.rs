@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::debug::{Budget, DebugFiles};
 use super::engine::{Engine, Part};
-use super::image::{self, FileIdentity, Headers, Image, Segments};
+use super::image::{self, FileIdentity, Headers, Segments};
+use super::layers::Layers;
 use super::lru::Lru;
 use super::maps::Mapping;
 use super::open::{open_in_root, open_regular};
@@ -29,6 +31,9 @@ pub(super) struct Module {
     identity: FileIdentity,
     /// Why no symbols can be read from it, once that is known.
     broken: Option<Outcome>,
+    /// Its debug information did harm: a panic, or too much time.
+    symbols_only: bool,
+    budget: Budget,
 }
 
 /// Whose mapping a file is reached through.
@@ -46,15 +51,16 @@ pub(super) struct Modules {
     by_identity: HashMap<(FileIdentity, Arc<str>), ModuleId>,
     /// By what `/proc/PID/maps` says: the only way to a file once its process is gone.
     by_mapping: HashMap<(Arc<str>, u64, Arc<str>), ModuleId>,
-    images: Lru<ModuleId, (Image, Instant)>,
+    images: Lru<ModuleId, (Layers, Instant)>,
     vdso: Option<Result<ModuleId, Outcome>>,
     next: u64,
     pub(super) image_bytes: u64,
     pub(super) debug_skipped: u64,
+    pub(super) debug_files: DebugFiles,
 }
 
 impl Modules {
-    pub(super) fn new(config: &SymbolizerConfig) -> Self {
+    pub(super) fn new(config: &SymbolizerConfig, debug_files: DebugFiles) -> Self {
         Self {
             known: Lru::new(config.max_modules),
             by_identity: HashMap::new(),
@@ -64,6 +70,7 @@ impl Modules {
             next: 0,
             image_bytes: 0,
             debug_skipped: 0,
+            debug_files,
         }
     }
 
@@ -117,14 +124,34 @@ impl Modules {
         let loaded = own_vdso(&config.proc).and_then(|file| {
             let metadata = file.metadata().map_err(|_| Outcome::ElfError)?;
             let headers = Headers::read(&file)?;
-            let image = headers.copy(&file, metadata.len(), config.max_image_bytes)?;
+            let until = Instant::now() + config.max_parse;
+            let image = headers.copy(&file, metadata.len(), config.max_image_bytes, until)?;
             let id = self.add((image::identity(&metadata), "[vdso]".into()), headers);
             self.image_bytes += image.bytes;
-            self.images.insert(id, (image, Instant::now()));
+            let layers = Layers::new(vec![image]);
+            self.images.insert(id, (layers, Instant::now()));
             Ok(id)
         });
         self.vdso = Some(loaded);
         loaded
+    }
+
+    /// Lets go of what is known of files whose debug files have just come; true when there are any.
+    pub(super) fn take_fetched(&mut self, config: &SymbolizerConfig, engine: &mut Engine) -> bool {
+        let fetched = self.debug_files.fetched();
+        if fetched.is_empty() {
+            return false;
+        }
+        let ids: Vec<ModuleId> = self.by_identity.values().copied().collect();
+        for id in ids {
+            let build_id = self.known.get(&id).and_then(|module| module.build_id.clone());
+            if build_id.is_some_and(|build_id| fetched.contains(&*build_id))
+                && let Some((layers, _)) = self.images.remove(&id)
+            {
+                self.release(config, engine, &layers);
+            }
+        }
+        true
     }
 
     fn add(&mut self, key: (FileIdentity, Arc<str>), headers: Headers) -> ModuleId {
@@ -136,6 +163,8 @@ impl Modules {
             segments: headers.segments,
             identity: key.0,
             broken: None,
+            symbols_only: false,
+            budget: Budget::new(),
         };
         self.by_identity.insert(key, id);
         for (_, gone) in self.known.insert(id, module) {
@@ -157,27 +186,36 @@ impl Modules {
         if let Some(outcome) = module.broken {
             return Err(outcome);
         }
+        let began = Instant::now();
         if self.images.get(&id).is_none() {
-            let image = load(config, via, module.identity);
-            if let (Err(outcome), Some(module)) = (&image, self.known.get(&id)) {
+            let layers = load(config, &mut self.debug_files, via, module.identity);
+            if let (Err(outcome), Some(module)) = (&layers, self.known.get(&id)) {
                 // A file out of reach may be reached through another process.
                 module.broken = (*outcome != Outcome::ProcessGone).then_some(*outcome);
             }
-            let image = image?;
-            self.debug_skipped += u64::from(image.debug_skipped);
-            self.make_room(config, engine, image.bytes);
-            self.image_bytes += image.bytes;
-            for (_, (old, _)) in self.images.insert(id, (image, Instant::now())) {
+            let layers = layers?;
+            self.debug_skipped += layers.debug_skipped();
+            self.make_room(config, engine, layers.bytes());
+            self.image_bytes += layers.bytes();
+            for (_, (old, _)) in self.images.insert(id, (layers, Instant::now())) {
                 self.release(config, engine, &old);
             }
         }
-        let (image, used) = self.images.get(&id).ok_or(Outcome::ElfError)?;
+        let (layers, used) = self.images.get(&id).ok_or(Outcome::ElfError)?;
         *used = Instant::now();
-        let found = engine.elf(&image.path(&config.proc), image.debug, address);
-        if matches!(found, Err(Outcome::Panic))
-            && let Some(module) = self.known.get(&id)
-        {
-            module.broken = Some(Outcome::Panic);
+        let module = self.known.get(&id).ok_or(Outcome::ElfError)?;
+        let mut found = layers.look_up(engine, &config.proc, !module.symbols_only, address);
+        if matches!(found, Err(Outcome::Panic)) && !module.symbols_only {
+            module.symbols_only = true;
+            found = layers.look_up(engine, &config.proc, false, address);
+        }
+        // Nobody can stop a look-up, but the next one need not be made.
+        let slow = module.budget.spend(began.elapsed(), config.max_parse);
+        match (&found, slow, module.symbols_only) {
+            (Err(Outcome::Panic), ..) => module.broken = Some(Outcome::Panic),
+            (_, true, true) => module.broken = Some(Outcome::TooSlow),
+            (_, true, false) => module.symbols_only = true,
+            _ => {}
         }
         found
     }
@@ -188,38 +226,48 @@ impl Modules {
             && used.elapsed() >= config.image_idle
         {
             let id = *id;
-            if let Some((image, _)) = self.images.remove(&id) {
-                self.release(config, engine, &image);
+            if let Some((layers, _)) = self.images.remove(&id) {
+                self.release(config, engine, &layers);
             }
         }
     }
 
     fn make_room(&mut self, config: &SymbolizerConfig, engine: &mut Engine, bytes: u64) {
         while self.image_bytes.saturating_add(bytes) > config.max_images_bytes {
-            let Some((_, (image, _))) = self.images.pop_oldest() else {
+            let Some((_, (layers, _))) = self.images.pop_oldest() else {
                 break;
             };
-            self.release(config, engine, &image);
+            self.release(config, engine, &layers);
         }
     }
 
-    fn release(&mut self, config: &SymbolizerConfig, engine: &mut Engine, image: &Image) {
-        self.image_bytes = self.image_bytes.saturating_sub(image.bytes);
-        engine.forget(&image.path(&config.proc));
+    fn release(&mut self, config: &SymbolizerConfig, engine: &mut Engine, layers: &Layers) {
+        self.image_bytes = self.image_bytes.saturating_sub(layers.bytes());
+        layers.forget(engine, &config.proc);
     }
 }
 
-fn load(config: &SymbolizerConfig, via: Via<'_>, identity: FileIdentity) -> Result<Image, Outcome> {
+fn load(
+    config: &SymbolizerConfig,
+    debug_files: &mut DebugFiles,
+    via: Via<'_>,
+    identity: FileIdentity,
+) -> Result<Layers, Outcome> {
+    let until = Instant::now() + config.max_parse;
+    let max = config.max_image_bytes;
     if &*via.mapping.path == "[vdso]" {
         let file = own_vdso(&config.proc)?;
         let len = file.metadata().map_err(|_| Outcome::ElfError)?.len();
-        return Headers::read(&file)?.copy(&file, len, config.max_image_bytes);
+        let image = Headers::read(&file)?.copy(&file, len, max, until)?;
+        return Ok(Layers::new(vec![image]));
     }
     let (file, found) = open(config, via)?;
     if found != identity {
         return Err(Outcome::ProcessGone);
     }
-    Headers::read(&file)?.copy(&file, identity.2, config.max_image_bytes)
+    let headers = Headers::read(&file)?;
+    let own = headers.copy(&file, identity.2, max, until)?;
+    Ok(debug_files.complete(config, via, &file, &headers, own, until))
 }
 
 /// Opens the file behind a mapping: by the mapping itself (right whatever the mount namespace, and for deleted files;

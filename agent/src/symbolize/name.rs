@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::mangled;
+
 /// Longest name kept, in bytes; C++ templates reach tens of kilobytes.
 const MAX_LEN: usize = 512;
 
@@ -16,7 +18,7 @@ pub(super) struct Names {
 impl Names {
     /// The shared form of a name, `None` when it is empty.
     pub(super) fn share(&mut self, name: &str) -> Option<Arc<str>> {
-        let name = clean(name);
+        let name = clean(&mangled::readable(name));
         if name.is_empty() {
             return None;
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::debug::DebugFiles;
 use super::engine::{Engine, Part};
 use super::kernel::KernelSymbols;
 use super::lru::Lru;
@@ -51,10 +52,15 @@ impl Symbolizer {
     /// An empty one; nothing is read but the beginning of the kernel's list of symbols.
     #[must_use]
     pub fn new(config: SymbolizerConfig) -> Self {
+        let debug_files = DebugFiles::start(&config);
+        Self::with(config, debug_files)
+    }
+
+    fn with(config: SymbolizerConfig, debug_files: DebugFiles) -> Self {
         Self {
             engine: Engine::new(),
             kernel: KernelSymbols::new(&config),
-            modules: Modules::new(&config),
+            modules: Modules::new(&config, debug_files),
             processes: Processes::new(&config),
             addresses: Lru::new(config.max_addresses),
             stacks: Lru::new(config.max_stacks),
@@ -78,6 +84,8 @@ impl Symbolizer {
     pub fn stats(&self) -> SymbolizeStats {
         SymbolizeStats {
             debug_skipped: self.modules.debug_skipped,
+            debug_files: self.modules.debug_files.counts,
+            fetched: self.modules.debug_files.requests(),
             maps_read: self.processes.maps_read,
             image_bytes: self.modules.image_bytes,
             processes: self.processes.len(),
@@ -90,8 +98,9 @@ impl Symbolizer {
     /// Lets go of everything cached, but for the counts of what was done.
     pub fn forget(&mut self) {
         let stats = std::mem::take(&mut self.stats);
+        let debug_files = std::mem::take(&mut self.modules.debug_files);
         let skipped = (self.modules.debug_skipped, self.processes.maps_read);
-        *self = Self::new(self.config.clone());
+        *self = Self::with(self.config.clone(), debug_files);
         self.stats = stats;
         (self.modules.debug_skipped, self.processes.maps_read) = skipped;
     }
@@ -125,6 +134,11 @@ impl Symbolizer {
     fn start_batch(&mut self) {
         self.batch += 1;
         self.modules.release_idle(&self.config, &mut self.engine);
+        if self.modules.take_fetched(&self.config, &mut self.engine) {
+            // Answers of before lack names and lines.
+            self.addresses = Lru::new(self.config.max_addresses);
+            self.stacks = Lru::new(self.config.max_stacks);
+        }
     }
 
     fn resolve_next(&mut self, sample: &StackSample, service: Arc<Service>) -> SymbolizedSample {

@@ -15,6 +15,8 @@ pub enum Outcome {
     ElfError,
     /// The file, or its symbol tables alone, are over the limit.
     TooLarge,
+    /// Reading the file takes longer than is allowed.
+    TooSlow,
     /// What is mapped is not a regular file.
     OddFile,
     /// The library that reads symbols panicked on the file.
@@ -25,13 +27,14 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of the counters.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Ok,
         Self::NoSymbol,
         Self::NoModule,
         Self::ProcessGone,
         Self::ElfError,
         Self::TooLarge,
+        Self::TooSlow,
         Self::OddFile,
         Self::Panic,
         Self::KernelHidden,
@@ -47,9 +50,106 @@ impl Outcome {
             Self::ProcessGone => "process_gone",
             Self::ElfError => "elf_error",
             Self::TooLarge => "too_large",
+            Self::TooSlow => "too_slow",
             Self::OddFile => "odd_file",
             Self::Panic => "panic",
             Self::KernelHidden => "kernel_hidden",
+        }
+    }
+}
+
+/// What the search for the debug file of a file came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DebugFile {
+    /// Found by the build id.
+    BuildId,
+    /// Found by the debug link.
+    DebugLink,
+    /// Found among those that were fetched from a server.
+    Debuginfod,
+    /// Symbols were packed in the file itself.
+    DebugData,
+    /// The file lacks something, and no file that has it was found.
+    None,
+    /// A file was found where it should be, but is of another build.
+    Mismatch,
+    /// Over the limit of size.
+    TooLarge,
+    /// Over the limit of time.
+    TooSlow,
+    /// No regular file, or one that cannot be read as ELF.
+    Malformed,
+}
+
+impl DebugFile {
+    /// Every result, in the order of the counters.
+    pub const ALL: [Self; 9] = [
+        Self::BuildId,
+        Self::DebugLink,
+        Self::Debuginfod,
+        Self::DebugData,
+        Self::None,
+        Self::Mismatch,
+        Self::TooLarge,
+        Self::TooSlow,
+        Self::Malformed,
+    ];
+
+    /// The value of the label `result`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::BuildId => "build_id",
+            Self::DebugLink => "debug_link",
+            Self::Debuginfod => "debuginfod",
+            Self::DebugData => "debugdata",
+            Self::None => "none",
+            Self::Mismatch => "mismatch",
+            Self::TooLarge => "too_large",
+            Self::TooSlow => "too_slow",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+/// How a request for a debug file ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fetched {
+    /// It came.
+    Fetched,
+    /// No server has it.
+    NotFound,
+    /// The server could not be reached, took too long or answered with an error.
+    Failed,
+    /// It is over the limit.
+    TooLarge,
+    /// What came is no ELF file of that build.
+    Mismatch,
+    /// It could not be written.
+    CacheFailed,
+}
+
+impl Fetched {
+    /// Every result, in the order of the counters.
+    pub const ALL: [Self; 6] = [
+        Self::Fetched,
+        Self::NotFound,
+        Self::Failed,
+        Self::TooLarge,
+        Self::Mismatch,
+        Self::CacheFailed,
+    ];
+
+    /// The value of the label `result`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fetched => "fetched",
+            Self::NotFound => "not_found",
+            Self::Failed => "failed",
+            Self::TooLarge => "too_large",
+            Self::Mismatch => "mismatch",
+            Self::CacheFailed => "cache_failed",
         }
     }
 }
@@ -58,13 +158,15 @@ impl Outcome {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SymbolizeStats {
     pub(super) outcomes: [u64; Outcome::ALL.len()],
+    pub(super) debug_files: [u64; DebugFile::ALL.len()],
+    pub(super) fetched: [u64; Fetched::ALL.len()],
     /// Stacks answered from the cache of stacks.
     pub stack_hits: u64,
     /// Stacks resolved address by address.
     pub stack_misses: u64,
     /// Addresses that had to be looked up in a file.
     pub address_misses: u64,
-    /// Files whose debug sections were over the limit, so that only symbols are used.
+    /// Files whose debug sections are over the limits or malformed, so that only symbols are used.
     pub debug_skipped: u64,
     /// Memory maps read.
     pub maps_read: u64,
@@ -83,6 +185,18 @@ impl SymbolizeStats {
     #[must_use]
     pub fn count(&self, outcome: Outcome) -> u64 {
         self.outcomes[outcome as usize]
+    }
+
+    /// Searches for debug files that came to this.
+    #[must_use]
+    pub fn debug_files(&self, result: DebugFile) -> u64 {
+        self.debug_files[result as usize]
+    }
+
+    /// Requests for debug files that ended so.
+    #[must_use]
+    pub fn fetched(&self, result: Fetched) -> u64 {
+        self.fetched[result as usize]
     }
 
     pub(super) fn add(&mut self, outcome: Outcome) {

@@ -74,6 +74,8 @@ pub(in crate::export) fn telemetry() -> Telemetry {
             row_bytes: 2 << 20,
         },
         symbolize: [(name("elf"), 700)].into(),
+        debug_file_requests: [(name("fetched"), 2), (name("not_found"), 9)].into(),
+        debug_files: [(name("build_id"), 3), (name("none"), 12)].into(),
         wait_samples: 120,
         wait_sample_budget: 100.0,
         symbol_bytes: 1 << 20,

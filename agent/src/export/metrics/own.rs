@@ -85,6 +85,19 @@ pub(super) fn write(
         by_result(&telemetry.symbolize),
     );
     own.by(
+        "tieback_debug_files_total",
+        Type::Counter,
+        "Searches for what a stripped file lacks (symbols, lines), by how it was found or why not; a file is searched for anew \
+         when it is needed again after a while. `refused`: debug sections are over the limits, so only symbols are used.",
+        by_result(&telemetry.debug_files),
+    );
+    own.by(
+        "tieback_debuginfod_requests_total",
+        Type::Counter,
+        "Debug files asked for at debuginfod servers, by result.",
+        by_result(&telemetry.debug_file_requests),
+    );
+    own.by(
         "tieback_series_capped_total",
         Type::Counter,
         "Series that the budget of series left out, summed over windows.",

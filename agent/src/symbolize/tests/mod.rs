@@ -7,7 +7,12 @@ use std::sync::Arc;
 
 use super::*;
 
+mod addr2line;
+mod debuginfod;
 mod files;
+mod hostile;
+mod programs;
+mod separate;
 
 const LINE: u32 = line!() + 2;
 #[inline(never)]
@@ -55,6 +60,7 @@ fn own_function_with_its_line() {
         max_image_bytes: 1 << 30,
         max_images_bytes: 1 << 30,
         max_file_bytes: 1 << 31,
+        max_parse: std::time::Duration::from_secs(300),
         ..SymbolizerConfig::default()
     });
     let address = a_function_with_a_name as fn() -> u64 as usize as u64;
@@ -166,17 +172,26 @@ fn start(dir: &Path, options: &[&str]) -> (Child, u64) {
         .status()
         .unwrap();
     assert!(status.success());
-    let mut child = Command::new(&program)
+    start_program(&program)
+}
+
+/// Starts a program that writes an address and waits for its input to end.
+fn start_program(program: &Path) -> (Child, u64) {
+    let mut child = Command::new(program)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    let address = read_address(&mut child);
+    (child, address)
+}
+
+fn read_address(child: &mut Child) -> u64 {
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap())
         .read_line(&mut line)
         .unwrap();
-    let address = u64::from_str_radix(line.trim().trim_start_matches("0x"), 16).unwrap();
-    (child, address)
+    u64::from_str_radix(line.trim().trim_start_matches("0x"), 16).unwrap()
 }
 
 fn stop(child: &mut Child) {

@@ -1,0 +1,134 @@
+//! How large the tables of lines and files of a unit become.
+
+use std::fs::File;
+use std::time::Instant;
+
+use gimli::{AttributeValue, DebugLine, DebugLineOffset, EndianSlice, LittleEndian};
+
+use super::nesting::{read, unit_length};
+use crate::symbolize::Outcome;
+use crate::symbolize::image::Headers;
+
+/// Longest table of lines of one unit, in bytes: each may become a row of 24 bytes. That of SQLite as one file is 1 MB.
+const MAX_LINES: u64 = 4 << 20;
+/// Most bytes of paths of one unit. Many files may name the same long string, and each gets a copy.
+const MAX_PATHS: usize = 4 << 20;
+
+type Slice<'a> = EndianSlice<'a, LittleEndian>;
+
+/// Walks the headers of `.debug_line` of a copy.
+pub(super) fn check(file: &File, headers: &Headers, until: Instant) -> Result<(), Outcome> {
+    let Some((mut at, size)) = headers.range(".debug_line") else {
+        return Ok(());
+    };
+    let section = |name| match headers.range(name) {
+        Some((offset, size)) => read(file, offset, size),
+        None => Ok(Vec::new()),
+    };
+    let strings = Strings {
+        of_lines: section(".debug_line_str")?,
+        of_all: section(".debug_str")?,
+    };
+    let end = at.saturating_add(size);
+    while at < end {
+        // Padding at the end is no unit.
+        let Ok(length) = unit_length(file, at, end) else {
+            break;
+        };
+        if length > MAX_LINES {
+            return Err(Outcome::TooLarge);
+        }
+        let unit = read(file, at, length)?;
+        if strings.paths(&unit, until)? > MAX_PATHS {
+            return Err(Outcome::TooLarge);
+        }
+        at += length;
+    }
+    Ok(())
+}
+
+struct Strings {
+    of_lines: Vec<u8>,
+    of_all: Vec<u8>,
+}
+
+impl Strings {
+    /// Bytes of the paths of all files that a table names, counted to just above the limit.
+    fn paths(&self, unit: &[u8], until: Instant) -> Result<usize, Outcome> {
+        if Instant::now() > until {
+            return Err(Outcome::TooSlow);
+        }
+        let lines = DebugLine::new(unit, LittleEndian);
+        let Ok(program) = lines.program(DebugLineOffset(0), 8, None, None) else {
+            // The reader cannot read it either.
+            return Ok(0);
+        };
+        let header = program.header();
+        let mut sum = 0usize;
+        for file in header.file_names() {
+            let directory = file.directory(header).map_or(0, |directory| self.len(&directory));
+            sum = sum
+                .saturating_add(self.len(&file.path_name()))
+                .saturating_add(directory);
+            if sum > MAX_PATHS {
+                break;
+            }
+        }
+        Ok(sum)
+    }
+
+    /// No longer than just above the limit, so that a long string costs no time.
+    fn len(&self, value: &AttributeValue<Slice<'_>>) -> usize {
+        let (section, at) = match value {
+            AttributeValue::String(text) => return text.len(),
+            AttributeValue::DebugLineStrRef(at) => (&self.of_lines, at.0),
+            AttributeValue::DebugStrRef(at) => (&self.of_all, at.0),
+            _ => return 0,
+        };
+        let text = section.get(at..).unwrap_or_default();
+        let text = &text[..text.len().min(MAX_PATHS + 1)];
+        text.iter().position(|byte| *byte == 0).unwrap_or(text.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A table of DWARF 5 without lines: one directory, and `files` files that all name the string at 0.
+    fn table(files: u16) -> Vec<u8> {
+        const LINE_STRP: u8 = 0x1f;
+        let mut header = vec![1, 1, 1, 0xfb, 14, 13, 0, 1, 1, 1, 1, 0, 0, 0, 1, 0, 0, 1];
+        header.extend([1, 1, LINE_STRP, 1, 0, 0, 0, 0]);
+        header.extend([1, 1, LINE_STRP]);
+        header.extend([
+            (files & 0x7f) as u8 | 0x80,
+            (files >> 7 & 0x7f) as u8 | 0x80,
+            (files >> 14) as u8,
+        ]);
+        header.extend(vec![0; usize::from(files) * 4]);
+        let mut unit = vec![5, 0, 8, 0];
+        unit.extend(u32::try_from(header.len()).unwrap().to_le_bytes());
+        unit.extend(header);
+        let mut all = u32::try_from(unit.len()).unwrap().to_le_bytes().to_vec();
+        all.extend(unit);
+        all
+    }
+
+    #[test]
+    fn a_long_name_counts_for_each_file_that_has_it() {
+        let mut of_lines = vec![b'x'; 1000];
+        of_lines.push(0);
+        let strings = Strings {
+            of_lines,
+            of_all: Vec::new(),
+        };
+        let soon = Instant::now() + Duration::from_secs(60);
+        // The directory is such a name, too.
+        assert_eq!(strings.paths(&table(3), soon), Ok(6000));
+        assert!(strings.paths(&table(60_000), soon).unwrap() > MAX_PATHS);
+        assert_eq!(strings.paths(b"nonsense", soon), Ok(0));
+    }
+}
