@@ -7,5 +7,6 @@ mod measure;
 pub(crate) mod sample;
 pub(crate) mod sock;
 pub(crate) mod state;
+pub(crate) mod tables;
 pub(crate) mod task;
 pub(crate) mod unwind;

@@ -2,21 +2,18 @@
 //!
 //! The stack is read in large pieces and walked in the copy; a piece costs about as much as a single word (COST.md 2.5).
 
-use aya_ebpf::{
-    btf_maps::{Array, ArrayOfMaps, HashMap},
-    helpers::generated::{bpf_loop, bpf_probe_read_user},
-    macros::btf_map,
-};
+use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
 use core::ffi::c_void;
 
-use super::task::Regs;
+use super::{
+    tables::{UNWIND_GENERATION, UNWIND_MAPPINGS, UNWIND_RULES, find, halve, space},
+    task::Regs,
+};
 use crate::wire::{
     KERNEL_FRAMES, USER_FRAMES,
     unwind::{
-        BLOCK_ROWS, CFA_AT_FP, CFA_AT_SP, CFA_END, CFA_FP, CFA_NONE, CFA_PLT, CFA_SP, FP_AT_CFA, FP_AT_FP,
-        FP_AT_SP, FP_LOST, MAX_MAPPINGS, MAX_MODULES, MAX_PAGES, MAX_RULES, MAX_SEGMENTS, Mapping, Module,
-        PAGE_BITS, Page, RA_AT_SP, RA_IN_RDI, RULE_SIGNAL, Rule, SEGMENT_BLOCKS, Space, SpaceKey,
-        UnwindResult,
+        CFA_AT_FP, CFA_AT_SP, CFA_END, CFA_FP, CFA_NONE, CFA_PLT, CFA_SP, FP_AT_CFA, FP_AT_FP, FP_AT_SP,
+        FP_LOST, RA_AT_SP, RA_IN_RDI, RULE_SIGNAL, Rule, UnwindResult,
     },
 };
 
@@ -27,42 +24,8 @@ const _: () = assert!(USER_FRAMES + KERNEL_FRAMES < FRAMES);
 const COPY: usize = 2048;
 /// Bytes of the copy above the stack pointer below which it is renewed: frames are mostly smaller.
 const AHEAD: u64 = 256;
-/// Steps of the search in a page, which has at most as many rows as bytes of code.
-const PAGE_STEPS: u32 = PAGE_BITS + 1;
 /// Steps of the search among the mappings of a process: up to 4,095.
 const MAPPING_STEPS: u32 = 12;
-
-/// A block of rows.
-type Block = [u32; BLOCK_ROWS as usize];
-
-/// Rows of all tables.
-#[btf_map]
-static UNWIND_ROWS: ArrayOfMaps<Array<Block, { SEGMENT_BLOCKS as usize }>, { MAX_SEGMENTS as usize }> =
-    ArrayOfMaps::new();
-
-/// Pages of all tables.
-#[btf_map]
-static UNWIND_PAGES: Array<Page, { MAX_PAGES as usize }> = Array::new();
-
-/// Tables.
-#[btf_map]
-static UNWIND_MODULES: Array<Module, { MAX_MODULES as usize }> = Array::new();
-
-/// Rules of all tables.
-#[btf_map]
-static UNWIND_RULES: Array<Rule, { MAX_RULES as usize }> = Array::new();
-
-/// Mappings of all processes.
-#[btf_map]
-static UNWIND_MAPPINGS: Array<Mapping, { MAX_MAPPINGS as usize }> = Array::new();
-
-/// Which of them are whose.
-#[btf_map]
-static UNWIND_SPACES: HashMap<SpaceKey, Space, 8192> = HashMap::new();
-
-/// Changes before and after anything in these maps does, so that what was remembered of them is known to be old.
-#[btf_map]
-static UNWIND_GENERATION: Array<u32, 1> = Array::new();
 
 /// A place in the code whose rule was found not long ago. The same callers are met in one stack after the other, and the search
 /// for a rule is most of a step.
@@ -333,46 +296,6 @@ impl Room {
     }
 }
 
-/// The number of the rule at an address of a module's file.
-#[inline(always)]
-fn find(module: u32, address: u64) -> Option<u32> {
-    let module = UNWIND_MODULES.get(module)?;
-    let at = address.wrapping_sub(module.base);
-    if at >> PAGE_BITS >= u64::from(module.pages) {
-        return None;
-    }
-    let page = UNWIND_PAGES.get(module.first_page + (at >> PAGE_BITS) as u32)?;
-    let low = at as u32 & ((1 << PAGE_BITS) - 1);
-    let segment = UNWIND_ROWS.get(page.first / (BLOCK_ROWS * SEGMENT_BLOCKS))?;
-    let (mut first, mut count) = (page.first, page.rows);
-    let mut step = 0;
-    while step < PAGE_STEPS && count > 1 {
-        let half = count / 2;
-        let middle = row(segment, first + half)? & ((1 << PAGE_BITS) - 1);
-        let below = low.wrapping_sub(middle) as i32 >> 31;
-        (first, count) = halve(first, count, half, below as u32);
-        step += 1;
-    }
-    Some(row(segment, first)? >> PAGE_BITS)
-}
-
-/// Goes on in the lower half where `below` is all ones, else in the upper. Without a branch: the verifier would follow both,
-/// at each step of the search.
-#[inline(always)]
-fn halve(first: u32, count: u32, half: u32, below: u32) -> (u32, u32) {
-    (first.wrapping_add(half & !below), half + (count & 1 & !below))
-}
-
-#[inline(always)]
-fn row(segment: &Array<Block, { SEGMENT_BLOCKS as usize }>, number: u32) -> Option<u32> {
-    let block = segment.get((number / BLOCK_ROWS) & (SEGMENT_BLOCKS - 1))?;
-    // SAFETY: masked to the block's length, in a way that the compiler cannot take away from the verifier.
-    unsafe {
-        let at = core::ptr::read_volatile(&raw const number) as usize & (BLOCK_ROWS as usize - 1);
-        Some(*block.as_ptr().add(at))
-    }
-}
-
 extern "C" fn step(index: u64, room: *mut *mut Room) -> i64 {
     // SAFETY: `bpf_loop` hands through what `walk` below gave it.
     let room = unsafe { &mut **room };
@@ -427,15 +350,4 @@ pub(crate) fn walk(room: *mut Room, regs: Regs, slot: u32, pid: u32) -> (u32, Un
         len,
         UnwindResult::from_index(result).unwrap_or(UnwindResult::TooDeep),
     )
-}
-
-/// Mappings of a process, or those of another process of its slot.
-#[inline(always)]
-fn space(slot: u32, pid: u32) -> Space {
-    let own = SpaceKey { slot, pid };
-    let shared = SpaceKey { slot, pid: 0 };
-    // SAFETY: the agent replaces values as a whole.
-    unsafe { UNWIND_SPACES.get(own).or_else(|| UNWIND_SPACES.get(shared)) }
-        .copied()
-        .unwrap_or_default()
 }
