@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #endif
 #include <alloca.h>
+#include <arpa/inet.h>
 #include <dlfcn.h>
 #include <poll.h>
 #include <pthread.h>
@@ -15,7 +16,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <time.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 // After a call, so that no compiler makes a jump of it.
@@ -107,6 +110,30 @@ FRAME void leaf_syscall(double end) {
     STAY();
 }
 
+FRAME void leaf_connect(double end) {
+    struct linger none = {1, 0};
+    struct sockaddr_in to;
+    socklen_t length = sizeof to;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    memset(&to, 0, sizeof to);
+    to.sin_family = AF_INET;
+    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (bind(listener, (struct sockaddr *)&to, sizeof to) || listen(listener, 64)) abort();
+    if (getsockname(listener, (struct sockaddr *)&to, &length)) abort();
+    while (now() < end) {
+        int out = socket(AF_INET, SOCK_STREAM, 0);
+        if (connect(out, (struct sockaddr *)&to, sizeof to)) abort();
+        int in = accept(listener, NULL, NULL);
+        // A reset leaves no port in TIME_WAIT.
+        if (setsockopt(out, SOL_SOCKET, SO_LINGER, &none, sizeof none)) abort();
+        close(out);
+        close(in);
+        usleep(1000);
+    }
+    close(listener);
+    STAY();
+}
+
 FRAME void warm_up(double end) {
     while (now() < end) spin(100000);
     STAY();
@@ -119,7 +146,7 @@ static void (*leaf_of(void))(double) {
     } all[] = {
         {"cpu", leaf_cpu},     {"libc", leaf_libc}, {"vdso", leaf_vdso},   {"plt", leaf_plt},
         {"sleep", leaf_sleep}, {"pipe", leaf_pipe}, {"lock", leaf_lock},   {"fault", leaf_fault},
-        {"syscall", leaf_syscall},
+        {"syscall", leaf_syscall}, {"connect", leaf_connect},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (!strcmp(all[i].name, work)) return all[i].leaf;
@@ -225,6 +252,48 @@ FRAME void on_other_stack(double end) {
     STAY();
 }
 
+#if defined(__x86_64__)
+// The trap is the very first instruction of its function. The byte before it is another function's, whose frame is so large that
+// a walk which took the address for that of a return would get lost.
+__asm__(".text\n"
+        ".type before_trapped, @function\n"
+        "before_trapped:\n"
+        ".cfi_startproc\n"
+        ".cfi_def_cfa_offset 4096\n"
+        "nop\n"
+        ".cfi_endproc\n"
+        ".size before_trapped, .-before_trapped\n"
+        ".globl trapped\n"
+        ".type trapped, @function\n"
+        "trapped:\n"
+        ".cfi_startproc\n"
+        "ud2\n"
+        "ret\n"
+        ".cfi_endproc\n"
+        ".size trapped, .-trapped\n");
+void trapped(void) __asm__("trapped");
+
+static void on_trap(int signal, siginfo_t *info, void *context) {
+    (void)signal;
+    (void)info;
+    first(handler_end);
+    // Past the trap, which has two bytes.
+    ((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP] += 2;
+    STAY();
+}
+
+FRAME void with_trap(double end) {
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_sigaction = on_trap;
+    action.sa_flags = SA_SIGINFO;
+    handler_end = end;
+    sigaction(SIGILL, &action, NULL);
+    trapped();
+    STAY();
+}
+#endif
+
 static double sort_end;
 
 static int compare(const void *a, const void *b) {
@@ -324,6 +393,9 @@ int main(int count, char **arguments) {
         {"plain", plain},       {"deep", deep},         {"alloca", with_alloca}, {"setjmp", with_setjmp},
         {"signal", in_handler}, {"altstack", on_other_stack}, {"qsort", sorted}, {"thread", threaded},
         {"dlopen", loaded},
+#if defined(__x86_64__)
+        {"trap", with_trap},
+#endif
     };
     if (count < 4) return 2;
     const char *shape = arguments[1];

@@ -2,6 +2,8 @@
 
 #[path = "kernel/basics.rs"]
 mod basics;
+#[path = "kernel/chains.rs"]
+mod chains;
 #[path = "kernel/conn.rs"]
 mod conn;
 #[path = "kernel/deploy.rs"]

@@ -10,7 +10,7 @@ use super::{
     task::Regs,
 };
 use crate::wire::{
-    KERNEL_FRAMES, USER_FRAMES,
+    FRAME_INTERRUPTED, KERNEL_FRAMES, USER_FRAMES,
     unwind::{
         CFA_AT_FP, CFA_AT_SP, CFA_END, CFA_FP, CFA_NONE, CFA_PLT, CFA_SP, FP_AT_CFA, FP_AT_FP, FP_AT_SP,
         FP_LOST, RA_AT_SP, RA_IN_RDI, RULE_SIGNAL, Rule, UnwindResult,
@@ -308,7 +308,8 @@ extern "C" fn step(index: u64, room: *mut *mut Room) -> i64 {
     // SAFETY: the index is masked to the array's length.
     unsafe {
         let at = core::ptr::read_volatile(&raw const frame) as usize & USER_FRAMES;
-        *(&raw mut room.frames).cast::<u64>().add(at + 1) = room.ip;
+        *(&raw mut room.frames).cast::<u64>().add(at + 1) =
+            room.ip | (FRAME_INTERRUPTED * u64::from(room.exact));
     }
     room.len = frame + 2;
     0

@@ -52,7 +52,13 @@ pub struct WaitDone {
     pub blocked_ns: u64,
 }
 
-/// A sampled stack; `user_len` and then `kernel_len` addresses follow, 8 bytes each.
+/// Set in a user address beyond the first that is not a return address: the place where a signal interrupted the thread.
+pub const FRAME_INTERRUPTED: u64 = 1 << 63;
+/// Bits of which a user address has none: with [`FRAME_INTERRUPTED`] alone they tell a mark from an address of the kernel's
+/// half, where `[vsyscall]` is.
+pub const FRAME_UPPER: u64 = 0xff << 56;
+
+/// A sampled stack; `user_len` and then `kernel_len` addresses follow, 8 bytes each; see [`FRAME_INTERRUPTED`].
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct StackHeader {

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use agent_ebpf::wire::{
-    EVENT_CLOSED, EVENT_EXITED, EVENT_OPENED, EVENT_STACK, EVENT_WAIT_DONE, SLOT_FIRST, SlotEvent,
-    StackHeader, WaitDone,
+    EVENT_CLOSED, EVENT_EXITED, EVENT_OPENED, EVENT_STACK, EVENT_WAIT_DONE, FRAME_INTERRUPTED, FRAME_UPPER,
+    SLOT_FIRST, SlotEvent, StackHeader, WaitDone,
 };
 
 use super::model::{Cause, Lifecycle, SlotId, StackDetail, StackKind, StackSample, UnwindResult};
@@ -129,7 +129,8 @@ fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample)> {
     if frames.len() / 8 < user + kernel {
         return None;
     }
-    let user: Vec<u64> = addresses.by_ref().take(user).collect();
+    let mut user: Vec<u64> = addresses.by_ref().take(user).collect();
+    let interrupted = take_marks(&mut user);
     let kernel: Vec<u64> = addresses.take(kernel).collect();
     let kind = StackKind::from_index(header.stack_kind)?;
     let nr = u16::try_from(header.nr).ok();
@@ -147,15 +148,42 @@ fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample)> {
         weight: header.weight as f64,
         own: 0.0,
         user,
+        interrupted,
         kernel,
         unwind: UnwindResult::from_index(header.unwind)?,
     };
     Some((header, sample))
 }
 
+/// Takes the marks off the addresses of interrupted frames; one bit a frame.
+fn take_marks(user: &mut [u64]) -> u128 {
+    let mut interrupted = 0;
+    for (frame, address) in user.iter_mut().enumerate().take(u128::BITS as usize) {
+        if *address & FRAME_UPPER == FRAME_INTERRUPTED {
+            *address &= !FRAME_INTERRUPTED;
+            interrupted |= 1 << frame;
+        }
+    }
+    interrupted
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn marks_of_interrupted_frames_are_no_part_of_their_addresses() {
+        const VSYSCALL: u64 = 0xffff_ffff_ff60_0000;
+        let mut user = [
+            0x40_1000,
+            0x7f00_0000_1234 | FRAME_INTERRUPTED,
+            0x40_2000,
+            VSYSCALL,
+        ];
+        let interrupted = take_marks(&mut user);
+        assert_eq!(user, [0x40_1000, 0x7f00_0000_1234, 0x40_2000, VSYSCALL]);
+        assert_eq!(interrupted, 0b10);
+    }
 
     /// The estimator on a known mixture: many short waits and few long ones, chosen the way the kernel side does.
     #[test]

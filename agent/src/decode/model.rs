@@ -151,8 +151,11 @@ pub struct StackSample {
     /// The part of `weight` that was measured on this very event, 0 where a sample is one of many alike. Scaling to
     /// an exact total never touches it.
     pub own: f64,
-    /// User return addresses, innermost first.
+    /// User addresses, innermost first: where the thread stopped, then return addresses and [interrupted](Self::interrupted)
+    /// ones.
     pub user: Vec<u64>,
+    /// One bit a user frame, the lowest for the innermost: it did not call, it was interrupted by a signal.
+    pub interrupted: u128,
     /// Kernel return addresses, innermost first.
     pub kernel: Vec<u64>,
     /// How the walk of the user half ended.
@@ -160,6 +163,13 @@ pub struct StackSample {
 }
 
 impl StackSample {
+    /// The address of a user frame is that of the instruction where it stopped: the innermost frame's, and those of frames that
+    /// signals interrupted. That of any other is behind its call.
+    #[must_use]
+    pub const fn stopped_at(&self, frame: usize) -> bool {
+        frame == 0 || (frame < u128::BITS as usize && self.interrupted >> frame & 1 == 1)
+    }
+
     /// The walk ended before the entry of the thread.
     #[must_use]
     pub const fn truncated(&self) -> bool {

@@ -20,6 +20,7 @@ use super::{
 struct StackKey {
     generation: u64,
     user: Vec<u64>,
+    interrupted: u128,
     kernel: Vec<u64>,
     truncated: bool,
     lock_wait: bool,
@@ -164,6 +165,7 @@ impl Symbolizer {
         let stack_key = StackKey {
             generation: process.as_ref().map_or(0, |process| process.generation),
             user: sample.user.clone(),
+            interrupted: sample.interrupted,
             kernel: sample.kernel.clone(),
             truncated: sample.truncated(),
             lock_wait,
@@ -178,13 +180,13 @@ impl Symbolizer {
         for (index, address) in sample.kernel.iter().enumerate() {
             outcomes.push(
                 self.kernel
-                    .resolve(*address, call_site(index, *address), &mut frames),
+                    .resolve(*address, call_site(index == 0, *address), &mut frames),
             );
         }
         frames.drain(..own(&frames));
         let mut stable = known || sample.user.is_empty();
         for (index, address) in sample.user.iter().enumerate() {
-            let address = call_site(index, *address);
+            let address = call_site(sample.stopped_at(index), *address);
             if !known {
                 frames.push(bare(&self.unknown_module, address));
                 outcomes.push(Outcome::ProcessGone);
@@ -325,13 +327,9 @@ impl Symbolizer {
     }
 }
 
-/// A return address points behind its call; that of the innermost frame is where the thread stopped.
-fn call_site(index: usize, address: u64) -> u64 {
-    if index == 0 {
-        address
-    } else {
-        address.saturating_sub(1)
-    }
+/// A return address points behind its call, which may be another function, let alone another line.
+fn call_site(stopped_at: bool, address: u64) -> u64 {
+    address.saturating_sub(u64::from(!stopped_at))
 }
 
 /// How many of the innermost frames are those of the program that took the sample, and of how the kernel called it.

@@ -35,6 +35,7 @@ fn sample(pid: u32, user: Vec<u64>) -> (StackSample, Arc<Service>) {
         weight: 5.0,
         own: 0.0,
         user,
+        interrupted: 0,
         kernel: Vec::new(),
         unwind: UnwindResult::Complete,
     };
@@ -52,6 +53,26 @@ fn functions(stack: &Stack) -> Vec<&str> {
         .iter()
         .map(|frame| frame.function.as_deref().unwrap_or("?"))
         .collect()
+}
+
+/// A frame that a signal interrupted at the first instruction of a function is in that function, a return address there is in
+/// the one before.
+#[test]
+fn an_interrupted_frame_is_where_it_stopped() {
+    let mut symbolizer = Symbolizer::new(SymbolizerConfig {
+        max_image_bytes: 1 << 30,
+        max_parse: std::time::Duration::from_secs(600),
+        ..SymbolizerConfig::default()
+    });
+    let entry = a_function_with_a_name as fn() -> u64 as usize as u64;
+    let (mut sample, service) = sample(std::process::id(), vec![entry, entry]);
+    for (interrupted, there) in [(0b10, true), (0, false)] {
+        sample.interrupted = interrupted;
+        let stack = symbolizer.resolve(&sample, Arc::clone(&service)).stack;
+        let function = stack.frames.last().and_then(|frame| frame.function.as_deref());
+        let named = function.is_some_and(|name| name.ends_with("a_function_with_a_name"));
+        assert_eq!(named, there, "{interrupted:b}: {function:?}");
+    }
 }
 
 #[test]

@@ -1,0 +1,312 @@
+//! Programs whose chains of calls are known, and what is compared with them.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use tieback_tests::agent::Agent;
+use tieback_tests::chains::Chains;
+use tieback_tests::program::{Program, unique_service};
+use tieback_tests::tolerance;
+
+/// How a program is started, and what its stacks must be.
+pub(super) struct Case {
+    pub(super) name: String,
+    pub(super) command: Vec<String>,
+    /// `cpu`, `wait`, `syscall`, `memory` or `conn`.
+    pub(super) profile: &'static str,
+    /// Frames from the entry point to the leaf; `*` is a frame of the C library, which has no symbols for all of them.
+    pub(super) chain: Vec<&'static str>,
+    /// The frame below the leaf when the leaf called something; `None`: it calls nothing that waits.
+    pub(super) callee: Option<&'static str>,
+}
+
+/// From the entry point to `main`.
+pub(super) const ENTRY: [&str; 3] = ["_start", "*", "*"];
+/// From the start of a thread.
+const THREAD: [&str; 2] = ["*", "*"];
+
+/// Runs of the programs.
+pub(super) struct Programs(pub(super) Chains);
+
+impl Programs {
+    pub(super) fn build() -> Result<Self> {
+        Ok(Self(Chains::build()?))
+    }
+
+    /// A run of one of the programs made from `chain.c`.
+    pub(super) fn case(&self, program: &str, shape_name: &str, work: &str) -> Case {
+        let (leaf, profile, callee) = leaf(work);
+        let mut chain = shape(shape_name);
+        chain.push(leaf);
+        if program == "chain-musl" {
+            // Its start-up code has as many frames as the compiler left.
+            chain.splice(..ENTRY.len(), ["_start", "+"]);
+        }
+        let path = |name: &str| self.0.path(name).to_string_lossy().into_owned();
+        let command = [
+            path(program),
+            shape_name.to_owned(),
+            work.to_owned(),
+            "5".to_owned(),
+            path("libthrough.so"),
+        ];
+        Case {
+            name: format!("{program} {shape_name} {work}"),
+            command: command.into(),
+            profile,
+            chain,
+            callee,
+        }
+    }
+
+    pub(super) fn other(
+        &self,
+        program: &str,
+        work: &str,
+        chain: &[&'static str],
+        callee: Option<&'static str>,
+    ) -> Case {
+        let path = self.0.path(program).to_string_lossy().into_owned();
+        let profile = if work == "cpu" { "cpu" } else { "wait" };
+        let command = vec![path, work.to_owned(), "5".to_owned()];
+        Case {
+            name: format!("{program} {work}"),
+            command,
+            profile,
+            chain: chain.into(),
+            callee,
+        }
+    }
+}
+
+fn shape(shape: &str) -> Vec<&'static str> {
+    let mut chain = Vec::new();
+    if shape == "thread" {
+        chain.extend(THREAD);
+        chain.push("thread");
+    } else {
+        chain.extend(ENTRY);
+        chain.push("main");
+    }
+    match shape {
+        "plain" => chain.push("plain"),
+        "deep" => {
+            chain.push("deep");
+            chain.extend([const { "recurse" }; 100]);
+        }
+        "alloca" => chain.push("with_alloca"),
+        "setjmp" => chain.push("with_setjmp"),
+        "signal" | "altstack" => {
+            chain.push(if shape == "signal" {
+                "in_handler"
+            } else {
+                "on_other_stack"
+            });
+            // raise, pthread_kill and what it calls; then the frame that the kernel makes.
+            chain.extend(["raised", "+", "on_signal"]);
+        }
+        "qsort" => chain.extend(["sorted", "+", "compare"]),
+        "trap" => chain.extend(["with_trap", "trapped", "*", "on_trap"]),
+        "dlopen" => chain.extend(["loaded", "through", "inner"]),
+        _ => {}
+    }
+    chain.extend(["first", "second", "third"]);
+    chain
+}
+
+fn leaf(work: &str) -> (&'static str, &'static str, Option<&'static str>) {
+    match work {
+        "cpu" => ("leaf_cpu", "cpu", None),
+        "libc" => ("leaf_libc", "cpu", Some("*")),
+        "vdso" => ("leaf_vdso", "cpu", Some("*")),
+        "plt" => ("leaf_plt", "cpu", Some("*")),
+        "sleep" => ("leaf_sleep", "wait", Some("usleep")),
+        "pipe" => ("leaf_pipe", "wait", Some("read")),
+        "lock" => ("leaf_lock", "wait", Some("pthread_mutex_lock")),
+        "connect" => ("leaf_connect", "conn", Some("connect")),
+        "fault" => ("leaf_fault", "memory", None),
+        _ => ("leaf_syscall", "syscall", Some("getppid")),
+    }
+}
+
+/// Whether frames, from the root on, are what a chain says; `+` is one or more frames of the C library.
+fn fits(frames: &[&str], case: &Case) -> bool {
+    let library = |frame: &str| !OWN.contains(&frame);
+    let mut at = 0;
+    for want in &case.chain {
+        match *want {
+            "+" => {
+                let start = at;
+                while frames.get(at).is_some_and(|frame| library(frame)) {
+                    at += 1;
+                }
+                if at == start {
+                    return false;
+                }
+            }
+            "*" => {
+                if !frames.get(at).is_some_and(|frame| library(frame)) {
+                    return false;
+                }
+                at += 1;
+            }
+            want => {
+                if frames.get(at) != Some(&want) {
+                    return false;
+                }
+                at += 1;
+            }
+        }
+    }
+    let rest = &frames[at..];
+    match case.callee {
+        // The clock that ends the loop.
+        // Or Go's scheduler interrupts it by a signal.
+        None => rest.len() <= 3 || rest.contains(&"runtime.sigtramp"),
+        // Or the dynamic linker looks the function up, once.
+        Some("*") => rest.len() <= 3 || rest.contains(&"[ld-linux-x86-64.so.2]"),
+        // The clock that ends the loop is a system call where the machine has no steady one.
+        Some(callee) => {
+            let called = |frame: &&str| frame.contains(callee) || frame.contains("clock_gettime");
+            rest.len() <= 4 && rest.first().is_some_and(called)
+        }
+    }
+}
+
+/// Functions of the programs: where the C library is expected, these are not.
+const OWN: &[&str] = &[
+    "main",
+    "plain",
+    "deep",
+    "recurse",
+    "with_alloca",
+    "with_setjmp",
+    "in_handler",
+    "on_other_stack",
+    "raised",
+    "on_signal",
+    "with_trap",
+    "trapped",
+    "before_trapped",
+    "on_trap",
+    "sorted",
+    "compare",
+    "thread",
+    "loaded",
+    "through",
+    "inner",
+    "first",
+    "second",
+    "third",
+    "leaf_cpu",
+    "leaf_libc",
+    "leaf_vdso",
+    "leaf_plt",
+    "leaf_sleep",
+    "leaf_lock",
+    "leaf_syscall",
+    "leaf_connect",
+    "chain::main",
+    "[truncated]",
+];
+
+/// Function names without the parameters that C++ has, and without frames of the kernel and inlined ones.
+fn frames(stack: &str) -> Vec<&str> {
+    stack
+        .split(';')
+        .filter(|frame| !frame.ends_with("_[k]") && !frame.ends_with("_[i]"))
+        .map(|frame| frame.split('(').next().unwrap_or(frame))
+        .collect()
+}
+
+/// Runs all programs at once, and compares each stack with what is known.
+pub(super) fn run(cases: &[Case]) -> Result<()> {
+    let agent = Agent::start(&["--sample-cpu-hz", "199"])?;
+    let mut running = Vec::new();
+    for case in cases {
+        let service = unique_service("chain");
+        let mut command = Command::new(&case.command[0]);
+        command
+            .args(&case.command[1..])
+            .env("OTEL_SERVICE_NAME", &service);
+        let (program, _) = Program::spawn(command, service)?;
+        agent.wait_for_service(&program.service)?;
+        running.push(program);
+    }
+    // While they warm up, their tables are loaded.
+    for program in &mut running {
+        program.go()?;
+    }
+    for program in &mut running {
+        program.expect("warm")?;
+    }
+    for program in &mut running {
+        program.go()?;
+    }
+    for program in &mut running {
+        program.expect("truth")?;
+    }
+    agent.settled()?;
+    let mut wrong = Vec::new();
+    for (case, program) in cases.iter().zip(&running) {
+        let path = format!(
+            "/services/-/{}/profile/{}?format=folded&since=5m",
+            program.service, case.profile
+        );
+        let text = agent.get(&path)?;
+        if let Err(error) = judge(case, &text) {
+            wrong.push(format!("{}: {error:#}", case.name));
+        }
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
+/// Functions below which nothing is measured.
+const BESIDE: &[&str] = &[
+    // Where a compiler did not make it part of `warm_up`: the first stacks of a process end at once.
+    "spin",
+    "warm_up",
+    "gate",
+    "holder",
+    "prepare",
+    // The main thread waits for the other.
+    "threaded",
+    "chain::warm_up",
+    "chain::gate",
+    "main.warmUp",
+    "main.gate",
+    // Go's own threads and scheduler.
+    "runtime.mstart",
+    "runtime.mcall",
+    "runtime.rt0_go",
+    "runtime.systemstack",
+    // Before `main` and after it.
+    "[ld-linux-x86-64.so.2]",
+    "exit",
+    "_Exit",
+];
+
+fn judge(case: &Case, folded: &str) -> Result<()> {
+    let leaf = case.chain.last().context("an empty chain")?;
+    let (mut right, mut other) = (0.0, 0.0);
+    for line in folded.lines() {
+        let (stack, value) = line.rsplit_once(' ').context("no value")?;
+        let value: f64 = value.parse()?;
+        let frames = frames(stack);
+        if frames.contains(leaf) {
+            ensure!(fits(&frames, case), "not as it was: {stack}");
+            right += value;
+        } else if !frames.iter().any(|frame| BESIDE.contains(frame)) {
+            other += value;
+            eprintln!("{}: beside the leaf: {value} of {stack}", case.name);
+        }
+    }
+    ensure!(right > 0.0, "no stack with {leaf}: {folded}");
+    ensure!(
+        other <= tolerance(0.02) * (right + other),
+        "{other} of {} have no {leaf}",
+        right + other
+    );
+    Ok(())
+}
