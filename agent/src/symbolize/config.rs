@@ -21,7 +21,7 @@ pub struct SymbolizerConfig {
     pub max_images_bytes: u64,
     /// A file that no look-up needed for this long is let go (resolved addresses stay cached).
     pub image_idle: Duration,
-    /// Longest time that reading one file may take before its debug information, then the file is given up.
+    /// CPU time that reading one file may take: over it, its debug information is given up, then the file.
     pub max_parse: Duration,
     /// Processes whose memory map is kept.
     pub max_processes: usize,

@@ -9,11 +9,11 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
-use std::time::Instant;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::Outcome;
+use super::cpu_time::CpuTime;
 use super::debug::{claimed, nesting, unpack};
 pub(super) use super::segments::{Segment, Segments};
 
@@ -187,7 +187,7 @@ impl Headers {
         file: &File,
         file_bytes: u64,
         max_bytes: u64,
-        until: Instant,
+        until: CpuTime,
     ) -> Result<Image, Outcome> {
         let size_of = |wanted: &[&str]| {
             self.named(wanted)
@@ -218,7 +218,7 @@ impl Headers {
         file: &File,
         file_bytes: u64,
         debug: bool,
-        until: Instant,
+        until: CpuTime,
     ) -> Result<Image, Outcome> {
         let flags = MemfdFlags::CLOEXEC;
         let mut out: File = memfd_create("tieback-symbols", flags)

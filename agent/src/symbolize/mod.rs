@@ -12,6 +12,7 @@ pub mod owner;
 pub mod unwind;
 
 mod config;
+mod cpu_time;
 mod debug;
 mod engine;
 mod image;

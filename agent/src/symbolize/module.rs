@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::cpu_time::CpuTime;
 use super::debug::{Budget, DebugFiles};
 use super::engine::{Engine, Part};
 use super::image::{self, FileIdentity, Headers, Segments};
@@ -124,7 +125,7 @@ impl Modules {
         let loaded = own_vdso(&config.proc).and_then(|file| {
             let metadata = file.metadata().map_err(|_| Outcome::ElfError)?;
             let headers = Headers::read(&file)?;
-            let until = Instant::now() + config.max_parse;
+            let until = CpuTime::now() + config.max_parse;
             let image = headers.copy(&file, metadata.len(), config.max_image_bytes, until)?;
             let id = self.add((image::identity(&metadata), "[vdso]".into()), headers);
             self.image_bytes += image.bytes;
@@ -186,7 +187,7 @@ impl Modules {
         if let Some(outcome) = module.broken {
             return Err(outcome);
         }
-        let began = Instant::now();
+        let began = CpuTime::now();
         if self.images.get(&id).is_none() {
             let layers = load(config, &mut self.debug_files, via, module.identity);
             if let (Err(outcome), Some(module)) = (&layers, self.known.get(&id)) {
@@ -253,7 +254,7 @@ fn load(
     via: Via<'_>,
     identity: FileIdentity,
 ) -> Result<Layers, Outcome> {
-    let until = Instant::now() + config.max_parse;
+    let until = CpuTime::now() + config.max_parse;
     let max = config.max_image_bytes;
     if &*via.mapping.path == "[vdso]" {
         let file = own_vdso(&config.proc)?;

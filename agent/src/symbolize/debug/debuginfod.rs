@@ -169,7 +169,7 @@ impl Fetcher {
             return Fetched::CacheFailed;
         };
         let body = response.body_mut().as_reader().take(max.saturating_add(1));
-        match copy(body, &file, 0, max, until) {
+        match copy(body, &file, 0, max, || Instant::now() > until) {
             Ok(_) => {}
             Err(Outcome::TooLarge) => return Fetched::TooLarge,
             Err(_) => return Fetched::Failed,

@@ -1,12 +1,12 @@
 //! How large the tables of lines and files of a unit become.
 
 use std::fs::File;
-use std::time::Instant;
 
 use gimli::{AttributeValue, DebugLine, DebugLineOffset, EndianSlice, LittleEndian};
 
 use super::nesting::{read, unit_length};
 use crate::symbolize::Outcome;
+use crate::symbolize::cpu_time::CpuTime;
 use crate::symbolize::image::Headers;
 
 /// Longest table of lines of one unit, in bytes: each may become a row of 24 bytes. That of SQLite as one file is 1 MB.
@@ -17,7 +17,7 @@ const MAX_PATHS: usize = 4 << 20;
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
 /// Walks the headers of `.debug_line` of a copy.
-pub(super) fn check(file: &File, headers: &Headers, until: Instant) -> Result<(), Outcome> {
+pub(super) fn check(file: &File, headers: &Headers, until: CpuTime) -> Result<(), Outcome> {
     let Some((mut at, size)) = headers.range(".debug_line") else {
         return Ok(());
     };
@@ -54,8 +54,8 @@ struct Strings {
 
 impl Strings {
     /// Bytes of the paths of all files that a table names, counted to just above the limit.
-    fn paths(&self, unit: &[u8], until: Instant) -> Result<usize, Outcome> {
-        if Instant::now() > until {
+    fn paths(&self, unit: &[u8], until: CpuTime) -> Result<usize, Outcome> {
+        if CpuTime::now() > until {
             return Err(Outcome::TooSlow);
         }
         let lines = DebugLine::new(unit, LittleEndian);
@@ -125,7 +125,7 @@ mod tests {
             of_lines,
             of_all: Vec::new(),
         };
-        let soon = Instant::now() + Duration::from_secs(60);
+        let soon = CpuTime::now() + Duration::from_secs(60);
         // The directory is such a name, too.
         assert_eq!(strings.paths(&table(3), soon), Ok(6000));
         assert!(strings.paths(&table(60_000), soon).unwrap() > MAX_PATHS);

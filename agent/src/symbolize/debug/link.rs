@@ -2,10 +2,10 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::time::Instant;
 
 use super::section;
 use crate::symbolize::Outcome;
+use crate::symbolize::cpu_time::CpuTime;
 use crate::symbolize::image::Headers;
 
 /// What a file says about its debug file.
@@ -37,7 +37,7 @@ impl Link {
     }
 
     /// Whether the contents of a file are the ones meant.
-    pub(super) fn is(&self, mut file: &File, until: Instant) -> Result<bool, Outcome> {
+    pub(super) fn is(&self, mut file: &File, until: CpuTime) -> Result<bool, Outcome> {
         let mut hasher = crc32fast::Hasher::new();
         let mut buffer = vec![0; 256 << 10];
         loop {
@@ -45,7 +45,7 @@ impl Link {
             if got == 0 {
                 return Ok(hasher.finalize() == self.checksum);
             }
-            if Instant::now() > until {
+            if CpuTime::now() > until {
                 return Err(Outcome::TooSlow);
             }
             hasher.update(&buffer[..got]);

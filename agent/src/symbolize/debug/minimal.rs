@@ -3,12 +3,12 @@
 use std::fs::File;
 use std::io::BufReader;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
 
 use lzma_rust2::XzReader;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::unpack::{Part, copy};
+use crate::symbolize::cpu_time::CpuTime;
 use crate::symbolize::image::{Headers, Image};
 use crate::symbolize::{Outcome, SymbolizerConfig};
 
@@ -22,7 +22,7 @@ pub(super) fn read(
     config: &SymbolizerConfig,
     file: &File,
     headers: &Headers,
-    until: Instant,
+    until: CpuTime,
 ) -> Result<Option<Image>, Outcome> {
     let Some((at, left)) = headers.range(".gnu_debugdata").filter(|(_, size)| *size > 0) else {
         return Ok(None);
@@ -36,7 +36,7 @@ pub(super) fn read(
     let unpacked = catch_unwind(AssertUnwindSafe(|| {
         let packed = BufReader::new(Part { file, at, left });
         let reader = XzReader::new_mem_limit(packed, false, MAX_MEMORY);
-        copy(reader, &out, 0, config.max_image_bytes, until)
+        copy(reader, &out, 0, config.max_image_bytes, || CpuTime::now() > until)
     }));
     let size = unpacked.unwrap_or(Err(Outcome::Panic))?;
     // A copy of it, too: it is as foreign as the file that it came from.

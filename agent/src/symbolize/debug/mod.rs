@@ -14,13 +14,13 @@ mod unpack;
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::time::Instant;
 
 pub(super) use budget::Budget;
 pub(super) use unpack::{claimed, unpack};
 
 use debuginfod::Client;
 
+use super::cpu_time::CpuTime;
 use super::image::{Headers, Image};
 use super::layers::Layers;
 use super::module::Via;
@@ -66,7 +66,7 @@ impl DebugFiles {
         file: &File,
         headers: &Headers,
         own: Image,
-        until: Instant,
+        until: CpuTime,
     ) -> Layers {
         let wanted = Wanted {
             symbols: !headers.has(".symtab"),

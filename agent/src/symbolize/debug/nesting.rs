@@ -7,20 +7,20 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Instant;
 
 use gimli::{Abbreviations, DebugAbbrev, DebugInfo, LittleEndian};
 
 use super::lines;
 use super::ranges::{Counter, Sections};
 use crate::symbolize::Outcome;
+use crate::symbolize::cpu_time::CpuTime;
 use crate::symbolize::image::Headers;
 
 /// Functions inlined in each other at most. The deepest of LLVM and Chromium are below 100.
 const MAX_INLINED: usize = 256;
 
 /// Walks the debug information of a copy.
-pub(in super::super) fn check(file: &File, until: Instant) -> Result<(), Outcome> {
+pub(in super::super) fn check(file: &File, until: CpuTime) -> Result<(), Outcome> {
     let headers = Headers::read(file)?;
     let Some((mut at, size)) = headers.range(".debug_info") else {
         // It was there, and could not be unpacked.
@@ -54,7 +54,7 @@ fn walk(
     abbrev: &DebugAbbrev<gimli::EndianSlice<'_, LittleEndian>>,
     last: &mut Shared,
     ranges: &mut Counter<'_>,
-    until: Instant,
+    until: CpuTime,
 ) -> Result<(), Option<Outcome>> {
     let malformed = |_| None;
     let Some(header) = DebugInfo::new(unit, LittleEndian)
@@ -78,7 +78,7 @@ fn walk(
     while !entries.is_empty() {
         let depth = entries.next_depth();
         count += 1;
-        if count.is_multiple_of(1024) && Instant::now() > until {
+        if count.is_multiple_of(1024) && CpuTime::now() > until {
             return Err(Some(Outcome::TooSlow));
         }
         let Some(abbreviation) = entries.read_abbreviation().map_err(malformed)? else {
@@ -117,7 +117,7 @@ fn walk(
             }
         }
     }
-    if Instant::now() > until {
+    if CpuTime::now() > until {
         return Err(Some(Outcome::TooSlow));
     }
     Ok(())

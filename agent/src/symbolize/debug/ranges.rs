@@ -3,7 +3,6 @@
 //! Each function names a list, many may name the same one, and the library that reads them copies the list for each.
 
 use std::fs::File;
-use std::time::Instant;
 
 use gimli::{
     Attribute, AttributeValue, DebugRanges, DebugRngLists, DebugRngListsBase, Encoding, EndianSlice,
@@ -12,6 +11,7 @@ use gimli::{
 
 use super::nesting::read;
 use crate::symbolize::Outcome;
+use crate::symbolize::cpu_time::CpuTime;
 use crate::symbolize::image::Headers;
 
 /// Ranges at most, 24 bytes each. The debug information of LLVM's largest library has 2 million.
@@ -35,7 +35,7 @@ impl Sections {
         })
     }
 
-    pub(super) fn counter(&self, until: Instant) -> Counter<'_> {
+    pub(super) fn counter(&self, until: CpuTime) -> Counter<'_> {
         let old = DebugRanges::new(&self.old, LittleEndian);
         let new = DebugRngLists::new(&self.new, LittleEndian);
         Counter {
@@ -52,7 +52,7 @@ pub(super) struct Counter<'a> {
     lists: RangeLists<EndianSlice<'a, LittleEndian>>,
     base: DebugRngListsBase<usize>,
     count: u64,
-    until: Instant,
+    until: CpuTime,
 }
 
 impl Counter<'_> {
@@ -85,7 +85,7 @@ impl Counter<'_> {
             if self.count > MAX_RANGES {
                 return Err(Some(Outcome::TooLarge));
             }
-            if self.count.is_multiple_of(1024) && Instant::now() > self.until {
+            if self.count.is_multiple_of(1024) && CpuTime::now() > self.until {
                 return Err(Some(Outcome::TooSlow));
             }
         }

@@ -5,10 +5,10 @@
 
 use std::fs::{File, Metadata};
 use std::path::Path;
-use std::time::Instant;
 
 use super::link::Link;
 use super::{DebugFiles, Wanted};
+use crate::symbolize::cpu_time::CpuTime;
 use crate::symbolize::image::{FileIdentity, Headers, Image, identity};
 use crate::symbolize::module::Via;
 use crate::symbolize::open::{open_in_root, open_regular};
@@ -25,7 +25,7 @@ pub(super) fn find(
     file: &File,
     headers: &Headers,
     wanted: Wanted,
-    until: Instant,
+    until: CpuTime,
 ) -> Option<(Image, bool)> {
     let link = Link::read(file, headers);
     let own_root = config.proc.join(via.pid.to_string()).join("root");
@@ -80,7 +80,7 @@ struct Search<'a> {
     build_id: Option<&'a str>,
     link: Option<&'a Link>,
     wanted: Wanted,
-    until: Instant,
+    until: CpuTime,
     /// The host's files are often the process's own: each is judged once.
     seen: Vec<FileIdentity>,
 }
