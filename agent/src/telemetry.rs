@@ -49,6 +49,39 @@ pub struct UnwindTelemetry {
     pub row_bytes: u64,
 }
 
+/// Seconds from the start of a program to its first whole stack, as a histogram.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FirstStacks {
+    /// Observations by bucket, each in the first that holds it; those over the last bound are in none.
+    buckets: [u64; Self::BOUNDS.len()],
+    /// All observations.
+    pub count: u64,
+    /// Their sum.
+    pub sum: f64,
+}
+
+impl FirstStacks {
+    /// Upper bounds of the buckets, in seconds.
+    pub const BOUNDS: [f64; 8] = [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0];
+
+    /// Adds an observation.
+    pub fn add(&mut self, seconds: f64) {
+        self.count += 1;
+        self.sum += seconds;
+        if let Some(at) = Self::BOUNDS.iter().position(|bound| seconds <= *bound) {
+            self.buckets[at] += 1;
+        }
+    }
+
+    /// Each bound with how many observations are not above it.
+    pub fn cumulated(&self) -> impl Iterator<Item = (f64, u64)> {
+        Self::BOUNDS.iter().enumerate().map(|(at, bound)| {
+            let count = self.buckets[..=at].iter().sum();
+            (*bound, count)
+        })
+    }
+}
+
 /// Everything that the agent says about itself. All counters count since the agent started.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Telemetry {
@@ -66,6 +99,8 @@ pub struct Telemetry {
     pub lost: BTreeMap<(String, String), u64>,
     /// Stack walks by result (`ok`, or why they ended early).
     pub unwind: BTreeMap<String, u64>,
+    /// How soon walks reach the end.
+    pub first_stacks: FirstStacks,
     /// Tables for walks.
     pub unwind_tables: UnwindTelemetry,
     /// Look-ups of addresses by result.

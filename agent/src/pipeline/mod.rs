@@ -1,6 +1,8 @@
 //! The only module that knows every stage: three threads, one that reads the kernel side, one that names
 //! and sums, and one that makes unwind tables.
 
+mod first_stack;
+mod kill_switch;
 mod naming;
 mod own;
 mod stack_cost;
@@ -36,6 +38,7 @@ use crate::load::{Environment, Loaded, status::ProbeStatus};
 use crate::symbolize::{DebuginfodConfig, OwnerRule, SymbolizerConfig};
 use crate::telemetry::Telemetry;
 
+use self::first_stack::Waiting;
 use self::naming::{Batch, News, name_and_sum};
 use self::unwind::Unwinding;
 
@@ -178,6 +181,7 @@ struct Reader {
     closed: Vec<SlotId>,
     unwound: BTreeMap<UnwindResult, u64>,
     unwinding: Unwinding,
+    first_stacks: Waiting,
     send: mpsc::SyncSender<News>,
     /// Processes of which the other thread was told in this tick.
     noted: HashSet<(SlotId, u32)>,
@@ -212,6 +216,7 @@ impl Reader {
             closed: Vec::new(),
             unwound: BTreeMap::new(),
             unwinding,
+            first_stacks: Waiting::default(),
             send,
             noted: HashSet::new(),
             wait_samples: 0,
@@ -266,58 +271,13 @@ impl Reader {
         Ok(())
     }
 
-    /// Detaches everything while the kill switch's file exists, and attaches it again when it is gone. Returns what was
-    /// counted until then.
-    fn kill_switch(&mut self, now: Instant) -> Result<Option<Batch>> {
-        let killed = self.host.exists(&self.config.kill_switch);
-        if killed == self.killed {
-            return Ok(None);
-        }
-        tracing::warn!(killed, path = %self.config.kill_switch.display(), "kill switch");
-        let mut last = None;
-        if killed {
-            self.governor.pause(&mut self.loaded)?;
-            last = Some(self.tick(now)?);
-        } else {
-            // What happened meanwhile was not seen: everything is found anew, as at the start.
-            self.drain(now);
-            for slot in self.harvest.reset(&mut self.loaded)? {
-                self.attributor.finish(slot, now);
-                self.unwinding.closed(slot);
-            }
-            self.closed.clear();
-        }
-        self.killed = killed;
-        for probe in agent_ebpf::probes::ALL {
-            if probe.name != "syscall" {
-                self.loaded.switch(probe.name, !killed)?;
-            }
-        }
-        if !killed {
-            self.governor.resume(now);
-            self.find()?;
-        }
-        Ok(last)
-    }
-
-    /// Takes up all that runs already.
-    fn find(&mut self) -> Result<()> {
-        // Twice: listening sockets must be known before the connections that they accepted.
-        for _ in 0..2 {
-            let programs: Vec<&str> = self.loaded.iterators().collect();
-            for program in programs {
-                self.loaded.visit(program)?;
-            }
-        }
-        Ok(())
-    }
-
     fn drain(&mut self, now: Instant) {
         while let Some(record) = self.ring.next() {
             match self.events.decode(&record) {
                 Some(Event::Sample(sample)) => {
                     *self.unwound.entry(sample.unwind).or_default() += 1;
                     if sample.slot != SlotId::KERNEL {
+                        self.first_stacks.sampled(sample.slot, sample.unwind, now);
                         self.unwinding.sampled(sample.slot, sample.pid, sample.unwind);
                         // Its memory map is read at once: by the end of the tick it may be gone. Where the other
                         // thread is busy, that chance is lost, and nothing else.
@@ -329,10 +289,17 @@ impl Reader {
                 }
                 Some(Event::Life(event)) => {
                     match &event {
-                        Lifecycle::Opened { slot, .. } => self.harvest.opened(*slot),
+                        Lifecycle::Opened { slot, parent, .. } => {
+                            self.harvest.opened(*slot);
+                            // Else it was found, and began nobody knows when.
+                            if parent.is_some() {
+                                self.first_stacks.opened(*slot, now);
+                            }
+                        }
                         Lifecycle::Closed { slot } => {
                             self.harvest.closed(*slot);
                             self.unwinding.closed(*slot);
+                            self.first_stacks.closed(*slot);
                             self.closed.push(*slot);
                         }
                         Lifecycle::Exited { slot, pid } => self.unwinding.exited(*slot, *pid),

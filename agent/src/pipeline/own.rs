@@ -62,6 +62,7 @@ impl Reader {
             cpu_seconds,
             memory_limit_bytes: self.config.memory_limit_bytes,
             bpf_map_bytes: self.loaded.map_bytes(&self.host) + tables.row_bytes,
+            first_stacks: self.first_stacks.telemetry(),
             unwind_tables: tables,
             start_unix_seconds: self.start_unix_seconds,
             ticks: self.ticks,

@@ -246,7 +246,13 @@ pub(super) fn run(cases: &[Case]) -> Result<()> {
     for program in &mut running {
         program.expect("truth")?;
     }
-    agent.settled()?;
+    let scrape = agent.settled()?;
+    let whole = scrape.sum("tieback_unwind_first_stack_seconds_count", &[]);
+    ensure!(
+        whole >= cases.len() as f64,
+        "{whole} programs had a whole stack, of {} and more",
+        cases.len()
+    );
     let mut wrong = Vec::new();
     for (case, program) in cases.iter().zip(&running) {
         let path = format!(

@@ -153,6 +153,19 @@ impl Agent {
         line.trim().parse().with_context(|| format!("read {name}"))
     }
 
+    /// The buckets of a histogram without labels: bounds and how many observations are not above them.
+    pub(crate) fn buckets(&self, name: &str) -> Result<Vec<(f64, f64)>> {
+        let text = get(self.port, "/metrics")?;
+        let head = format!("{name}_bucket{{le=\"");
+        let lines = text.lines().filter_map(|line| line.strip_prefix(&*head));
+        lines
+            .map(|line| {
+                let (bound, count) = line.split_once("\"} ").context("a bucket without a count")?;
+                Ok((bound.parse()?, count.trim().parse()?))
+            })
+            .collect()
+    }
+
     /// Runs and time of its programs, by name.
     pub(crate) fn runs(&self) -> Result<BTreeMap<String, Runs>> {
         let mut runs = BTreeMap::new();

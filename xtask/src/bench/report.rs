@@ -39,6 +39,8 @@ pub(crate) enum Unit {
     Bytes,
     /// Nanoseconds.
     Nanoseconds,
+    /// Seconds.
+    Seconds,
 }
 
 /// One line of the table.
@@ -169,6 +171,7 @@ impl Figure {
             Unit::Ratio => format!("{value:.3}"),
             Unit::Core => format!("{:.2} %", value * 100.0),
             Unit::Nanoseconds => format!("{value:.0} ns"),
+            Unit::Seconds => format!("{value} s"),
             Unit::Bytes => format!("{:.1} MiB", value / f64::from(1 << 20)),
         };
         let interval = |estimate: Estimate| {

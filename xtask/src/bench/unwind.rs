@@ -91,6 +91,7 @@ pub(crate) fn executables(agent: &mut Agent, dir: &Path) -> Result<Vec<Figure>> 
     fs::create_dir(&folder)?;
     agent.switch(true)?;
     let before = agent.metric("tieback_unwind_tables_total")?;
+    let first_before = agent.buckets(FIRST_STACK)?;
     let mut running = Vec::new();
     for copy in 0..COPIES {
         let (path, arguments) = make(&folder, copy)?;
@@ -124,12 +125,19 @@ pub(crate) fn executables(agent: &mut Agent, dir: &Path) -> Result<Vec<Figure>> 
     for process in &mut running {
         process.alive()?;
     }
+    let first = median_first_stack(agent, &first_before)?;
     let exact = |value| Estimate {
         value,
         low: value,
         high: value,
     };
     Ok(vec![
+        Figure::of_agent(
+            "median time from a program's start to its first whole stack, at most",
+            Unit::Seconds,
+            exact(first),
+            1.0,
+        ),
         Figure::of_agent(
             &format!("memory and maps with {COPIES} executables, at most"),
             Unit::Bytes,
@@ -147,6 +155,24 @@ pub(crate) fn executables(agent: &mut Agent, dir: &Path) -> Result<Vec<Figure>> 
             exact(most.maps),
         ),
     ])
+}
+
+const FIRST_STACK: &str = "tieback_unwind_first_stack_seconds";
+
+/// The bound of the bucket that holds the median of what was observed since `before`.
+fn median_first_stack(agent: &Agent, before: &[(f64, f64)]) -> Result<f64> {
+    let now = agent.buckets(FIRST_STACK)?;
+    let counts: Vec<(f64, f64)> = now
+        .iter()
+        .map(|(bound, count)| {
+            let old = before.iter().find(|(old, _)| old == bound);
+            (*bound, count - old.map_or(0.0, |(_, count)| *count))
+        })
+        .collect();
+    let all = counts.last().context("no first stacks are counted")?.1;
+    ensure!(all > 0.0, "no program had a whole stack");
+    let median = counts.iter().find(|(_, count)| *count >= all / 2.0);
+    Ok(median.context("no bucket holds the median")?.0)
 }
 
 /// Programs that are copied, with what makes each of them wait a little again and again.

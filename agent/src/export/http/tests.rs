@@ -10,7 +10,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::aggregate::fixture;
 use crate::load::status::Verdict;
-use crate::telemetry::{GovernorTelemetry, ProbeTelemetry, UnwindTelemetry};
+use crate::telemetry::{FirstStacks, GovernorTelemetry, ProbeTelemetry, UnwindTelemetry};
 
 /// Compares with a file in `fixtures/golden`; `UPDATE_GOLDEN=1` writes it instead.
 pub(in crate::export) fn assert_golden(name: &str, text: &str) {
@@ -65,6 +65,7 @@ pub(in crate::export) fn telemetry() -> Telemetry {
         probes: [(name("wait"), probe)].into(),
         lost: [((name("wait"), name("ring_full")), 5)].into(),
         unwind: [(name("complete"), 90), (name("no_mapping"), 10)].into(),
+        first_stacks: first_stacks(),
         unwind_tables: UnwindTelemetry {
             built: 12,
             refused: [(name("no_information"), 1)].into(),
@@ -145,6 +146,14 @@ async fn ask_of(router: Router, method: Method, path: &str, accept: Option<&str>
 
 async fn get_path(path: &str) -> Answer {
     ask_of(router(sources(fixture::snapshot())), Method::GET, path, None).await
+}
+
+fn first_stacks() -> FirstStacks {
+    let mut first = FirstStacks::default();
+    for seconds in [0.25, 0.5, 1.5, 90.0] {
+        first.add(seconds);
+    }
+    first
 }
 
 #[tokio::test]

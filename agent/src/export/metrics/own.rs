@@ -6,7 +6,7 @@ use super::Scrapes;
 use super::writer::{Family, Type, Value, Writer};
 use crate::aggregate::Snapshot;
 use crate::load::status::{ProbeStatus, by_probe};
-use crate::telemetry::{ProbeTelemetry, Telemetry, UnwindTelemetry};
+use crate::telemetry::{FirstStacks, ProbeTelemetry, Telemetry, UnwindTelemetry};
 
 struct Own<'a> {
     out: &'a mut Writer,
@@ -77,6 +77,7 @@ pub(super) fn write(
         "Stack walks by result.",
         by_result(&telemetry.unwind),
     );
+    first_stacks(&mut own, &telemetry.first_stacks);
     unwind_tables(&mut own, &telemetry.unwind_tables);
     own.by(
         "tieback_symbolize_total",
@@ -125,6 +126,24 @@ pub(super) fn write(
     bounds(&mut own, snapshot);
     governor(&mut own, telemetry);
     agent(&mut own, snapshot, telemetry, scrapes, now_unix_ns);
+}
+
+fn first_stacks(own: &mut Own<'_>, first: &FirstStacks) {
+    const NAME: &str = "tieback_unwind_first_stack_seconds";
+    own.out.family(Family {
+        name: NAME,
+        kind: Type::Histogram,
+        help: "Time from the start of a program to its first whole stack, to the tenth of a second; programs that hardly run are late.",
+    });
+    for (bound, count) in first.cumulated() {
+        let bound = bound.to_string();
+        own.out
+            .sample(NAME, "_bucket", "", &[("le", &bound)], Value::Int(count));
+    }
+    own.out
+        .sample(NAME, "_bucket", "", &[("le", "+Inf")], Value::Int(first.count));
+    own.out.sample(NAME, "_sum", "", &[], Value::Float(first.sum));
+    own.out.sample(NAME, "_count", "", &[], Value::Int(first.count));
 }
 
 fn unwind_tables(own: &mut Own<'_>, tables: &UnwindTelemetry) {
