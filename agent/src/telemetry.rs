@@ -105,6 +105,8 @@ pub struct Telemetry {
     pub unwind_tables: UnwindTelemetry,
     /// Look-ups of addresses by result.
     pub symbolize: BTreeMap<String, u64>,
+    /// Stacks by how their owner was found, or why it is unknown.
+    pub owners: BTreeMap<String, u64>,
     /// Searches for debug files by result.
     pub debug_files: BTreeMap<String, u64>,
     /// Requests to debuginfod servers by result; empty where none is named.

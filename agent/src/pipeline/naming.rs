@@ -8,7 +8,7 @@ use crate::aggregate::{Aggregator, Limits};
 use crate::attribute::{AttributedTick, Service, ServiceInfo, SlotId, StackSample};
 use crate::host::Host;
 use crate::load::status::ProbeStatus;
-use crate::symbolize::{DebugFile, Fetched, Outcome, Symbolizer, SymbolizerConfig};
+use crate::symbolize::{DebugFile, Fetched, Outcome, Owned, Symbolizer, SymbolizerConfig};
 use crate::telemetry::Telemetry;
 
 /// What goes from the reading thread to the naming one.
@@ -56,6 +56,11 @@ pub(super) fn name_and_sum(
             telemetry
                 .symbolize
                 .insert(outcome.as_str().to_owned(), stats.count(outcome));
+        }
+        for result in Owned::ALL {
+            telemetry
+                .owners
+                .insert(result.as_str().to_owned(), stats.owned(result));
         }
         for result in DebugFile::ALL {
             telemetry

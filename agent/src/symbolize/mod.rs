@@ -15,6 +15,7 @@ mod config;
 mod cpu_time;
 mod debug;
 mod engine;
+mod frames;
 mod image;
 mod kernel;
 mod layers;
@@ -36,7 +37,7 @@ pub use config::{DebuginfodConfig, SymbolizerConfig};
 pub use model::{Frame, Owner, Stack, SymbolizedSample};
 pub use owner::OwnerRule;
 pub use resolver::Symbolizer;
-pub use stats::{DebugFile, Fetched, Outcome, SymbolizeStats};
+pub use stats::{DebugFile, Fetched, Outcome, Owned, SymbolizeStats};
 
 /// What later stages need of earlier ones: stages import only their neighbour.
 pub use crate::attribute::{

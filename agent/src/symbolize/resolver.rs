@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use super::debug::DebugFiles;
 use super::engine::{Engine, Part};
+use super::frames::{bare, call_site, own};
 use super::kernel::KernelSymbols;
 use super::lru::Lru;
 use super::maps;
 use super::module::{ModuleId, Modules, Via};
-use super::owner::Owners;
+use super::owner::{Ground, Owners};
 use super::process::{Process, ProcessKey, Processes};
 use super::{
-    Cause, Frame, Outcome, Service, SharedStack, Stack, StackDetail, StackSample, SymbolizeStats,
+    Cause, Frame, Outcome, Owned, Service, SharedStack, Stack, StackDetail, StackSample, SymbolizeStats,
     SymbolizedSample, SymbolizerConfig,
 };
 
@@ -24,6 +25,14 @@ struct StackKey {
     kernel: Vec<u64>,
     truncated: bool,
     lock_wait: bool,
+}
+
+/// A resolved stack, and what is counted each time it is given.
+#[derive(Clone, Debug)]
+struct Answer {
+    stack: SharedStack,
+    outcomes: Arc<[Outcome]>,
+    owned: Owned,
 }
 
 /// Resolves stacks. It is not `Send`: make it on the thread that uses it.
@@ -41,7 +50,7 @@ pub struct Symbolizer {
     modules: Modules,
     processes: Processes,
     addresses: Lru<(ModuleId, u64), (Vec<Part>, Outcome)>,
-    stacks: Lru<StackKey, (SharedStack, Vec<Outcome>)>,
+    stacks: Lru<StackKey, Answer>,
     owners: Owners,
     unknown_module: Arc<str>,
     truncated: Arc<str>,
@@ -143,10 +152,15 @@ impl Symbolizer {
     }
 
     fn resolve_next(&mut self, sample: &StackSample, service: Arc<Service>) -> SymbolizedSample {
-        let (stack, outcomes) = self.stack(sample);
-        for outcome in outcomes {
-            self.stats.add(outcome);
+        let Answer {
+            stack,
+            outcomes,
+            owned,
+        } = self.stack(sample);
+        for outcome in outcomes.iter() {
+            self.stats.add(*outcome);
         }
+        self.stats.add_stack(owned);
         SymbolizedSample {
             service,
             kind: sample.kind,
@@ -157,7 +171,7 @@ impl Symbolizer {
         }
     }
 
-    fn stack(&mut self, sample: &StackSample) -> (SharedStack, Vec<Outcome>) {
+    fn stack(&mut self, sample: &StackSample) -> Answer {
         let key = (sample.slot, sample.pid);
         let process = self.processes.get(&self.config, key, self.batch);
         let known = process.is_some();
@@ -170,9 +184,9 @@ impl Symbolizer {
             truncated: sample.truncated(),
             lock_wait,
         };
-        if let Some((stack, outcomes)) = self.stacks.get(&stack_key) {
+        if let Some(answer) = self.stacks.get(&stack_key) {
             self.stats.stack_hits += 1;
-            return (Arc::clone(stack), outcomes.clone());
+            return answer.clone();
         }
         self.stats.stack_misses += 1;
         let mut frames = Vec::with_capacity(sample.kernel.len() + sample.user.len());
@@ -184,16 +198,20 @@ impl Symbolizer {
             );
         }
         frames.drain(..own(&frames));
+        // Of the frames, where there can be several an address.
+        let mut of_frames = vec![Outcome::Ok; frames.len()];
         let mut stable = known || sample.user.is_empty();
         for (index, address) in sample.user.iter().enumerate() {
             let address = call_site(sample.stopped_at(index), *address);
             if !known {
                 frames.push(bare(&self.unknown_module, address));
                 outcomes.push(Outcome::ProcessGone);
+                of_frames.push(Outcome::ProcessGone);
                 continue;
             }
             let (outcome, fixed) = self.user(key, address, &mut frames);
             outcomes.push(outcome);
+            of_frames.resize(frames.len(), outcome);
             stable &= fixed;
         }
         let executable = self
@@ -201,6 +219,14 @@ impl Symbolizer {
             .get(&self.config, key, self.batch)
             .and_then(|process| process.executable.clone());
         let judged = self.owners.judge(&frames, executable.as_deref());
+        let owned = match judged.ground {
+            Ground::Own => Owned::Own,
+            Ground::Executable => Owned::Executable,
+            Ground::Nameless(frame) => Owned::nameless(of_frames[frame]),
+            Ground::NoFrame if sample.user.is_empty() => Owned::KernelOnly,
+            Ground::NoFrame if sample.truncated() => Owned::Truncated,
+            Ground::NoFrame => Owned::OnlyLibraries,
+        };
         if sample.truncated() {
             frames.push(Frame {
                 function: Some(Arc::clone(&self.truncated)),
@@ -213,12 +239,16 @@ impl Symbolizer {
             truncated: sample.truncated(),
             frames,
         });
+        let answer = Answer {
+            stack,
+            outcomes: outcomes.into(),
+            owned,
+        };
         // Generated code may be another function the next time, and a gone process has no generation.
         if stable && self.generation(key) == stack_key.generation {
-            self.stacks
-                .insert(stack_key, (Arc::clone(&stack), outcomes.clone()));
+            self.stacks.insert(stack_key, answer.clone());
         }
-        (stack, outcomes)
+        answer
     }
 
     fn generation(&mut self, key: ProcessKey) -> u64 {
@@ -324,34 +354,6 @@ impl Symbolizer {
                 (outcome, true)
             }
         }
-    }
-}
-
-/// A return address points behind its call, which may be another function, let alone another line.
-fn call_site(stopped_at: bool, address: u64) -> u64 {
-    address.saturating_sub(u64::from(!stopped_at))
-}
-
-/// How many of the innermost frames are those of the program that took the sample, and of how the kernel called it.
-fn own(kernel: &[Frame]) -> usize {
-    const OWN: [&str; 4] = ["bpf_prog_", "bpf_trace_run", "__bpf_trace_", "__traceiter_"];
-    let of_bpf = |frame: &Frame| {
-        let name = frame.function.as_deref().unwrap_or_default();
-        OWN.iter().any(|own| name.starts_with(own))
-    };
-    kernel.iter().take_while(|frame| of_bpf(frame)).count()
-}
-
-fn bare(module: &Arc<str>, address: u64) -> Frame {
-    Frame {
-        function: None,
-        file: None,
-        line: 0,
-        module: Arc::clone(module),
-        build_id: None,
-        address,
-        inlined: false,
-        kernel: false,
     }
 }
 

@@ -154,10 +154,68 @@ impl Fetched {
     }
 }
 
+/// How the owner of a stack was found, or why it is `(unknown)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Owned {
+    /// By a frame of the service's own code.
+    Own,
+    /// By a frame of the executable, all of which is a runtime's or a library's.
+    Executable,
+    /// Unknown: the whole stack is in libraries and runtimes.
+    OnlyLibraries,
+    /// Unknown: the part that was walked is in libraries and runtimes.
+    Truncated,
+    /// Unknown: there is no user half.
+    KernelOnly,
+    /// Unknown: the frame of the service's own code has no name, for this reason.
+    Nameless(Outcome),
+}
+
+impl Owned {
+    /// Every result, in the order of the counters.
+    pub const ALL: [Self; 13] = [
+        Self::Own,
+        Self::Executable,
+        Self::OnlyLibraries,
+        Self::Truncated,
+        Self::KernelOnly,
+        Self::Nameless(Outcome::NoSymbol),
+        Self::Nameless(Outcome::NoModule),
+        Self::Nameless(Outcome::ProcessGone),
+        Self::Nameless(Outcome::ElfError),
+        Self::Nameless(Outcome::TooLarge),
+        Self::Nameless(Outcome::TooSlow),
+        Self::Nameless(Outcome::OddFile),
+        Self::Nameless(Outcome::Panic),
+    ];
+
+    /// The value of the label `result`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Executable => "executable",
+            Self::OnlyLibraries => "only_libraries",
+            Self::Truncated => "truncated",
+            Self::KernelOnly => "kernel_only",
+            Self::Nameless(outcome) => outcome.as_str(),
+        }
+    }
+
+    /// A frame without a name whose look-up ended so. That it ended well then only says that the symbol had no name.
+    pub(super) const fn nameless(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Ok | Outcome::KernelHidden => Self::Nameless(Outcome::NoSymbol),
+            other => Self::Nameless(other),
+        }
+    }
+}
+
 /// Counters of the symbolizer; they only grow, except those that say *now*.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SymbolizeStats {
     pub(super) outcomes: [u64; Outcome::ALL.len()],
+    pub(super) owned: [u64; Owned::ALL.len()],
     pub(super) debug_files: [u64; DebugFile::ALL.len()],
     pub(super) fetched: [u64; Fetched::ALL.len()],
     /// Stacks answered from the cache of stacks.
@@ -197,6 +255,19 @@ impl SymbolizeStats {
     #[must_use]
     pub fn fetched(&self, result: Fetched) -> u64 {
         self.fetched[result as usize]
+    }
+
+    /// Stacks whose owner was found so, or not found.
+    #[must_use]
+    pub fn owned(&self, result: Owned) -> u64 {
+        let at = Owned::ALL.iter().position(|each| *each == result);
+        at.map_or(0, |at| self.owned[at])
+    }
+
+    pub(super) fn add_stack(&mut self, result: Owned) {
+        if let Some(at) = Owned::ALL.iter().position(|each| *each == result) {
+            self.owned[at] += 1;
+        }
     }
 
     pub(super) fn add(&mut self, outcome: Outcome) {

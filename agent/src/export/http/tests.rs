@@ -75,6 +75,7 @@ pub(in crate::export) fn telemetry() -> Telemetry {
             row_bytes: 2 << 20,
         },
         symbolize: [(name("elf"), 700)].into(),
+        owners: [(name("own"), 90), (name("no_symbol"), 10)].into(),
         debug_file_requests: [(name("fetched"), 2), (name("not_found"), 9)].into(),
         debug_files: [(name("build_id"), 3), (name("none"), 12)].into(),
         wait_samples: 120,

@@ -86,6 +86,12 @@ pub(super) fn write(
         by_result(&telemetry.symbolize),
     );
     own.by(
+        "tieback_owner_total",
+        Type::Counter,
+        "Stacks by how the owning frame was found (own, executable), or why it is (unknown): all else.",
+        by_result(&telemetry.owners),
+    );
+    own.by(
         "tieback_debug_files_total",
         Type::Counter,
         "Searches for what a stripped file lacks (symbols, lines), by how it was found or why not; a file is searched for anew \

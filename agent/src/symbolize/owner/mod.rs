@@ -40,10 +40,24 @@ impl OwnerRule {
     }
 }
 
+/// What an owner was chosen by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ground {
+    /// A frame of the service's own code.
+    Own,
+    /// A frame of the executable, for want of one of its own.
+    Executable,
+    /// The service's own frame has no name: its index.
+    Nameless(usize),
+    /// There is no frame of the service's own.
+    NoFrame,
+}
+
 /// What a stack says beyond its frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Judged {
     pub(super) owner: Owner,
+    pub(super) ground: Ground,
     /// A futex wait with this stack waits for work.
     pub(super) idle: bool,
 }
@@ -65,44 +79,46 @@ impl Owners {
 
     /// Judges a stack of a process with this executable.
     pub(super) fn judge(&self, frames: &[Frame], executable: Option<&str>) -> Judged {
+        let (owner, ground) = self.owner(frames, executable);
         Judged {
-            owner: self.owner(frames, executable),
+            owner,
+            ground,
             idle: idle::is_idle(frames),
         }
     }
 
-    fn owner(&self, frames: &[Frame], executable: Option<&str>) -> Owner {
+    fn owner(&self, frames: &[Frame], executable: Option<&str>) -> (Owner, Ground) {
         let go = frames
             .iter()
             .any(|f| f.function.as_deref().is_some_and(|f| f.starts_with("runtime.")));
-        let user = || frames.iter().filter(|frame| !frame.kernel);
-        let mut own = user().filter(|frame| self.is_own(frame, go)).peekable();
+        let user = || frames.iter().enumerate().filter(|(_, frame)| !frame.kernel);
+        let mut own = user().filter(|(_, frame)| self.is_own(frame, go)).peekable();
         let first_own = own.peek().copied();
+        let user = || user().map(|(_, frame)| frame);
         // A nameless frame of one's own is less of an answer than its named caller.
         let in_executable = |frame: &&Frame| executable.is_some_and(|path| path == &*frame.module);
-        let named = own.find(|frame| frame.function.is_some()).or_else(|| {
-            if first_own.is_some() {
-                None
-            } else {
-                user().filter(in_executable).find(|f| f.function.is_some())
-            }
-        });
-        if let Some((frame, function)) = named.and_then(|frame| Some((frame, frame.function.as_ref()?))) {
-            return Owner {
-                function: Arc::clone(function),
-                file: file_of(frame),
-            };
+        let found = own
+            .find_map(|(_, frame)| Some((function_of(frame)?, Ground::Own)))
+            .or_else(|| {
+                let mut executable = user().filter(in_executable).filter(|_| first_own.is_none());
+                executable.find_map(|frame| Some((function_of(frame)?, Ground::Executable)))
+            });
+        if let Some(found) = found {
+            return found;
         }
+        let ground = first_own.map_or(Ground::NoFrame, |(index, _)| Ground::Nameless(index));
         let known = |frame: &&Frame| &*frame.module != "[unknown]";
         let frame = first_own
+            .map(|(_, frame)| frame)
             .filter(known)
             .or_else(|| user().find(in_executable))
             .or_else(|| user().find(known));
         let frame = frame.or_else(|| frames.first());
-        Owner {
+        let owner = Owner {
             function: Arc::clone(&self.unknown),
             file: frame.map_or_else(|| "".into(), file_of),
-        }
+        };
+        (owner, ground)
     }
 
     fn is_own(&self, frame: &Frame, go: bool) -> bool {
@@ -178,6 +194,14 @@ fn is_go_standard(function: &str) -> bool {
         None => path.split('.').next().unwrap_or_default(),
     };
     (slash.is_some() || function.contains('.')) && rules::GO_STANDARD.contains(&first)
+}
+
+/// The owner that a frame with a name makes.
+fn function_of(frame: &Frame) -> Option<Owner> {
+    Some(Owner {
+        function: frame.function.clone()?,
+        file: file_of(frame),
+    })
 }
 
 /// The base name of the source file, else of the module.

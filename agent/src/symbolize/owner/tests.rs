@@ -21,7 +21,7 @@ const LIBC: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
 
 fn owner_in(executable: &str, frames: &[(&str, &str, &str)]) -> (String, String) {
     let frames: Vec<_> = frames.iter().map(|(m, f, s)| frame(m, f, s)).collect();
-    let owner = Owners::new(&[]).owner(&frames, Some(executable));
+    let (owner, _) = Owners::new(&[]).owner(&frames, Some(executable));
     (owner.function.to_string(), owner.file.to_string())
 }
 
@@ -262,9 +262,9 @@ fn the_users_rules_come_first() {
         frame(APP, "shop::middleware::log", ""),
         frame(APP, "shop::cart", ""),
     ];
-    assert_eq!(&*owners.owner(&stack, None).function, "shop::cart");
+    assert_eq!(&*owners.owner(&stack, None).0.function, "shop::cart");
     let stack = [frame(LIBC, "qsort", ""), frame(APP, "shop::cart", "")];
-    assert_eq!(&*owners.owner(&stack, None).function, "qsort");
+    assert_eq!(&*owners.owner(&stack, None).0.function, "qsort");
     let parsed: Result<OwnerRule, _> = serde_json::from_str(r#"{"functoin": "x"}"#);
     assert!(parsed.unwrap_err().to_string().contains("functoin"));
 }

@@ -11,6 +11,7 @@ mod addr2line;
 mod debuginfod;
 mod files;
 mod hostile;
+mod owned;
 mod programs;
 mod separate;
 
