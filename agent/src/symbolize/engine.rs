@@ -68,8 +68,29 @@ impl Engine {
                 }
                 Ok(found)
             }
+            Ok(found) if debug => Ok(self.qualify(path, found, address)),
             result => result,
         }
+    }
+
+    /// Little debug information (`line-tables-only` of Rust, `-g1`) has functions without the modules or namespaces that they are
+    /// in; the symbol table has these of all that are not inlined.
+    fn qualify(&mut self, path: &Path, mut found: Found, address: u64) -> Found {
+        let start = found.start;
+        if let Some(outer) = found.parts.last_mut()
+            && outer.function.as_deref().is_some_and(|name| !is_qualified(name))
+            && let Ok(symbol) = self.elf(path, false, address)
+            && symbol.start == start
+            && let Some(name) = symbol
+                .parts
+                .into_iter()
+                .next_back()
+                .and_then(|part| part.function)
+            && is_qualified(&name)
+        {
+            outer.function = Some(name);
+        }
+        found
     }
 
     /// What is at a kernel address, by the kernel's own list of symbols.
@@ -119,6 +140,15 @@ impl Engine {
     }
 }
 
+/// Whether a function's name says where it is: `shop::cart::add<u64>`, `<shop::Cart as Drop>::drop`; not `add<shop::Item>`.
+fn is_qualified(name: &str) -> bool {
+    name.starts_with('<')
+        || name
+            .split(['<', '('])
+            .next()
+            .is_some_and(|path| path.contains("::"))
+}
+
 fn fresh() -> Symbolizer {
     // The images carry no debug links, so that no directory is ever searched for them.
     Symbolizer::builder()
@@ -142,4 +172,24 @@ fn parts(symbol: &Sym<'_>, names: &mut Names) -> Vec<Part> {
     }
     parts.reverse();
     parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_say_where_a_function_is() {
+        for name in [
+            "shop::add",
+            "shop::add<u64>",
+            "<shop::Cart as core::ops::Drop>::drop",
+            "N::f(int)",
+        ] {
+            assert!(is_qualified(name), "{name}");
+        }
+        for name in ["add", "add<shop::Item>", "{async_fn#0}", "add(shop::Item)", ""] {
+            assert!(!is_qualified(name), "{name}");
+        }
+    }
 }
