@@ -4,6 +4,8 @@
 mod containers;
 #[path = "real/names.rs"]
 mod names;
+#[path = "real/owners.rs"]
+mod owners;
 #[path = "real/servers.rs"]
 mod servers;
 #[path = "real/stacks.rs"]
