@@ -141,6 +141,26 @@ offsets! {
     tcp_bytes_acked: TcpBytesAcked = ["tcp_sock.bytes_acked"],
     /// Payload bytes received.
     tcp_bytes_received: TcpBytesReceived = ["tcp_sock.bytes_received"],
+    /// Segments with data that were sent, and sent again.
+    tcp_data_segs_out: TcpDataSegsOut = ["tcp_sock.data_segs_out"],
+    /// Segments with data that were received.
+    tcp_data_segs_in: TcpDataSegsIn = ["tcp_sock.data_segs_in"],
+    /// When data was sent last, in jiffies.
+    tcp_lsndtime: TcpLsndtime = ["tcp_sock.lsndtime"],
+    /// When data was received last, in jiffies.
+    icsk_lrcvtime: IcskLrcvtime = ["inet_connection_sock.icsk_ack.lrcvtime"],
+    /// Next sequence number to receive.
+    tcp_rcv_nxt: TcpRcvNxt = ["tcp_sock.rcv_nxt"],
+    /// `rcv_nxt` when the last segment of any kind was sent.
+    tcp_rcv_wup: TcpRcvWup = ["tcp_sock.rcv_wup"],
+    /// Next sequence number to send.
+    tcp_snd_nxt: TcpSndNxt = ["tcp_sock.snd_nxt"],
+    /// First sequence number that is not acknowledged.
+    tcp_snd_una: TcpSndUna = ["tcp_sock.snd_una"],
+    /// When the last segment of any kind was sent, in nanoseconds of the clock of TCP.
+    tcp_wstamp_ns: TcpWstampNs = ["tcp_sock.tcp_wstamp_ns"],
+    /// When data was acknowledged last, in microseconds of the same clock.
+    tcp_delivered_mstamp: TcpDeliveredMstamp = ["tcp_sock.delivered_mstamp"],
     /// Operation and flags of a block request.
     rq_cmd_flags: RqCmdFlags = ["request.cmd_flags"],
     /// Bytes left in a block request.

@@ -1,6 +1,7 @@
 //! Pieces that the programs share; BPF target only.
 
 pub(crate) mod behind;
+pub(crate) mod conn;
 pub(crate) mod count;
 pub(crate) mod file;
 mod measure;

@@ -1,7 +1,7 @@
 //! Sockets: whom they talk to, and whose they are.
 
 use super::task::{Kernel, offset};
-use crate::wire::{ConnKey, Direction, ListenKey};
+use crate::wire::{ConnKey, Direction, LastData, ListenKey};
 
 /// `TCP_*` states, include/net/tcp_states.h.
 pub(crate) const ESTABLISHED: i32 = 1;
@@ -63,9 +63,9 @@ impl Sock {
     /// The key that this connection is counted under.
     #[inline(always)]
     pub(crate) fn key(self, slot: u32, direction: Direction) -> ConnKey {
-        let (family, addr) = self.address(offset!(sk_daddr), offset!(sk_daddr6));
+        let (family, addr) = self.remote();
         let port = match direction {
-            Direction::Out => u16::from_be(self.0.read(offset!(sk_dport)).unwrap_or(0)),
+            Direction::Out => self.remote_port(),
             Direction::In => 0,
         };
         ConnKey {
@@ -80,18 +80,89 @@ impl Sock {
     /// The key of the listener on this socket's local address.
     #[inline(always)]
     pub(crate) fn listen_key(self) -> ListenKey {
-        let (_, addr) = self.address(offset!(sk_saddr), offset!(sk_saddr6));
-        let netns = self
-            .0
-            .deref(offset!(sk_net))
-            .and_then(|net| net.read(offset!(net_inum)))
-            .unwrap_or(0);
+        let (_, addr) = self.local();
         ListenKey {
-            netns,
-            port: self.0.read(offset!(sk_num)).unwrap_or(0),
+            netns: self.netns(),
+            port: self.local_port(),
             pad: 0,
             addr,
         }
+    }
+
+    /// Inode of its network namespace.
+    #[inline(always)]
+    pub(crate) fn netns(self) -> u32 {
+        self.0
+            .deref(offset!(sk_net))
+            .and_then(|net| net.read(offset!(net_inum)))
+            .unwrap_or(0)
+    }
+
+    #[inline(always)]
+    pub(crate) fn local_port(self) -> u16 {
+        self.0.read(offset!(sk_num)).unwrap_or(0)
+    }
+
+    #[inline(always)]
+    pub(crate) fn remote_port(self) -> u16 {
+        u16::from_be(self.0.read(offset!(sk_dport)).unwrap_or(0))
+    }
+
+    /// Local address.
+    #[inline(always)]
+    pub(crate) fn local(self) -> (u8, [u8; 16]) {
+        self.address(offset!(sk_saddr), offset!(sk_saddr6))
+    }
+
+    /// Remote address.
+    #[inline(always)]
+    pub(crate) fn remote(self) -> (u8, [u8; 16]) {
+        self.address(offset!(sk_daddr), offset!(sk_daddr6))
+    }
+
+    /// Segments with data: sent and received.
+    #[inline(always)]
+    pub(crate) fn data_segments(self) -> (u32, u32) {
+        (self.word(offset!(tcp_data_segs_out)), self.word(offset!(tcp_data_segs_in)))
+    }
+
+    /// Jiffies at which data was sent and received last.
+    #[inline(always)]
+    pub(crate) fn last_times(self) -> (u32, u32) {
+        (self.word(offset!(tcp_lsndtime)), self.word(offset!(icsk_lrcvtime)))
+    }
+
+    #[inline(always)]
+    fn word(self, offset: u32) -> u32 {
+        self.0.read(offset).unwrap_or(0)
+    }
+
+    /// Which way the last data went. A jiffy is far longer than an exchange on one host, so where both times are the same
+    /// the sequence numbers tell: what was received after the last segment that was sent has not been acknowledged, and
+    /// what was sent after the last that was received has not been acknowledged by the peer. Where everything is
+    /// acknowledged, the last segment to be sent was either the data, and then its acknowledgement came later, or the
+    /// acknowledgement of what was received.
+    #[inline(always)]
+    pub(crate) fn last_data(self, sent: u32, received: u32) -> LastData {
+        if sent == 0 && received == 0 {
+            return LastData::None;
+        }
+        if received == 0 {
+            return LastData::Sent;
+        }
+        if sent == 0 || self.word(offset!(tcp_rcv_nxt)) != self.word(offset!(tcp_rcv_wup)) {
+            return LastData::Received;
+        }
+        if self.word(offset!(tcp_snd_nxt)) != self.word(offset!(tcp_snd_una)) {
+            return LastData::Sent;
+        }
+        let (at_sent, at_received) = self.last_times();
+        if at_sent != at_received {
+            return if at_sent.wrapping_sub(at_received) as i32 > 0 { LastData::Sent } else { LastData::Received };
+        }
+        let transmitted: u64 = self.0.read(offset!(tcp_wstamp_ns)).unwrap_or(0);
+        let acknowledged: u64 = self.0.read(offset!(tcp_delivered_mstamp)).unwrap_or(0);
+        if transmitted / 1000 >= acknowledged { LastData::Received } else { LastData::Sent }
     }
 
     /// Payload bytes sent (acknowledged) and received.

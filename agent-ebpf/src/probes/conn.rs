@@ -29,11 +29,15 @@ pub const PROBE: Probe = Probe {
         Field::SkProtocol,
         Field::TcpBytesAcked,
         Field::TcpBytesReceived,
+        Field::TcpDataSegsOut,
+        Field::TcpDataSegsIn,
+        Field::TaskFlags,
     ],
     metrics: &[
         "tieback_connections",
         "tieback_connections_opened_total",
         "tieback_connections_closed_total",
+        "tieback_connections_ended_total",
         "tieback_connection_failures_total",
         "tieback_connect_duration_seconds",
         "tieback_connection_age_seconds",
@@ -46,7 +50,7 @@ pub const PROBE: Probe = Probe {
 #[cfg(target_arch = "bpf")]
 pub(crate) mod bpf {
     use aya_ebpf::{
-        btf_maps::{Array, HashMap},
+        btf_maps::HashMap,
         helpers::generated::{bpf_for_each_map_elem, bpf_get_prandom_u32},
         macros::{btf_map, btf_tracepoint},
         programs::BtfTracePointContext,
@@ -55,6 +59,7 @@ pub(crate) mod bpf {
 
     use crate::{
         bpf::{
+            conn::{CONN_STATS, CONNS, count_closed, note_open, settle, stats},
             count::{add, lost, observe, run},
             sample::{self, Level, What},
             sock::{
@@ -64,27 +69,17 @@ pub(crate) mod bpf {
             task::{Kernel, current, now, offset},
         },
         wire::{
-            CONN_ADOPTED, CONN_CLOSED, CONN_ESTABLISHED, Conn, ConnFailure, ConnKey, ConnStats, Direction, ListenKey,
-            Lost, Program, SLOT_KERNEL, StackKind,
+            CONN_ADOPTED, CONN_CLOSED, CONN_ESTABLISHED, Conn, ConnEnd, ConnFailure, ConnKey, Direction, LastData,
+            ListenKey, Lost, Program, SLOT_KERNEL, StackKind,
         },
     };
-
-    /// Connections that exist, by the address of their socket.
-    #[btf_map]
-    static CONNS: HashMap<u64, Conn, 65536> = HashMap::new();
-
-    /// Totals.
-    #[btf_map]
-    static CONN_STATS: HashMap<ConnKey, ConnStats, 8192> = HashMap::new();
 
     /// Slots of listening sockets.
     #[btf_map]
     static CONN_LISTENERS: HashMap<ListenKey, u32, 4096> = HashMap::new();
 
-    /// A `ConnStats` whose every byte is zero.
-    #[btf_map]
-    static CONN_ZERO: Array<ConnStats, 1> = Array::new();
-
+    /// include/linux/sched.h.
+    const PF_EXITING: u32 = 4;
     const ECONNRESET: i32 = 104;
     const EPIPE: i32 = 32;
     const ETIMEDOUT: i32 = 110;
@@ -110,7 +105,7 @@ pub(crate) mod bpf {
             (_, SYN_SENT) => connect(&ctx, sock),
             (SYN_SENT, ESTABLISHED) => connected(sock),
             (SYN_RECV, ESTABLISHED) => accepted(sock),
-            (_, FIN_WAIT1 | LAST_ACK | CLOSING) => closing(sock),
+            (_, FIN_WAIT1 | LAST_ACK | CLOSING) => closing(sock, old),
             (_, CLOSE) => closed(sock, old),
             _ => {}
         }
@@ -141,18 +136,6 @@ pub(crate) mod bpf {
     }
 
     #[inline(always)]
-    fn stats(key: &ConnKey) -> Option<*mut ConnStats> {
-        if let Some(stats) = CONN_STATS.get_ptr_mut(key) {
-            return Some(stats);
-        }
-        let zero = CONN_ZERO.get(0)?;
-        if CONN_STATS.insert(key, zero, 1).is_err() && CONN_STATS.get_ptr_mut(key).is_none() {
-            lost(Program::ConnState, Lost::Counters);
-        }
-        CONN_STATS.get_ptr_mut(key)
-    }
-
-    #[inline(always)]
     fn listen(sock: Sock) {
         if let Some(slot) = own_slot() {
             let _ = CONN_LISTENERS.insert(&sock.listen_key(), &slot, 0);
@@ -173,8 +156,24 @@ pub(crate) mod bpf {
     }
 
     #[inline(always)]
+    fn new(key: ConnKey, flags: u32) -> Conn {
+        Conn {
+            key,
+            since: now(),
+            sent: 0,
+            received: 0,
+            flags,
+            exchanges: 0,
+            data_out: 0,
+            data_in: 0,
+            last: LastData::None as u32,
+            pad: 0,
+        }
+    }
+
+    #[inline(always)]
     fn remember(sock: Sock, key: ConnKey, flags: u32) {
-        let conn = Conn { key, since: now(), sent: 0, received: 0, flags, pad: 0 };
+        let conn = new(key, flags);
         if CONNS.insert(sock.0.0 as u64, &conn, 0).is_err() {
             lost(Program::ConnState, Lost::Conns);
         }
@@ -219,6 +218,7 @@ pub(crate) mod bpf {
             // The destination may be rewritten between connect and now (NAT in a hook), so the key is the one of then.
             if let Some(stats) = stats(&(*conn).key) {
                 add(&raw mut (*stats).opened, 1);
+                note_open(stats);
                 observe(&raw mut (*stats).connect, at.saturating_sub((*conn).since));
             }
             (*conn).since = at;
@@ -234,33 +234,27 @@ pub(crate) mod bpf {
         if let Some(stats) = stats(&key) {
             // SAFETY: a map value.
             add(unsafe { &raw mut (*stats).opened }, 1);
+            note_open(stats);
         }
     }
 
     /// This side closes: the connection is not open any more, whatever the peer still sends.
     #[inline(always)]
-    fn closing(sock: Sock) {
+    fn closing(sock: Sock, old: i32) {
         if let Some(conn) = CONNS.get_ptr_mut(sock.0.0 as u64)
             // SAFETY: a map value.
             && let Some(stats) = stats(unsafe { &(*conn).key })
         {
-            count_closed(conn, stats);
+            let end = if old == CLOSE_WAIT { ConnEnd::Them } else { abandoned().unwrap_or(ConnEnd::Us) };
+            count_closed(sock, conn, stats, end);
         }
     }
 
+    /// `Death` while the running thread ends: closing is its own doing only where it does not.
     #[inline(always)]
-    fn count_closed(conn: *mut Conn, stats: *mut ConnStats) {
-        // SAFETY: map values; the socket's lock is held by whoever changes its state.
-        unsafe {
-            if (*conn).flags & CONN_CLOSED != 0 || (*conn).flags & CONN_ESTABLISHED == 0 {
-                return;
-            }
-            (*conn).flags |= CONN_CLOSED;
-            add(&raw mut (*stats).closed, 1);
-            if (*conn).flags & CONN_ADOPTED == 0 {
-                observe(&raw mut (*stats).age, now().saturating_sub((*conn).since));
-            }
-        }
+    fn abandoned() -> Option<ConnEnd> {
+        let flags: u32 = current().load(offset!(task_flags));
+        (flags & PF_EXITING != 0).then_some(ConnEnd::Death)
     }
 
     #[inline(always)]
@@ -288,29 +282,17 @@ pub(crate) mod bpf {
                 add(unsafe { (&raw mut (*stats).failures).cast::<u64>().add(failure as usize) }, 1);
             }
             if established {
-                count_closed(conn, stats);
+                let end = match error {
+                    // A socket that is closed with unread data, or that does not linger, is reset by its own side.
+                    0 => abandoned().unwrap_or(ConnEnd::Reset),
+                    ETIMEDOUT | EHOSTUNREACH | ENETUNREACH => ConnEnd::Timeout,
+                    _ => ConnEnd::Reset,
+                };
+                count_closed(sock, conn, stats, end);
                 settle(sock, conn, stats);
             }
         }
         let _ = CONNS.remove(address);
-    }
-
-    /// Adds what a socket moved since it was looked at last.
-    #[inline(always)]
-    fn settle(sock: Sock, conn: *mut Conn, stats: *mut ConnStats) {
-        let (sent, received) = sock.bytes();
-        // SAFETY: map values.
-        unsafe {
-            // `bytes_acked` counts the SYN of the connecting side as one byte (RFC 4898 tcpEStatsAppHCThruOctetsAcked).
-            if sent > (*conn).sent {
-                add(&raw mut (*stats).sent, sent - (*conn).sent);
-                (*conn).sent = sent;
-            }
-            if received > (*conn).received {
-                add(&raw mut (*stats).received, received - (*conn).received);
-                (*conn).received = received;
-            }
-        }
     }
 
     unsafe extern "C" fn visit(_map: *mut c_void, key: *const u64, conn: *mut Conn, _ctx: *mut c_void) -> i64 {
@@ -362,14 +344,16 @@ pub(crate) mod bpf {
                 let direction = if listener(sock).is_some() { Direction::In } else { Direction::Out };
                 let key = sock.key(slot, direction);
                 let (sent, received) = sock.bytes();
-                let conn =
-                    Conn { key, since: now(), sent, received, flags: CONN_ESTABLISHED | CONN_ADOPTED, pad: 0 };
+                let (out, back) = sock.data_segments();
+                let exchanges = out.min(back);
+                let conn = Conn { sent, received, exchanges, ..new(key, CONN_ESTABLISHED | CONN_ADOPTED) };
                 if CONNS.insert(sock.0.0 as u64, &conn, 1).is_err() {
                     return;
                 }
                 if let Some(stats) = stats(&key) {
                     // SAFETY: a map value.
                     add(unsafe { &raw mut (*stats).adopted }, 1);
+                    note_open(stats);
                 }
             }
             _ => {}

@@ -11,4 +11,4 @@ macro_rules! probes {
     };
 }
 
-probes!(process, wait, cpu, syscall, memory, oom, disk, conn, fd);
+probes!(process, wait, cpu, syscall, memory, oom, disk, conn, pool, fd);

@@ -103,6 +103,34 @@ index_enum! {
 }
 
 index_enum! {
+    /// How an established connection ended.
+    ConnEnd {
+        /// This side closed it.
+        Us = "us",
+        /// The peer closed it first.
+        Them = "them",
+        /// Either side reset it.
+        Reset = "reset",
+        /// The peer did not answer any more, or the network said that it cannot.
+        Timeout = "timeout",
+        /// The process ended and left it open.
+        Death = "death",
+    }
+}
+
+index_enum! {
+    /// Which way the last data of a connection went.
+    LastData {
+        /// There was none yet.
+        None = "none",
+        /// This side sent last: a client waits for its answer, a server has given it.
+        Sent = "sent",
+        /// This side received last: a client has its answer, a server works on it.
+        Received = "received",
+    }
+}
+
+index_enum! {
     /// A block request's operation.
     DiskOp {
         /// Read.
@@ -157,10 +185,12 @@ index_enum! {
 }
 
 mod bucket;
+mod conn;
 mod events;
 mod state;
 pub mod unwind;
 
 pub use bucket::*;
+pub use conn::*;
 pub use events::*;
 pub use state::*;

@@ -1,6 +1,6 @@
-//! What the kernel side keeps: per thread, per slot, per connection, and the knobs that the agent turns.
+//! What the kernel side keeps: per thread, per slot, and the knobs that the agent turns.
 
-use super::{BUCKETS, Cause, ConnFailure, FdKind, MemoryKind};
+use super::{BUCKETS, Cause, FdKind, MemoryKind};
 
 /// Forecast entries of a thread's blocking places.
 pub const SITES: usize = 8;
@@ -233,91 +233,11 @@ pub struct DiskRequest {
     pub op: u32,
 }
 
-/// Whom connections are counted for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct ConnKey {
-    /// Slot.
-    pub slot: u32,
-    /// Remote port for outgoing connections, 0 for accepted ones.
-    pub port: u16,
-    /// `Direction`.
-    pub direction: u8,
-    /// 4 or 6; 0 past the bound on peers.
-    pub family: u8,
-    /// Remote address; IPv4 in the first four bytes.
-    pub addr: [u8; 16],
-}
-const _: () = assert!(size_of::<ConnKey>() == 24);
-
-/// Counters of connections.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct ConnStats {
-    /// Established.
-    pub opened: u64,
-    /// Found established when the agent started.
-    pub adopted: u64,
-    /// Ended after having been established (or adopted).
-    pub closed: u64,
-    /// By `ConnFailure`.
-    pub failures: [u64; ConnFailure::COUNT],
-    /// Payload bytes sent.
-    pub sent: u64,
-    /// Payload bytes received.
-    pub received: u64,
-    /// Retransmitted segments.
-    pub retransmits: u64,
-    /// SYN to established.
-    pub connect: Hist,
-    /// Age at close.
-    pub age: Hist,
-}
-
-/// A connection that exists.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct Conn {
-    /// Whose and with whom.
-    pub key: ConnKey,
-    /// When the SYN was sent, or when it was established.
-    pub since: u64,
-    /// Bytes sent that are counted already.
-    pub sent: u64,
-    /// Bytes received that are counted already.
-    pub received: u64,
-    /// `CONN_*` flags.
-    pub flags: u32,
-    /// Padding.
-    pub pad: u32,
-}
-
 /// [`Thread::sys_entered`] of a call that was entered in `window`.
 #[inline(always)]
 #[must_use]
 pub const fn entered(window: u32, nr: u32) -> u32 {
     window << 16 | ((nr + 1) & 0xffff)
-}
-
-/// [`Conn::flags`]: established.
-pub const CONN_ESTABLISHED: u32 = 1;
-/// [`Conn::flags`]: counted as closed.
-pub const CONN_CLOSED: u32 = 2;
-/// [`Conn::flags`]: older than the agent, so its age is unknown.
-pub const CONN_ADOPTED: u32 = 4;
-
-/// A listening socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct ListenKey {
-    /// Inode of the network namespace.
-    pub netns: u32,
-    /// Local port.
-    pub port: u16,
-    /// Padding.
-    pub pad: u16,
-    /// Local address, zero for any; IPv4 in the first four bytes.
-    pub addr: [u8; 16],
 }
 
 /// What the agent tells the kernel side while it runs.

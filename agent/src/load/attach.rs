@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use agent_ebpf::probe::{Attach, Hook};
 use anyhow::{Context as _, Result, anyhow};
@@ -15,7 +16,7 @@ use aya::{
     },
 };
 
-use super::{Environment, status::Verdict};
+use super::{Environment, maps, status::Verdict, sys};
 
 /// Links by probe; dropping one detaches it.
 #[derive(Default)]
@@ -27,6 +28,7 @@ enum Link {
     Raw(RawTracePointLink),
     Perf(PerfEventLink),
     Iter,
+    IterMap(OwnedFd),
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program> {
@@ -90,7 +92,11 @@ pub(super) fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<(), (Verdi
             let program: &mut PerfEvent = program.try_into().map_err(broken)?;
             program.load().map_err(broken)
         }
-        Attach::Iter(target) => {
+        Attach::Iter(_) | Attach::IterMap(_) => {
+            let target = match hook.attach {
+                Attach::Iter(target) => target,
+                _ => "bpf_map_elem",
+            };
             let program: &mut Iter = program.try_into().map_err(broken)?;
             program.load(target, btf).map_err(|error| match error {
                 ProgramError::Btf(_) => (
@@ -119,9 +125,13 @@ impl Links {
         hook: &Hook,
         env: &Environment,
     ) -> Result<()> {
-        let program = program(ebpf, hook.program)?;
-        let links = self.0.entry(probe).or_default();
         let what = || format!("attach {}", hook.program);
+        let links = self.0.entry(probe).or_default();
+        if let Attach::IterMap(map) = hook.attach {
+            links.push(Link::IterMap(link_over(ebpf, hook.program, map).with_context(what)?));
+            return Ok(());
+        }
+        let program = program(ebpf, hook.program)?;
         match hook.attach {
             Attach::TpBtf(_) => {
                 let program: &mut BtfTracePoint = program.try_into()?;
@@ -148,10 +158,29 @@ impl Links {
                     links.push(Link::Perf(program.take_link(id)?));
                 }
             }
-            Attach::Iter(_) => links.push(Link::Iter),
+            Attach::Iter(_) | Attach::IterMap(_) => links.push(Link::Iter),
         }
         Ok(())
     }
+
+    /// Runs a probe's iterator over a map once and adds what it writes to `bytes`.
+    pub(super) fn read(&self, probe: &str, bytes: &mut Vec<u8>) -> Result<()> {
+        for link in self.0.get(probe).into_iter().flatten() {
+            if let Link::IterMap(link) = link {
+                sys::open_iterator(link.as_fd())
+                    .and_then(|mut file| file.read_to_end(bytes))
+                    .with_context(|| format!("read the iterator of {probe}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn link_over(ebpf: &mut Ebpf, name: &str, map: &str) -> Result<OwnedFd> {
+    let map = ebpf.map(map).and_then(maps::data).with_context(|| format!("the object has no map {map}"))?;
+    let map = map.fd().as_fd().try_clone_to_owned()?;
+    let program: &mut Iter = program(ebpf, name)?.try_into()?;
+    Ok(sys::link_over(program.fd()?.as_fd(), map.as_fd())?)
 }
 
 /// Runs an iterator to its end.

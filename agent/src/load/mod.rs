@@ -222,6 +222,11 @@ impl Loaded {
         attach::visit(&mut self.ebpf, program)
     }
 
+    /// Runs a probe's iterator over a map once and adds what it writes to `bytes`; nothing while it is not attached.
+    pub fn read(&mut self, probe: &str, bytes: &mut Vec<u8>) -> Result<()> {
+        self.links.read(probe, bytes)
+    }
+
     /// Changes the knobs of the kernel side.
     pub fn set_tuning(&mut self, change: impl FnOnce(&mut Tuning)) -> Result<()> {
         change(&mut self.tuning);

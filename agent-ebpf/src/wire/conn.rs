@@ -1,0 +1,139 @@
+//! What the kernel side keeps and tells of connections.
+
+use super::{ConnEnd, ConnFailure, Hist};
+
+/// Whom connections are counted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ConnKey {
+    /// Slot.
+    pub slot: u32,
+    /// Remote port for outgoing connections, 0 for accepted ones.
+    pub port: u16,
+    /// `Direction`.
+    pub direction: u8,
+    /// 4 or 6; 0 past the bound on peers.
+    pub family: u8,
+    /// Remote address; IPv4 in the first four bytes.
+    pub addr: [u8; 16],
+}
+const _: () = assert!(size_of::<ConnKey>() == 24);
+
+/// Counters of connections.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ConnStats {
+    /// Established.
+    pub opened: u64,
+    /// Found established when the agent started.
+    pub adopted: u64,
+    /// Ended after having been established (or adopted).
+    pub closed: u64,
+    /// By `ConnFailure`.
+    pub failures: [u64; ConnFailure::COUNT],
+    /// Payload bytes sent.
+    pub sent: u64,
+    /// Payload bytes received.
+    pub received: u64,
+    /// Retransmitted segments.
+    pub retransmits: u64,
+    /// By `ConnEnd`.
+    pub ended: [u64; ConnEnd::COUNT],
+    /// Exchanges: of each connection the lesser of the data segments sent and received.
+    pub exchanges: u64,
+    /// Connections that ended after at most one exchange, those older than the agent aside.
+    pub once: u64,
+    /// Most that were open at once during `round`.
+    pub peak: u64,
+    /// The same of the round before.
+    pub peak_before: u64,
+    /// [`Tuning::round`](super::Tuning::round) of `peak`.
+    pub round: u64,
+    /// SYN to established.
+    pub connect: Hist,
+    /// Age at close.
+    pub age: Hist,
+}
+
+/// A connection that exists.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Conn {
+    /// Whose and with whom.
+    pub key: ConnKey,
+    /// When the SYN was sent, or when it was established.
+    pub since: u64,
+    /// Bytes sent that are counted already.
+    pub sent: u64,
+    /// Bytes received that are counted already.
+    pub received: u64,
+    /// `CONN_*` flags.
+    pub flags: u32,
+    /// Exchanges that are counted already.
+    pub exchanges: u32,
+    /// Data segments sent when `last` was decided.
+    pub data_out: u32,
+    /// Data segments received when `last` was decided.
+    pub data_in: u32,
+    /// `LastData`.
+    pub last: u32,
+    /// Padding.
+    pub pad: u32,
+}
+
+/// An open connection as it is now: what `conn_sample` writes for each.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ConnSample {
+    /// Address of the socket; together with `since` it names the connection.
+    pub socket: u64,
+    /// When it was established (or found), in nanoseconds of the monotonic clock.
+    pub since: u64,
+    /// Slot.
+    pub slot: u32,
+    /// Inode of the network namespace.
+    pub netns: u32,
+    /// Local address; IPv4 in the first four bytes.
+    pub local: [u8; 16],
+    /// Remote address, likewise.
+    pub remote: [u8; 16],
+    /// Local port.
+    pub local_port: u16,
+    /// Remote port.
+    pub remote_port: u16,
+    /// 4 or 6.
+    pub family: u8,
+    /// `Direction`.
+    pub direction: u8,
+    /// `CONN_*` flags.
+    pub flags: u8,
+    /// `LastData`.
+    pub last: u8,
+    /// Jiffies since data went either way.
+    pub quiet: u32,
+    /// Jiffies, the lower half: two samples tell how long one is.
+    pub jiffies: u32,
+}
+const _: () = assert!(size_of::<ConnSample>() == 72);
+
+/// [`Conn::flags`]: established.
+pub const CONN_ESTABLISHED: u32 = 1;
+/// [`Conn::flags`]: counted as closed.
+pub const CONN_CLOSED: u32 = 2;
+/// [`Conn::flags`]: older than the agent, so its age is unknown.
+pub const CONN_ADOPTED: u32 = 4;
+
+/// A listening socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ListenKey {
+    /// Inode of the network namespace.
+    pub netns: u32,
+    /// Local port.
+    pub port: u16,
+    /// Padding.
+    pub pad: u16,
+    /// Local address, zero for any; IPv4 in the first four bytes.
+    pub addr: [u8; 16],
+}
+
