@@ -13,5 +13,6 @@ pub mod host;
 pub mod kernel;
 pub mod load;
 pub mod pipeline;
+pub mod signals;
 pub mod symbolize;
 pub mod telemetry;

@@ -12,6 +12,8 @@ mod deploy;
 mod life;
 #[path = "kernel/memory.rs"]
 mod memory;
+#[path = "kernel/pool.rs"]
+mod pool;
 #[path = "kernel/rules.rs"]
 mod rules;
 #[path = "kernel/stacks.rs"]

@@ -11,7 +11,9 @@ use super::{
     state::tuning,
     task::now,
 };
-use crate::wire::{CONN_ADOPTED, CONN_CLOSED, CONN_ESTABLISHED, Conn, ConnEnd, ConnKey, ConnStats, Lost, Program};
+use crate::wire::{
+    CONN_ADOPTED, CONN_CLOSED, CONN_ESTABLISHED, Conn, ConnEnd, ConnKey, ConnStats, Lost, Program,
+};
 
 /// Connections that exist, by the address of their socket.
 #[btf_map]
@@ -77,7 +79,10 @@ pub(crate) fn settle(sock: Sock, conn: *mut Conn, stats: *mut ConnStats) {
         let (sent, received) = sock.data_segments();
         let exchanges = sent.min(received);
         if exchanges > (*conn).exchanges {
-            add(&raw mut (*stats).exchanges, u64::from(exchanges - (*conn).exchanges));
+            add(
+                &raw mut (*stats).exchanges,
+                u64::from(exchanges - (*conn).exchanges),
+            );
             (*conn).exchanges = exchanges;
         }
     }
@@ -93,7 +98,11 @@ pub(crate) fn note_open(stats: *mut ConnStats) {
     unsafe {
         let open = ((*stats).opened + (*stats).adopted).saturating_sub((*stats).closed);
         if (*stats).round != round {
-            (*stats).peak_before = if (*stats).round + 1 == round { (*stats).peak } else { 0 };
+            (*stats).peak_before = if (*stats).round + 1 == round {
+                (*stats).peak
+            } else {
+                0
+            };
             (*stats).peak = 0;
             (*stats).round = round;
         }

@@ -123,13 +123,19 @@ impl Sock {
     /// Segments with data: sent and received.
     #[inline(always)]
     pub(crate) fn data_segments(self) -> (u32, u32) {
-        (self.word(offset!(tcp_data_segs_out)), self.word(offset!(tcp_data_segs_in)))
+        (
+            self.word(offset!(tcp_data_segs_out)),
+            self.word(offset!(tcp_data_segs_in)),
+        )
     }
 
     /// Jiffies at which data was sent and received last.
     #[inline(always)]
     pub(crate) fn last_times(self) -> (u32, u32) {
-        (self.word(offset!(tcp_lsndtime)), self.word(offset!(icsk_lrcvtime)))
+        (
+            self.word(offset!(tcp_lsndtime)),
+            self.word(offset!(icsk_lrcvtime)),
+        )
     }
 
     #[inline(always)]
@@ -158,11 +164,19 @@ impl Sock {
         }
         let (at_sent, at_received) = self.last_times();
         if at_sent != at_received {
-            return if at_sent.wrapping_sub(at_received) as i32 > 0 { LastData::Sent } else { LastData::Received };
+            return if at_sent.wrapping_sub(at_received) as i32 > 0 {
+                LastData::Sent
+            } else {
+                LastData::Received
+            };
         }
         let transmitted: u64 = self.0.read(offset!(tcp_wstamp_ns)).unwrap_or(0);
         let acknowledged: u64 = self.0.read(offset!(tcp_delivered_mstamp)).unwrap_or(0);
-        if transmitted / 1000 >= acknowledged { LastData::Received } else { LastData::Sent }
+        if transmitted / 1000 >= acknowledged {
+            LastData::Received
+        } else {
+            LastData::Sent
+        }
     }
 
     /// Payload bytes sent (acknowledged) and received.

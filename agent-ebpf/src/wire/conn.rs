@@ -136,4 +136,3 @@ pub struct ListenKey {
     /// Local address, zero for any; IPv4 in the first four bytes.
     pub addr: [u8; 16],
 }
-

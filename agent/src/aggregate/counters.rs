@@ -20,11 +20,14 @@ fn add_each<const N: usize>(total: &mut [u64; N], tick: &[u64; N]) {
     }
 }
 
-/// Adds everything of `ConnTotals` that counts; the gauge `open` is the caller's business.
+/// Adds everything of `ConnTotals` that counts; the gauges are the caller's business.
 fn add_conn(total: &mut ConnTotals, tick: &ConnTotals) {
     total.opened = total.opened.saturating_add(tick.opened);
     total.closed = total.closed.saturating_add(tick.closed);
     add_each(&mut total.failures, &tick.failures);
+    add_each(&mut total.ended, &tick.ended);
+    total.exchanges = total.exchanges.saturating_add(tick.exchanges);
+    total.once = total.once.saturating_add(tick.once);
     total.sent_bytes = total.sent_bytes.saturating_add(tick.sent_bytes);
     total.received_bytes = total.received_bytes.saturating_add(tick.received_bytes);
     total.retransmits = total.retransmits.saturating_add(tick.retransmits);
@@ -72,6 +75,10 @@ pub(super) fn join(total: &mut Totals, other: &Totals) {
         let sum = total.conns.entry(*key).or_default();
         add_conn(sum, more);
         sum.open = sum.open.saturating_add(more.open);
+        sum.peak = sum.peak.saturating_add(more.peak);
+    }
+    for (key, more) in &other.pools {
+        total.pools.entry(key.clone()).or_default().merge(more);
     }
     add_each(&mut total.resident_bytes, &other.resident_bytes);
     add_each(&mut total.fds, &other.fds);
@@ -124,12 +131,13 @@ impl PeerBound {
         now: u64,
     ) {
         for conn in total.values_mut() {
-            conn.open = 0;
+            (conn.open, conn.peak) = (0, 0);
         }
         for (&key, more) in tick {
             let key = self.admit(total, key, now);
             let sum = total.entry(key).or_default();
             sum.open = sum.open.saturating_add(more.open);
+            sum.peak = sum.peak.saturating_add(more.peak);
             add_conn(sum, more);
         }
     }

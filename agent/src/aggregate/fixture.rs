@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::{Aggregator, AttributedTick, Limits, Snapshot};
 use crate::symbolize::{
-    Cause, ConnFailure, Direction, DiskOp, Frame, Owner, Peer, Service, ServiceInfo, SharedStack, Stack,
-    StackDetail, StackKind, SymbolizedSample, SyscallTotals, Totals,
+    Cause, ConnEnd, ConnFailure, Direction, DiskOp, Frame, Owner, Peer, PoolPeer, PoolTotals, Service,
+    ServiceInfo, SharedStack, Stack, StackDetail, StackKind, SymbolizedSample, SyscallTotals, Totals,
 };
 
 pub(crate) const SECOND: u64 = 1_000_000_000;
@@ -228,6 +228,7 @@ fn everything() -> Totals {
         out.received_bytes,
     ) = (3, 2, 1, 10_000, 20_000);
     out.retransmits = 2;
+    out.ended[ConnEnd::Us.index()] = 1;
     out.failures[ConnFailure::Refused.index()] = 4;
     out.connect.buckets[6] = 2;
     out.connect.sum_ns = 100_000;
@@ -235,5 +236,39 @@ fn everything() -> Totals {
     out.age.sum_ns = SECOND;
     let client = Peer::Client(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 7)));
     totals.conns.entry((Direction::In, client)).or_default().opened = 6;
+    let postgres = PoolPeer::Service("prod/postgres".into());
+    totals.pools.insert(
+        (Direction::Out, postgres),
+        PoolTotals {
+            open: 100,
+            busy: 4,
+            quiet: 60,
+            open_peak: 100,
+            busy_peak: 7,
+            open_ns: 1000 * SECOND,
+            busy_ns: 30 * SECOND,
+            samples: 90,
+            exchanges: 5000,
+            ..PoolTotals::default()
+        },
+    );
+    let redis = Peer::Server(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9)), 6379);
+    let mut churn = PoolTotals {
+        open_peak: 3,
+        busy_peak: 2,
+        open_ns: 12 * SECOND,
+        busy_ns: 9 * SECOND,
+        samples: 90,
+        opened: 4120,
+        closed: 4120,
+        exchanges: 4120,
+        once: 4120,
+        ..PoolTotals::default()
+    };
+    churn.age.buckets[12] = 4120;
+    churn.age.sum_ns = 4120 * 3_000_000;
+    totals
+        .pools
+        .insert((Direction::Out, PoolPeer::Address(redis)), churn);
     totals
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::snapshot::{CodeSeries, ServiceSnapshot};
 use crate::symbolize::{
-    Cause, ConnFailure, ConnTotals, Direction, DiskOp, FdKind, HISTOGRAM_BUCKETS, Histogram, MemoryKind,
-    Peer, StackKind, Totals,
+    Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, FdKind, HISTOGRAM_BUCKETS, Histogram,
+    MemoryKind, Peer, StackKind, Totals,
 };
 
 macro_rules! metrics {
@@ -68,12 +68,26 @@ metrics! {
     ConnectionsOpened = "tieback_connections_opened_total",
     /// Ended connections.
     ConnectionsClosed = "tieback_connections_closed_total",
+    /// Ended connections by how they ended.
+    ConnectionsEnded = "tieback_connections_ended_total",
     /// Failed connections.
     ConnectionFailures = "tieback_connection_failures_total",
     /// Payload of connections.
     ConnectionBytes = "tieback_connection_bytes_total",
     /// Retransmitted segments.
     Retransmits = "tieback_tcp_retransmits_total",
+    /// Connections of pools by state.
+    PoolConnections = "tieback_pool_connections",
+    /// Most at once.
+    PoolPeak = "tieback_pool_peak_connections",
+    /// Time of connections by state.
+    PoolSeconds = "tieback_pool_connection_seconds_total",
+    /// Exchanges.
+    PoolExchanges = "tieback_pool_exchanges_total",
+    /// Established connections of pools.
+    PoolOpened = "tieback_pool_opened_total",
+    /// Connections for at most one exchange.
+    PoolOnce = "tieback_pool_closed_after_one_exchange_total",
     /// Connect latency.
     ConnectDuration = "tieback_connect_duration_seconds",
     /// Age at close.
@@ -187,6 +201,16 @@ impl ServiceSnapshot {
             .filter(|(_, _, h)| used(h))
     }
 
+    /// Ends of connections that happened.
+    pub fn ended(&self) -> impl Iterator<Item = (Direction, Peer, ConnEnd, u64)> {
+        self.totals.conns.iter().flat_map(|(&(direction, peer), conn)| {
+            ConnEnd::ALL
+                .iter()
+                .map(move |&end| (direction, peer, end, conn.ended[end.index()]))
+                .filter(|(.., count)| *count > 0)
+        })
+    }
+
     /// A number summed over both directions, by peer; peers without any are left out.
     #[must_use]
     pub fn by_peer(&self, pick: impl Fn(&ConnTotals) -> u64) -> Vec<(Peer, u64)> {
@@ -219,6 +243,9 @@ impl ServiceSnapshot {
             Metric::SyscallDuration => self.syscall_histograms().count() * each,
             Metric::Connections | Metric::ConnectionsOpened | Metric::ConnectionsClosed => totals.conns.len(),
             Metric::ConnectionBytes => totals.conns.len() * 2,
+            Metric::ConnectionsEnded => self.ended().count(),
+            Metric::PoolConnections | Metric::PoolPeak | Metric::PoolSeconds => totals.pools.len() * 2,
+            Metric::PoolExchanges | Metric::PoolOpened | Metric::PoolOnce => totals.pools.len(),
             Metric::ConnectionFailures => ConnFailure::ALL
                 .iter()
                 .map(|why| self.by_peer(|conn| conn.failures[why.index()]).len())

@@ -22,6 +22,7 @@ mod group;
 mod ledger;
 pub mod metric;
 pub mod names;
+mod pools;
 mod profile;
 mod ranking;
 mod snapshot;
@@ -30,18 +31,19 @@ mod window;
 
 pub use group::CodeScope;
 pub use metric::Metric;
+pub use pools::{RecentPool, RecentPools};
 pub use profile::{ProfileQuery, WindowProfile};
 pub use snapshot::{Bounds, CodeSeries, ServiceCode, ServiceSnapshot, Snapshot};
 pub use window::StackValue;
 
-use state::ServiceState;
+use state::{Now, ServiceState};
 use window::{WindowBuilder, Windows};
 
 /// What later stages need of earlier ones: stages import only their neighbour.
 pub use crate::symbolize::{
-    AttributedTick, Cause, ConnFailure, ConnTotals, Direction, DiskOp, FdKind, Frame, Histogram, MemoryKind,
-    Owner, Peer, Service, ServiceInfo, SharedStack, Stack, StackDetail, StackKind, SymbolizedSample,
-    SyscallTotals, Totals,
+    AGES, AttributedTick, Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, FdKind, Frame,
+    Histogram, MemoryKind, Owner, Peer, PoolPeer, PoolTotals, Service, ServiceInfo, SharedStack, Stack,
+    StackDetail, StackKind, SymbolizedSample, SyscallTotals, Totals,
 };
 
 /// Name of the service that stands for those past the bound.
@@ -150,7 +152,17 @@ impl Aggregator {
             if totals != Totals::default() || !samples.is_empty() {
                 state.last_news_ns = self.clock_ns;
             }
-            self.bounds.samples_unmatched += state.tick(service, totals, samples, self.ticks, &mut window);
+            self.bounds.samples_unmatched += state.tick(
+                service,
+                totals,
+                samples,
+                Now {
+                    tick: self.ticks,
+                    clock_ns: self.clock_ns,
+                    length_ns: tick.length_ns,
+                },
+                &mut window,
+            );
         }
         self.windows.finish(window, tick.at_unix_ns, tick.length_ns);
         self.expire();
@@ -200,10 +212,11 @@ impl Aggregator {
         if self.services.len() >= self.limits.services && *service != *self.other && !self.make_room() {
             service = Arc::clone(&self.other);
         }
-        let (now, top, peers) = (self.clock_ns, self.limits.top, self.limits.peers);
+        let now = self.clock_ns;
+        let limits = &self.limits;
         self.services.entry(Arc::clone(&service)).or_insert_with(|| {
             self.sequence += 1;
-            ServiceState::new(self.sequence, now, top, peers)
+            ServiceState::new(self.sequence, now, limits)
         });
         service
     }

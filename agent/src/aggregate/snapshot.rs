@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::group::CodeScope;
 use super::metric::{Metric, MetricSet};
+use super::pools::RecentPools;
 use super::profile::{self, ProfileQuery, WindowProfile};
 use super::window::Window;
 use crate::symbolize::{Owner, Service, ServiceInfo, StackKind, Totals};
@@ -36,6 +37,8 @@ pub struct ServiceSnapshot {
     pub last: Arc<Totals>,
     /// Its code series.
     pub code: Arc<ServiceCode>,
+    /// Its pools in the recent past.
+    pub recent_pools: Arc<RecentPools>,
     /// Metrics that the series budget has room for.
     pub admitted: MetricSet,
 }

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::Limits;
 use super::counters::{self, PeerBound};
 use super::group::{self, CodeScope, FutexShares, Group, Rule};
 use super::ledger::{Claim, Ledger};
 use super::metric::MetricSet;
+use super::pools::{PoolBound, RecentPools};
 use super::ranking::{CodeKey, Ranking};
 use super::snapshot::{CodeSeries, ServiceCode, ServiceSnapshot};
 use super::window::{StackValue, WindowBuilder};
@@ -16,6 +18,17 @@ use crate::symbolize::{Cause, Service, ServiceInfo, StackKind, SymbolizedSample,
 const HOLD_WAIT: usize = 6;
 /// The same for what is counted and sampled at the same moment; only the order of reading can differ.
 const HOLD: usize = 1;
+
+/// The tick that is taken.
+#[derive(Clone, Copy)]
+pub(super) struct Now {
+    /// Its number.
+    pub(super) tick: u64,
+    /// The aggregator's clock at its end.
+    pub(super) clock_ns: u64,
+    /// Its length.
+    pub(super) length_ns: u64,
+}
 
 pub(super) struct ServiceState {
     /// Order of first sight.
@@ -27,12 +40,14 @@ pub(super) struct ServiceState {
     last: Arc<Totals>,
     code: Arc<ServiceCode>,
     peers: PeerBound,
+    pools: PoolBound,
+    recent_pools: Arc<RecentPools>,
     ledgers: HashMap<Group, Ledger>,
     rankings: BTreeMap<StackKind, Ranking>,
 }
 
 impl ServiceState {
-    pub(super) fn new(sequence: u64, now_ns: u64, top: usize, peers: usize) -> Self {
+    pub(super) fn new(sequence: u64, now_ns: u64, limits: &Limits) -> Self {
         Self {
             sequence,
             last_news_ns: now_ns,
@@ -40,11 +55,16 @@ impl ServiceState {
             totals: Arc::default(),
             last: Arc::default(),
             code: Arc::default(),
-            peers: PeerBound::new(peers),
+            peers: PeerBound::new(limits.peers),
+            pools: PoolBound::new(
+                limits.peers,
+                u64::try_from(limits.retention.as_nanos()).unwrap_or(u64::MAX),
+            ),
+            recent_pools: Arc::default(),
             ledgers: HashMap::new(),
             rankings: StackKind::ALL
                 .iter()
-                .map(|&kind| (kind, Ranking::new(top)))
+                .map(|&kind| (kind, Ranking::new(limits.top)))
                 .collect(),
         }
     }
@@ -55,7 +75,7 @@ impl ServiceState {
         service: &Arc<Service>,
         mut tick: Totals,
         samples: Vec<SymbolizedSample>,
-        now: u64,
+        now: Now,
         window: &mut WindowBuilder,
     ) -> u64 {
         let mut shares = FutexShares::default();
@@ -65,8 +85,17 @@ impl ServiceState {
         let idle_share = shares.idle_share();
         let moved = group::move_parked(&mut tick, idle_share);
         let exact = group::exact(&tick, moved, idle_share);
-        let dropped = self.settle(service, exact, samples, now, window);
-        counters::add(Arc::make_mut(&mut self.totals), &tick, &mut self.peers, now);
+        let dropped = self.settle(service, exact, samples, now.tick, window);
+        let totals = Arc::make_mut(&mut self.totals);
+        counters::add(totals, &tick, &mut self.peers, now.tick);
+        let recent = self.pools.add(
+            &mut totals.pools,
+            &tick.pools,
+            now.tick,
+            now.clock_ns,
+            now.length_ns,
+        );
+        self.recent_pools = Arc::new(recent);
         self.last = Arc::new(tick);
         dropped
     }
@@ -153,6 +182,7 @@ impl ServiceState {
             totals: Arc::clone(&self.totals),
             last: Arc::clone(&self.last),
             code: Arc::clone(&self.code),
+            recent_pools: Arc::clone(&self.recent_pools),
             admitted: MetricSet::default(),
         }
     }

@@ -1,6 +1,6 @@
 //! Sums of totals: counters and gauges add up, except for the limit of descriptors, of which the lowest counts.
 
-use super::{ConnTotals, Histogram, Totals};
+use super::{ConnTotals, Histogram, PoolTotals, Totals};
 
 fn add_histogram(to: &mut Histogram, from: &Histogram) {
     for (to, from) in to.buckets.iter_mut().zip(&from.buckets) {
@@ -30,6 +30,7 @@ impl Totals {
             oom_kills,
             disk,
             conns,
+            pools,
             resident_bytes,
             fds,
             fd_limit,
@@ -61,6 +62,9 @@ impl Totals {
         for (whom, from) in conns {
             self.conns.entry(*whom).or_default().merge(from);
         }
+        for (whom, from) in pools {
+            self.pools.entry(whom.clone()).or_default().merge(from);
+        }
         add_array(&mut self.resident_bytes, resident_bytes);
         add_array(&mut self.fds, fds);
         self.fd_limit = match (self.fd_limit, *fd_limit) {
@@ -80,6 +84,10 @@ impl ConnTotals {
             opened,
             closed,
             failures,
+            ended,
+            exchanges,
+            once,
+            peak,
             sent_bytes,
             received_bytes,
             retransmits,
@@ -90,10 +98,64 @@ impl ConnTotals {
         self.opened += opened;
         self.closed += closed;
         add_array(&mut self.failures, failures);
+        add_array(&mut self.ended, ended);
+        self.exchanges += exchanges;
+        self.once += once;
+        self.peak += peak;
         self.sent_bytes += sent_bytes;
         self.received_bytes += received_bytes;
         self.retransmits += retransmits;
         add_histogram(&mut self.connect, connect);
         add_histogram(&mut self.age, age);
+    }
+}
+
+impl PoolTotals {
+    /// Adds another pool of the same service and peer. Peaks add up, too: they may have come at the same time, and no more
+    /// can have been open.
+    pub fn merge(&mut self, other: &Self) {
+        let Self {
+            open,
+            busy,
+            quiet,
+            open_peak,
+            busy_peak,
+            ages,
+            open_ns,
+            busy_ns,
+            samples,
+            opened,
+            closed,
+            exchanges,
+            once,
+            age,
+        } = other;
+        self.open += open;
+        self.busy += busy;
+        self.quiet += quiet;
+        self.open_peak += open_peak;
+        self.busy_peak += busy_peak;
+        add_array(&mut self.ages, ages);
+        self.open_ns += open_ns;
+        self.busy_ns += busy_ns;
+        self.samples = self.samples.max(*samples);
+        self.opened += opened;
+        self.closed += closed;
+        self.exchanges += exchanges;
+        self.once += once;
+        add_histogram(&mut self.age, age);
+    }
+
+    /// Forgets what is true of one tick only.
+    pub fn clear_gauges(&mut self) {
+        *self = Self {
+            open: 0,
+            busy: 0,
+            quiet: 0,
+            open_peak: 0,
+            busy_peak: 0,
+            ages: Default::default(),
+            ..std::mem::take(self)
+        };
     }
 }

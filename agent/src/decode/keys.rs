@@ -13,13 +13,20 @@ pub(super) fn histogram(hist: &Hist) -> Histogram {
     }
 }
 
+/// The address of a family, 4 or 6.
+pub(super) fn address(family: u8, bytes: &[u8; 16]) -> Option<IpAddr> {
+    match family {
+        4 => Some(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()),
+        6 => Some(Ipv6Addr::from(*bytes).into()),
+        _ => None,
+    }
+}
+
 /// Direction and peer of a connection's key.
 pub(super) fn peer(key: &ConnKey) -> Option<(Direction, Peer)> {
     let direction = Direction::from_index(u32::from(key.direction))?;
-    let address = match key.family {
-        4 => IpAddr::V4(Ipv4Addr::new(key.addr[0], key.addr[1], key.addr[2], key.addr[3])),
-        6 => IpAddr::V6(Ipv6Addr::from(key.addr)),
-        _ => return Some((direction, Peer::Other)),
+    let Some(address) = address(key.family, &key.addr) else {
+        return Some((direction, Peer::Other));
     };
     Some(match direction {
         Direction::Out => (direction, Peer::Server(address, key.port)),

@@ -1,6 +1,8 @@
 //! Map and ring bytes → plain values. What comes out here is what every later stage works on.
 
+mod connections;
 pub mod events;
 pub mod harvest;
 mod keys;
 pub mod model;
+pub mod sockets;

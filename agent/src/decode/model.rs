@@ -4,10 +4,10 @@
 //! processes forked from it without another `exec`) is gone. Userspace maps slots to services.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
+pub use super::connections::{AGES, ConnTotals, Peer, PoolPeer, PoolTotals};
 pub use agent_ebpf::wire::unwind::UnwindResult;
-pub use agent_ebpf::wire::{Cause, ConnFailure, Direction, DiskOp, FdKind, MemoryKind, StackKind};
+pub use agent_ebpf::wire::{Cause, ConnEnd, ConnFailure, Direction, DiskOp, FdKind, MemoryKind, StackKind};
 
 /// Identifies a program image while the agent runs; never reused within one run of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,17 +31,6 @@ pub struct Histogram {
     pub sum_ns: u64,
 }
 
-/// The other end of connections, with ephemeral ports left out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Peer {
-    /// Address and port of a listening side.
-    Server(IpAddr, u16),
-    /// Address of a connecting side; its port is ephemeral.
-    Client(IpAddr),
-    /// Past the bound on peers.
-    Other,
-}
-
 /// Totals of one system call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SyscallTotals {
@@ -51,29 +40,6 @@ pub struct SyscallTotals {
     pub errors: BTreeMap<u16, u64>,
     /// Durations, of an unbiased sample of calls scaled to `count`.
     pub duration: Histogram,
-}
-
-/// Totals of the connections of one direction with one peer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ConnTotals {
-    /// Open now (gauge).
-    pub open: u64,
-    /// Established since the agent runs (`Out`: connects that succeeded; `In`: accepted).
-    pub opened: u64,
-    /// Established ones that ended.
-    pub closed: u64,
-    /// Failures by `ConnFailure`.
-    pub failures: [u64; ConnFailure::COUNT],
-    /// Payload bytes sent.
-    pub sent_bytes: u64,
-    /// Payload bytes received.
-    pub received_bytes: u64,
-    /// Retransmitted segments.
-    pub retransmits: u64,
-    /// Time from SYN to established.
-    pub connect: Histogram,
-    /// Age when closed.
-    pub age: Histogram,
 }
 
 /// Block I/O of one operation.
@@ -110,6 +76,8 @@ pub struct Totals {
     pub disk: [DiskTotals; DiskOp::COUNT],
     /// By direction and peer; `open` is a gauge.
     pub conns: BTreeMap<(Direction, Peer), ConnTotals>,
+    /// By direction and peer: how the connections are used.
+    pub pools: BTreeMap<(Direction, PoolPeer), PoolTotals>,
     /// Gauge: resident bytes by `MemoryKind`.
     pub resident_bytes: [u64; MemoryKind::COUNT],
     /// Gauge: open descriptors by `FdKind`.

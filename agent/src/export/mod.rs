@@ -7,6 +7,7 @@ mod api;
 mod http;
 mod metrics;
 mod pages;
+mod pools;
 pub mod profile;
 mod request;
 mod status;

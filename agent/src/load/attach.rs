@@ -128,7 +128,9 @@ impl Links {
         let what = || format!("attach {}", hook.program);
         let links = self.0.entry(probe).or_default();
         if let Attach::IterMap(map) = hook.attach {
-            links.push(Link::IterMap(link_over(ebpf, hook.program, map).with_context(what)?));
+            links.push(Link::IterMap(
+                link_over(ebpf, hook.program, map).with_context(what)?,
+            ));
             return Ok(());
         }
         let program = program(ebpf, hook.program)?;
@@ -177,7 +179,10 @@ impl Links {
 }
 
 fn link_over(ebpf: &mut Ebpf, name: &str, map: &str) -> Result<OwnedFd> {
-    let map = ebpf.map(map).and_then(maps::data).with_context(|| format!("the object has no map {map}"))?;
+    let map = ebpf
+        .map(map)
+        .and_then(maps::data)
+        .with_context(|| format!("the object has no map {map}"))?;
     let map = map.fd().as_fd().try_clone_to_owned()?;
     let program: &mut Iter = program(ebpf, name)?.try_into()?;
     Ok(sys::link_over(program.fd()?.as_fd(), map.as_fd())?)

@@ -5,6 +5,7 @@ mod first_stack;
 mod kill_switch;
 mod naming;
 mod own;
+mod sampling;
 mod stack_cost;
 mod unwind;
 
@@ -40,6 +41,7 @@ use crate::telemetry::Telemetry;
 
 use self::first_stack::Waiting;
 use self::naming::{Batch, News, name_and_sum};
+use self::sampling::{PoolSampling, wait_mean};
 use self::unwind::Unwinding;
 
 /// How often the ring buffer is drained.
@@ -156,17 +158,6 @@ fn root_of_host(configured: &Path) -> PathBuf {
     }
 }
 
-/// The mean of forecast waiting between two samples (in units of 1024 ns) that brings the rate of samples to the
-/// budget; `None` while it is near enough. At most a factor of four a tick, between 1 ms and 10 s.
-fn wait_mean(mean: u32, rate: f64, budget: f64) -> Option<u32> {
-    let factor = (rate / budget).clamp(0.25, 4.0);
-    if (0.7..1.4).contains(&factor) {
-        return None;
-    }
-    let wanted = (f64::from(mean) * factor).clamp(977.0, 9_765_625.0) as u32;
-    (wanted != mean).then_some(wanted)
-}
-
 /// The thread that reads the kernel side.
 struct Reader {
     host: Host,
@@ -182,6 +173,7 @@ struct Reader {
     unwound: BTreeMap<UnwindResult, u64>,
     unwinding: Unwinding,
     first_stacks: Waiting,
+    pools: PoolSampling,
     send: mpsc::SyncSender<News>,
     /// Processes of which the other thread was told in this tick.
     noted: HashSet<(SlotId, u32)>,
@@ -217,6 +209,7 @@ impl Reader {
             unwound: BTreeMap::new(),
             unwinding,
             first_stacks: Waiting::default(),
+            pools: PoolSampling::new(),
             send,
             noted: HashSet::new(),
             wait_samples: 0,
@@ -254,6 +247,7 @@ impl Reader {
             }
             if !self.killed {
                 self.governor.turn(&mut self.loaded, now)?;
+                self.pools.turn(&mut self.loaded, now);
             }
             if now >= next_tick {
                 let batch = self.tick(now)?;
@@ -264,7 +258,7 @@ impl Reader {
             }
             let mut wake = next_drain.min(next_tick);
             if !self.killed {
-                wake = wake.min(self.governor.next_turn());
+                wake = wake.min(self.governor.next_turn()).min(self.pools.next_turn());
             }
             thread::sleep(wake.saturating_duration_since(Instant::now()));
         }
@@ -315,7 +309,8 @@ impl Reader {
         let began = Instant::now();
         self.drain(now);
         let ratio = self.governor.finish_tick(now);
-        let tick = self.harvest.tick(&mut self.loaded, ratio)?;
+        let mut tick = self.harvest.tick(&mut self.loaded, ratio)?;
+        self.pools.finish(&mut self.loaded, &mut tick);
         self.drain(now);
         let length = tick.length_ns;
         let attributed = self.attributor.attribute(tick);

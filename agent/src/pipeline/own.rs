@@ -38,6 +38,8 @@ impl Reader {
         lost.insert(("wait".to_owned(), "unmatched".to_owned()), self.events.unmatched);
         let attribute = self.attributor.stats().lost();
         lost.extend(attribute.map(|(reason, count)| (("attribute".to_owned(), reason.to_owned()), count)));
+        let pool = self.pools.lost();
+        lost.extend(pool.map(|(reason, count)| (("pool".to_owned(), reason.to_owned()), count)));
         let hooks: f64 = probes.values().map(|probe| probe.cost_seconds).sum();
         let cpu_seconds = self.host.own_cpu_seconds().unwrap_or(0.0);
         self.governor

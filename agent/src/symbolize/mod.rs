@@ -41,9 +41,9 @@ pub use stats::{DebugFile, Fetched, Outcome, Owned, SymbolizeStats};
 
 /// What later stages need of earlier ones: stages import only their neighbour.
 pub use crate::attribute::{
-    AttributedTick, Cause, ConnFailure, ConnTotals, Direction, DiskOp, DiskTotals, FdKind, HISTOGRAM_BUCKETS,
-    Histogram, MemoryKind, Peer, Service, ServiceInfo, SlotId, StackDetail, StackKind, StackSample,
-    SyscallTotals, Totals, UnwindResult,
+    AGES, AttributedTick, Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, DiskTotals, FdKind,
+    HISTOGRAM_BUCKETS, Histogram, MemoryKind, Peer, PoolPeer, PoolTotals, Service, ServiceInfo, SlotId,
+    StackDetail, StackKind, StackSample, SyscallTotals, Totals, UnwindResult,
 };
 
 /// A shared, resolved stack.

@@ -1,11 +1,12 @@
 //! A program with known behaviour, for the tests.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
 use tieback_tests::workloads::{
-    confined, conn, cpu, disk, fds, loops, memory, mixture, process, syscalls, wait,
+    confined, conn, cpu, disk, fds, loops, memory, mixture, pool, process, syscalls, wait,
 };
 
 /// What to do; each prints the truth about itself as JSON lines and goes on when it reads a line.
@@ -135,6 +136,33 @@ enum Command {
         #[arg(long)]
         close: bool,
     },
+    /// Answers requests on loopback after the time that each asks for.
+    Answer {
+        #[arg(long)]
+        v6: bool,
+    },
+    /// Holds connections to such a server and uses some of them.
+    Pool {
+        port: u16,
+        #[arg(long)]
+        v6: bool,
+        #[arg(long, default_value_t = 10)]
+        count: usize,
+        #[arg(long, default_value_t = 1)]
+        used: usize,
+        #[arg(long, default_value_t = 0)]
+        work_us: u64,
+        #[arg(long, default_value_t = 0)]
+        rest_us: u64,
+        #[arg(long, default_value_t = 3600)]
+        seconds: u64,
+        /// Requests of each used connection at most.
+        #[arg(long, default_value_t = u64::MAX)]
+        requests: u64,
+        /// A new connection for each request.
+        #[arg(long)]
+        each: bool,
+    },
     /// Repeats one operation until killed, for the benchmark.
     Loop {
         kind: loops::Kind,
@@ -179,6 +207,30 @@ fn main() -> Result<()> {
             count,
             close,
         } => conn::connect(port, v6, count, close),
+        Command::Answer { v6 } => pool::serve(v6),
+        Command::Pool {
+            port,
+            v6,
+            count,
+            used,
+            work_us,
+            rest_us,
+            seconds,
+            requests,
+            each,
+        } => pool::client(
+            port,
+            v6,
+            pool::Use {
+                count,
+                used,
+                work: Duration::from_micros(work_us),
+                rest: Duration::from_micros(rest_us),
+                length: Duration::from_secs(seconds),
+                requests,
+                each,
+            },
+        ),
         Command::Loop { kind, progress } => loops::run(kind, &progress),
     }
 }

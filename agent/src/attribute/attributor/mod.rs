@@ -13,7 +13,8 @@ use self::slot::{Decided, Found, Open, hold};
 use super::identify::bounded;
 use super::release::Releases;
 use super::{
-    AttributedTick, Identity, Lifecycle, Service, ServiceInfo, ServiceRule, SlotId, Tick, Totals, identify,
+    AttributedTick, Identity, Lifecycle, PoolPeer, Service, ServiceInfo, ServiceRule, SlotId, Tick, Totals,
+    identify,
 };
 use crate::host::Host;
 
@@ -310,7 +311,8 @@ impl Attributor {
     /// Sums a tick to services. Totals of slots that are not decided yet are held back, gauges excepted.
     pub fn attribute(&mut self, tick: Tick) -> AttributedTick {
         let mut sums: BTreeMap<Arc<Service>, Totals> = BTreeMap::new();
-        for (slot, totals) in tick.slots {
+        for (slot, mut totals) in tick.slots {
+            self.name_peers(&mut totals);
             match self.known(slot) {
                 Some(service) => sums.entry(service).or_default().merge(&totals),
                 None => {
@@ -327,6 +329,25 @@ impl Attributor {
             at_unix_ns: tick.at_unix_ns,
             length_ns: tick.length_ns,
             services: sums.into_iter().collect(),
+        }
+    }
+
+    /// Peers that are programs on this host become services.
+    fn name_peers(&mut self, totals: &mut Totals) {
+        for ((direction, peer), pool) in std::mem::take(&mut totals.pools) {
+            let peer = match peer {
+                PoolPeer::Slot(slot, address) => match self.known(slot) {
+                    Some(service) if service.namespace.is_empty() => {
+                        PoolPeer::Service(service.name.as_str().into())
+                    }
+                    Some(service) => {
+                        PoolPeer::Service(format!("{}/{}", service.namespace, service.name).into())
+                    }
+                    None => PoolPeer::Address(address),
+                },
+                named => named,
+            };
+            totals.pools.entry((direction, peer)).or_default().merge(&pool);
         }
     }
 

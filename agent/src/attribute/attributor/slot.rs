@@ -67,6 +67,10 @@ pub(super) fn hold(held: &mut Totals, totals: &Totals) {
     counters.threads = 0;
     for conn in counters.conns.values_mut() {
         conn.open = 0;
+        conn.peak = 0;
+    }
+    for pool in counters.pools.values_mut() {
+        pool.clear_gauges();
     }
     held.merge(&counters);
 }

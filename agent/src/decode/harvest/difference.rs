@@ -62,6 +62,11 @@ pub(super) fn difference(view: View, last: &mut Last, syscall_ratio: f64) -> Box
         for (now, before) in now.failures.iter_mut().zip(&mut before.failures) {
             step(now, before);
         }
+        for (now, before) in now.ended.iter_mut().zip(&mut before.ended) {
+            step(now, before);
+        }
+        step(&mut now.exchanges, &mut before.exchanges);
+        step(&mut now.once, &mut before.once);
         step(&mut now.sent_bytes, &mut before.sent_bytes);
         step(&mut now.received_bytes, &mut before.received_bytes);
         step(&mut now.retransmits, &mut before.retransmits);

@@ -48,7 +48,18 @@ pub(super) fn disk(loaded: &mut Loaded, views: &mut HashMap<u32, View>) -> Resul
     Ok(())
 }
 
+/// Most connections that were open at once during a round, as far as one was opened in it. The next round may have begun.
+fn peak(stats: &ConnStats, round: u64) -> u64 {
+    match stats.round {
+        now if now == round => stats.peak,
+        next if next == round + 1 => stats.peak_before.max(stats.peak),
+        _ => 0,
+    }
+}
+
 pub(super) fn connections(loaded: &mut Loaded, views: &mut HashMap<u32, View>) -> Result<()> {
+    // The round that counts was over when this harvest began the next one.
+    let round = u64::from(loaded.tuning().round).saturating_sub(1);
     for entry in &hash::<ConnKey, ConnStats>(loaded, "CONN_STATS")? {
         let (Plain(key), Plain(stats)) = entry?;
         let (Some(view), Some(whom)) = (views.get_mut(&key.slot), peer(&key)) else {
@@ -59,6 +70,10 @@ pub(super) fn connections(loaded: &mut Loaded, views: &mut HashMap<u32, View>) -
         conn.opened = stats.opened;
         conn.closed = stats.closed;
         conn.failures = stats.failures;
+        conn.ended = stats.ended;
+        conn.exchanges = stats.exchanges;
+        conn.once = stats.once;
+        conn.peak = peak(&stats, round).max(conn.open);
         conn.sent_bytes = stats.sent;
         conn.received_bytes = stats.received;
         conn.retransmits = stats.retransmits;

@@ -80,6 +80,7 @@ pub fn router(sources: Sources) -> Router {
         .route("/", get(index))
         .route("/services/{namespace}/{service}/profile/{kind}", get(profile))
         .route("/api/v1/services", get(services))
+        .route("/api/v1/pools", get(pools))
         .route("/metrics", get(scrape))
         .route("/status", get(agent_status))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -139,7 +140,7 @@ async fn secure(mut response: Response) -> Response {
 async fn not_found() -> Response {
     refuse(
         StatusCode::NOT_FOUND,
-        "not found; there is / /metrics /status /api/v1/services /healthz /readyz \
+        "not found; there is / /metrics /status /api/v1/services /api/v1/pools /healthz /readyz \
          and /services/{namespace or -}/{service}/profile/{wait|cpu|syscall|memory|conn}",
     )
 }
@@ -158,6 +159,10 @@ async fn index(State(server): State<Server>) -> Response {
 
 async fn services(State(server): State<Server>) -> Response {
     axum::Json(api::services(&server.sources.snapshot())).into_response()
+}
+
+async fn pools(State(server): State<Server>) -> Response {
+    axum::Json(super::pools::pools(&server.sources.snapshot())).into_response()
 }
 
 async fn ready(State(server): State<Server>) -> Response {

@@ -165,6 +165,7 @@ async fn every_page_answers_with_its_type_and_safe_headers() {
         ("/status", "text/plain; charset=utf-8"),
         ("/status?format=json", "application/json"),
         ("/api/v1/services", "application/json"),
+        ("/api/v1/pools", "application/json"),
         ("/healthz", "text/plain; charset=utf-8"),
         ("/readyz", "text/plain; charset=utf-8"),
         ("/services/prod/shop/profile/wait", "image/svg+xml"),

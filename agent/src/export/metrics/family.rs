@@ -53,6 +53,31 @@ pub(super) fn family(metric: Metric) -> Family {
         ),
         Metric::ConnectionsOpened => (Counter, "Established TCP connections by direction and peer."),
         Metric::ConnectionsClosed => (Counter, "Ended TCP connections by direction and peer."),
+        Metric::ConnectionsEnded => (
+            Counter,
+            "Ended TCP connections by direction, peer and how: closed by us or by them, reset by either, timeout (no answer any more), death (the process ended).",
+        ),
+        Metric::PoolConnections => (
+            Gauge,
+            "Open TCP connections by direction, peer and state at the last sample; busy while the last data went from the client to the server.",
+        ),
+        Metric::PoolPeak => (
+            Gauge,
+            "Most TCP connections at once within the retention of profiles (15 min), by direction, peer and state; of busy ones the most that a sample found.",
+        ),
+        Metric::PoolSeconds => (
+            Counter,
+            "Seconds that TCP connections were open, summed over connections, by direction, peer and state; sampled.",
+        ),
+        Metric::PoolExchanges => (
+            Counter,
+            "Requests with their answers on TCP connections, estimated from data segments.",
+        ),
+        Metric::PoolOpened => (Counter, "Established TCP connections by direction and peer."),
+        Metric::PoolOnce => (
+            Counter,
+            "TCP connections that ended after at most one request and its answer.",
+        ),
         Metric::ConnectionFailures => (Counter, "Failed TCP connections by peer and reason."),
         Metric::ConnectionBytes => (
             Counter,

@@ -1,5 +1,6 @@
 //! `/metrics`.
 
+mod connections;
 mod family;
 mod own;
 mod service;
@@ -7,6 +8,7 @@ mod service;
 mod tests;
 mod writer;
 
+pub(super) use self::connections::pool_peer_name;
 use crate::aggregate::Snapshot;
 use crate::load::status::ProbeStatus;
 use crate::telemetry::Telemetry;

@@ -1,17 +1,14 @@
 //! The metrics of services.
 
-use std::borrow::Cow;
-use std::net::SocketAddr;
-
+use super::connections::{connections, pools};
 use super::family::family;
 use super::writer::{Value, Writer, labels};
 use crate::aggregate::{
-    CodeScope, ConnFailure, FdKind, Histogram, MemoryKind, Metric, Peer, ServiceSnapshot, Snapshot,
-    StackKind, metric, names,
+    CodeScope, FdKind, Histogram, MemoryKind, Metric, ServiceSnapshot, Snapshot, StackKind, metric, names,
 };
 
 /// What stands for code that has no series of its own.
-const OTHER: &str = "(other)";
+pub(super) const OTHER: &str = "(other)";
 /// Process ids on the info metric.
 const MAX_PIDS: usize = 8;
 
@@ -52,18 +49,18 @@ pub(super) fn write(out: &mut Writer, snapshot: &Snapshot) {
 }
 
 /// Writes samples of one metric and service.
-struct Series<'a> {
-    out: &'a mut Writer,
-    name: &'static str,
-    identity: &'a str,
+pub(super) struct Series<'a> {
+    pub(super) out: &'a mut Writer,
+    pub(super) name: &'static str,
+    pub(super) identity: &'a str,
 }
 
 impl Series<'_> {
-    fn add(&mut self, more: &[(&str, &str)], value: Value) {
+    pub(super) fn add(&mut self, more: &[(&str, &str)], value: Value) {
         self.out.sample(self.name, "", self.identity, more, value);
     }
 
-    fn histogram(&mut self, metric: Metric, more: &[(&str, &str)], histogram: &Histogram) {
+    pub(super) fn histogram(&mut self, metric: Metric, more: &[(&str, &str)], histogram: &Histogram) {
         let mut ready = self.identity.to_owned();
         if !more.is_empty() {
             ready.push(',');
@@ -191,63 +188,18 @@ fn samples(out: &mut Series<'_>, metric: Metric, service: &ServiceSnapshot) {
         Metric::Connections
         | Metric::ConnectionsOpened
         | Metric::ConnectionsClosed
+        | Metric::ConnectionsEnded
         | Metric::ConnectionFailures
         | Metric::ConnectionBytes
         | Metric::Retransmits
         | Metric::ConnectDuration
         | Metric::ConnectionAge => connections(out, metric, service),
-    }
-}
-
-fn connections(out: &mut Series<'_>, metric: Metric, service: &ServiceSnapshot) {
-    match metric {
-        Metric::ConnectionFailures => {
-            for why in ConnFailure::ALL {
-                for (peer, count) in service.by_peer(|conn| conn.failures[why.index()]) {
-                    let more = [("peer", &*peer_name(peer)), ("reason", why.as_str())];
-                    out.add(&more, Value::Int(count));
-                }
-            }
-        }
-        Metric::Retransmits => {
-            for (peer, count) in service.by_peer(|conn| conn.retransmits) {
-                out.add(&[("peer", &*peer_name(peer))], Value::Int(count));
-            }
-        }
-        Metric::ConnectDuration | Metric::ConnectionAge => {
-            let connect = metric == Metric::ConnectDuration;
-            let histograms = service.conn_histograms(if connect { |c| &c.connect } else { |c| &c.age });
-            for (direction, peer, histogram) in histograms {
-                let more = [("direction", direction.as_str()), ("peer", &*peer_name(peer))];
-                out.histogram(metric, &more, histogram);
-            }
-        }
-        _ => {
-            for (&(direction, peer), conn) in &service.totals.conns {
-                let peer = peer_name(peer);
-                let [direction, peer] = [("direction", direction.as_str()), ("peer", &*peer)];
-                match metric {
-                    Metric::Connections => out.add(&[direction, peer], Value::Int(conn.open)),
-                    Metric::ConnectionsOpened => out.add(&[direction, peer], Value::Int(conn.opened)),
-                    Metric::ConnectionsClosed => out.add(&[direction, peer], Value::Int(conn.closed)),
-                    _ => {
-                        out.add(&[direction, peer, ("way", "sent")], Value::Int(conn.sent_bytes));
-                        out.add(
-                            &[direction, peer, ("way", "received")],
-                            Value::Int(conn.received_bytes),
-                        );
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn peer_name(peer: Peer) -> Cow<'static, str> {
-    match peer {
-        Peer::Server(address, port) => SocketAddr::new(address, port).to_string().into(),
-        Peer::Client(address) => address.to_string().into(),
-        Peer::Other => OTHER.into(),
+        Metric::PoolConnections
+        | Metric::PoolPeak
+        | Metric::PoolSeconds
+        | Metric::PoolExchanges
+        | Metric::PoolOpened
+        | Metric::PoolOnce => pools(out, metric, service),
     }
 }
 

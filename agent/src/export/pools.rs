@@ -1,0 +1,303 @@
+//! `/api/v1/pools`: how services use their connections, and what a person would say of it.
+//!
+//! The shape only ever grows: fields may be added, none changes its meaning.
+
+use serde::Serialize;
+
+use super::metrics::pool_peer_name;
+use crate::aggregate::{Direction, Owner, PoolTotals, RecentPool, ServiceSnapshot, Snapshot, StackKind};
+
+/// Samples from which on something is said of a pool.
+const ENOUGH_SAMPLES: u64 = 20;
+/// Connections from which on holding too many is worth a word.
+const MANY: u64 = 10;
+
+/// The document.
+#[derive(Debug, Serialize)]
+pub(super) struct Pools<'a> {
+    pools: Vec<Pool<'a>>,
+}
+
+/// A pool: the connections of a service with one peer in one direction. Counts, peaks, shares and ages at the end are
+/// those of the recent past; what is `null` was not seen often enough to say.
+#[derive(Debug, Serialize)]
+struct Pool<'a> {
+    service: &'a str,
+    namespace: &'a str,
+    version: &'a str,
+    direction: &'static str,
+    peer: String,
+    /// Length of the recent past.
+    seconds: f64,
+    /// Samples in it.
+    samples: u64,
+    /// Open at the last sample, and of these: busy; without data for a minute.
+    open: u64,
+    busy: u64,
+    quiet: u64,
+    /// Most that were open at once: how many were held.
+    open_peak: u64,
+    /// Most that a sample found busy at once: how many were needed.
+    busy_peak: u64,
+    /// Share of the connections' time during which they were busy.
+    busy_share: Option<f64>,
+    opened: u64,
+    closed: u64,
+    /// Of those closed: after at most one exchange.
+    closed_after_one_exchange: u64,
+    /// Estimated from data segments.
+    exchanges: u64,
+    /// The same for each connection that was open at some time.
+    exchanges_per_connection: Option<f64>,
+    /// Of the closed ones; from a histogram with a bound at each power of two.
+    median_life_seconds: Option<f64>,
+    /// Of the open ones, likewise; connections older than the agent count from its start.
+    median_age_seconds: Option<f64>,
+    oldest_age_seconds_at_most: Option<f64>,
+    findings: Vec<String>,
+}
+
+/// The document for a snapshot.
+pub(super) fn pools(snapshot: &Snapshot) -> Pools<'_> {
+    let pools = snapshot.services.iter().flat_map(|service| {
+        let each = service.recent_pools.iter();
+        each.map(move |((direction, peer), recent)| {
+            one(service, *direction, pool_peer_name(peer).into_owned(), recent)
+        })
+    });
+    Pools {
+        pools: pools.collect(),
+    }
+}
+
+fn one<'a>(
+    service: &'a ServiceSnapshot,
+    direction: Direction,
+    peer: String,
+    recent: &RecentPool,
+) -> Pool<'a> {
+    let pool = &recent.totals;
+    let seconds = recent.length_ns as f64 / 1e9;
+    let existed = pool.opened.max(pool.open_peak);
+    Pool {
+        service: &service.service.name,
+        namespace: &service.service.namespace,
+        version: &service.service.version,
+        direction: direction.as_str(),
+        seconds,
+        samples: pool.samples,
+        open: pool.open,
+        busy: pool.busy,
+        quiet: pool.quiet,
+        open_peak: pool.open_peak,
+        busy_peak: pool.busy_peak,
+        busy_share: share(pool.busy_ns, pool.open_ns),
+        opened: pool.opened,
+        closed: pool.closed,
+        closed_after_one_exchange: pool.once,
+        exchanges: pool.exchanges,
+        exchanges_per_connection: share(pool.exchanges, existed),
+        median_life_seconds: median_life(pool),
+        median_age_seconds: age(pool, 0.5),
+        oldest_age_seconds_at_most: age(pool, 1.0),
+        findings: findings(service, direction, &peer, pool, seconds),
+        peer,
+    }
+}
+
+fn share(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| part as f64 / whole as f64)
+}
+
+/// Where the given share of the observations is reached, within a bucket by its share; bucket `i` reaches from half its
+/// bound to its bound, which is `first * 2^i`.
+fn quantile(buckets: &[u64], first: f64, at: f64) -> Option<f64> {
+    let all: u64 = buckets.iter().sum();
+    let wanted = all as f64 * at;
+    let mut below = 0.0;
+    for (i, &count) in buckets.iter().enumerate().filter(|(_, count)| **count > 0) {
+        let bound = first * 2f64.powi(i32::try_from(i).unwrap_or(0));
+        if below + count as f64 >= wanted {
+            return Some(bound / 2.0 * (1.0 + (wanted - below) / count as f64));
+        }
+        below += count as f64;
+    }
+    None
+}
+
+fn median_life(pool: &PoolTotals) -> Option<f64> {
+    quantile(&pool.age.buckets, 1.024e-6, 0.5)
+}
+
+fn age(pool: &PoolTotals, at: f64) -> Option<f64> {
+    quantile(&pool.ages, 1e-3, at)
+}
+
+/// What a person would say of a pool; only the side that opens connections can change anything.
+fn findings(
+    service: &ServiceSnapshot,
+    direction: Direction,
+    peer: &str,
+    pool: &PoolTotals,
+    seconds: f64,
+) -> Vec<String> {
+    let mut said = Vec::new();
+    if direction == Direction::In {
+        return said;
+    }
+    let rate = pool.opened as f64 / seconds.max(1e-9);
+    if rate >= 1.0 && pool.closed >= MANY && pool.once * 10 >= pool.closed * 9 {
+        let mut text = format!("opens a connection per request to {peer}: {}/s", digits(rate));
+        if let Some(life) = median_life(pool) {
+            text += &format!(", median life {}", duration(life));
+        }
+        if let Some(code) = opener(service, peer) {
+            text += &format!(", from {code}");
+        }
+        said.push(text);
+    } else if rate >= 1.0 && pool.closed >= MANY && pool.exchanges <= pool.opened * 5 {
+        said.push(format!(
+            "opens a connection to {peer} for every {} requests: {}/s",
+            digits(pool.exchanges as f64 / pool.opened as f64),
+            digits(rate)
+        ));
+    }
+    if pool.samples < ENOUGH_SAMPLES || pool.open == 0 {
+        return said;
+    }
+    let within = format!("in {} samples of {}", pool.samples, duration(seconds));
+    if pool.open >= MANY && pool.busy_peak == 0 {
+        said.push(format!(
+            "holds {} connections to {peer} and used none of them {within}",
+            pool.open
+        ));
+    } else if pool.open >= MANY && pool.busy_peak * 4 <= pool.open {
+        said.push(format!(
+            "holds {} connections to {peer}, never used more than {} at once {within}",
+            pool.open, pool.busy_peak
+        ));
+    } else if pool.open >= 2
+        && pool.closed * 10 <= pool.open
+        && let Some(busy) = share(pool.busy_ns, pool.open_ns).filter(|busy| *busy >= 0.95)
+    {
+        said.push(format!(
+            "all {} connections to {peer} are busy {:.0} % of the time",
+            pool.open,
+            busy * 100.0
+        ));
+    }
+    said
+}
+
+/// The code that opens most connections, where nearly all of the service's are to this peer: stacks do not tell peers apart.
+fn opener(service: &ServiceSnapshot, peer: &str) -> Option<String> {
+    let out = service
+        .totals
+        .pools
+        .iter()
+        .filter(|((d, _), _)| *d == Direction::Out);
+    let (mut here, mut all) = (0, 0);
+    for ((_, name), pool) in out {
+        all += pool.opened;
+        if pool_peer_name(name) == peer {
+            here += pool.opened;
+        }
+    }
+    let series = service.code_series(StackKind::Conn);
+    let total: u64 = series.iter().map(|code| code.value).sum();
+    let top = series
+        .iter()
+        .filter(|code| code.owner.is_some())
+        .max_by_key(|code| code.value)?;
+    if here * 10 < all * 9 || top.value * 2 < total {
+        return None;
+    }
+    let Owner { function, file } = top.owner.as_ref()?;
+    Some(if file.is_empty() {
+        format!("`{function}`")
+    } else {
+        format!("`{function}` ({file})")
+    })
+}
+
+/// Three digits are enough to compare.
+fn digits(number: f64) -> String {
+    match number {
+        n if n >= 100.0 => format!("{n:.0}"),
+        n if n >= 10.0 => format!("{n:.1}"),
+        n => format!("{n:.2}"),
+    }
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s >= 120.0 => format!("{:.0} min", s / 60.0),
+        s if s >= 1.0 => format!("{s:.0} s"),
+        s if s >= 1e-3 => format!("{:.0} ms", s * 1e3),
+        s => format!("{:.0} µs", s * 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::aggregate::fixture;
+
+    #[test]
+    fn findings_are_what_a_person_would_say() {
+        let snapshot = fixture::snapshot();
+        let document = pools(&snapshot);
+        let said: Vec<&str> = document
+            .pools
+            .iter()
+            .flat_map(|pool| &pool.findings)
+            .map(String::as_str)
+            .collect();
+        assert_eq!(
+            said,
+            [
+                "holds 100 connections to prod/postgres, never used more than 7 at once in 180 samples of 20 s",
+                "opens a connection per request to 10.0.0.9:6379: 412/s, median life 3 ms, from `shop::dial` (shop.rs)",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_pool_in_use_is_no_finding() {
+        let snapshot = fixture::snapshot();
+        let service = &snapshot.services[0];
+        let pool = PoolTotals {
+            open: 20,
+            open_peak: 20,
+            busy_peak: 9,
+            samples: 1000,
+            opened: 5,
+            closed: 5,
+            exchanges: 10_000,
+            open_ns: 100,
+            busy_ns: 30,
+            ..PoolTotals::default()
+        };
+        assert_eq!(
+            findings(service, Direction::Out, "db", &pool, 900.0),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            findings(
+                service,
+                Direction::In,
+                "db",
+                &PoolTotals { busy_peak: 0, ..pool },
+                900.0
+            ),
+            Vec::<String>::new()
+        );
+    }
+
+    #[test]
+    fn quantiles_lie_within_their_bucket() {
+        assert_eq!(quantile(&[0, 0, 4], 1.0, 0.5), Some(3.0));
+        assert_eq!(quantile(&[1, 0, 1], 1.0, 1.0), Some(4.0));
+        assert_eq!(quantile(&[0, 0], 1.0, 0.5), None);
+    }
+}

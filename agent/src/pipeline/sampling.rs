@@ -1,0 +1,95 @@
+//! How often things are sampled, and the samples of open connections.
+
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::decode::model::Tick;
+use crate::decode::sockets::Sockets;
+use crate::load::Loaded;
+use crate::signals::conn::{Pace, Pools};
+
+/// The mean of forecast waiting between two samples (in units of 1024 ns) that brings the rate of samples to the
+/// budget; `None` while it is near enough. At most a factor of four a tick, between 1 ms and 10 s.
+pub(super) fn wait_mean(mean: u32, rate: f64, budget: f64) -> Option<u32> {
+    let factor = (rate / budget).clamp(0.25, 4.0);
+    if (0.7..1.4).contains(&factor) {
+        return None;
+    }
+    let wanted = (f64::from(mean) * factor).clamp(977.0, 9_765_625.0) as u32;
+    (wanted != mean).then_some(wanted)
+}
+
+/// Samples of open connections.
+pub(super) struct PoolSampling {
+    pace: Pace,
+    sockets: Sockets,
+    pools: Pools,
+    failures: u64,
+}
+
+fn clock(id: ClockId) -> Duration {
+    let time = clock_gettime(id);
+    Duration::new(
+        u64::try_from(time.tv_sec).unwrap_or(0),
+        u32::try_from(time.tv_nsec).unwrap_or(0),
+    )
+}
+
+impl PoolSampling {
+    pub(super) fn new() -> Self {
+        Self {
+            pace: Pace::new(Instant::now()),
+            sockets: Sockets::default(),
+            pools: Pools::default(),
+            failures: 0,
+        }
+    }
+
+    /// When the next sample is due.
+    pub(super) fn next_turn(&self) -> Instant {
+        self.pace.next()
+    }
+
+    /// Takes a sample if one is due.
+    pub(super) fn turn(&mut self, loaded: &mut Loaded, now: Instant) {
+        if self.pace.due(now) {
+            self.sample(loaded);
+        }
+    }
+
+    fn sample(&mut self, loaded: &mut Loaded) {
+        let began = clock(ClockId::ThreadCPUTime);
+        let mut none = true;
+        match self.sockets.read(loaded) {
+            Ok(sockets) => {
+                none = sockets.is_empty();
+                let at = clock(ClockId::Monotonic);
+                self.pools
+                    .sample(u64::try_from(at.as_nanos()).unwrap_or(u64::MAX), sockets);
+            }
+            Err(error) => {
+                if self.failures == 0 {
+                    tracing::warn!(%error, "open connections cannot be read");
+                }
+                self.failures += 1;
+            }
+        }
+        let cost = clock(ClockId::ThreadCPUTime).saturating_sub(began);
+        self.pace.took(Instant::now(), cost, none);
+    }
+
+    /// Takes one more sample, so that gauges are as old as the tick's other numbers, and adds what is known of pools.
+    pub(super) fn finish(&mut self, loaded: &mut Loaded, tick: &mut Tick) {
+        self.sample(loaded);
+        self.pools.finish(tick);
+    }
+
+    /// What was lost, by reason.
+    pub(super) fn lost(&self) -> [(&'static str, u64); 2] {
+        [
+            ("unreadable", self.failures),
+            ("malformed", self.sockets.malformed),
+        ]
+    }
+}

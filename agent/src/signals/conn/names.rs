@@ -1,0 +1,87 @@
+//! Which program is at the other end: the socket whose addresses are the same, the other way round.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+
+use crate::decode::model::SlotId;
+use crate::decode::sockets::Socket;
+
+/// How often the other end of a new connection is looked for: it may be accepted a little later.
+const TRIES: u8 = 4;
+
+/// Other ends by connection.
+#[derive(Default)]
+pub(super) struct Names {
+    known: HashMap<u64, Known>,
+    round: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Known {
+    since_ns: u64,
+    round: u64,
+    other: Option<SlotId>,
+    tries: u8,
+}
+
+/// Loopback addresses mean another host in each network namespace.
+type End = (Option<u32>, SocketAddr, SocketAddr);
+
+fn end(socket: &Socket, near: SocketAddr, far: SocketAddr) -> End {
+    let alone = near.ip().is_loopback() || far.ip().is_loopback() || near.ip() == far.ip();
+    (alone.then_some(socket.netns), near, far)
+}
+
+impl Names {
+    /// Looks for the other ends of connections that are new in this sample.
+    pub(super) fn update(&mut self, sockets: &[Socket]) {
+        self.round += 1;
+        let round = self.round;
+        let mut wanted = HashSet::new();
+        for socket in sockets {
+            let known = self.known.entry(socket.id).or_insert(Known {
+                since_ns: socket.since_ns,
+                round,
+                other: None,
+                tries: 0,
+            });
+            if known.since_ns != socket.since_ns {
+                *known = Known {
+                    since_ns: socket.since_ns,
+                    round,
+                    other: None,
+                    tries: 0,
+                };
+            }
+            known.round = round;
+            if known.other.is_none() && known.tries < TRIES {
+                known.tries += 1;
+                wanted.insert(end(socket, socket.remote, socket.local));
+            }
+        }
+        self.known.retain(|_, known| known.round == round);
+        if wanted.is_empty() {
+            return;
+        }
+        let mut owners: HashMap<End, SlotId> = HashMap::with_capacity(wanted.len());
+        for socket in sockets {
+            let key = end(socket, socket.local, socket.remote);
+            if wanted.contains(&key) {
+                owners.insert(key, socket.slot);
+            }
+        }
+        for socket in sockets {
+            if let Some(known) = self.known.get_mut(&socket.id)
+                && known.other.is_none()
+                && let Some(owner) = owners.get(&end(socket, socket.remote, socket.local))
+            {
+                known.other = Some(*owner);
+            }
+        }
+    }
+
+    /// The program at the other end, where it is on this host.
+    pub(super) fn other(&self, socket: &Socket) -> Option<SlotId> {
+        self.known.get(&socket.id).and_then(|known| known.other)
+    }
+}

@@ -1,0 +1,3 @@
+//! Logic of single signals between decode and attribute.
+
+pub mod conn;
