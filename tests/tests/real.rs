@@ -6,6 +6,8 @@ mod containers;
 mod names;
 #[path = "real/owners.rs"]
 mod owners;
+#[path = "real/pools.rs"]
+mod pools;
 #[path = "real/servers.rs"]
 mod servers;
 #[path = "real/stacks.rs"]

@@ -60,10 +60,10 @@ impl PoolSampling {
 
     fn sample(&mut self, loaded: &mut Loaded) {
         let began = clock(ClockId::ThreadCPUTime);
-        let mut none = true;
+        let mut count = 0;
         match self.sockets.read(loaded) {
             Ok(sockets) => {
-                none = sockets.is_empty();
+                count = sockets.len();
                 let at = clock(ClockId::Monotonic);
                 self.pools
                     .sample(u64::try_from(at.as_nanos()).unwrap_or(u64::MAX), sockets);
@@ -76,7 +76,8 @@ impl PoolSampling {
             }
         }
         let cost = clock(ClockId::ThreadCPUTime).saturating_sub(began);
-        self.pace.took(Instant::now(), cost, none);
+        tracing::debug!(count, ?cost, "sampled open connections");
+        self.pace.took(Instant::now(), cost, count == 0);
     }
 
     /// Takes one more sample, so that gauges are as old as the tick's other numbers, and adds what is known of pools.

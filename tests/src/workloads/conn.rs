@@ -152,7 +152,8 @@ pub fn connect(port: u16, v6: bool, count: usize, close: bool) -> Result<()> {
     gate::truth(&json!({}))
 }
 
-fn tcp(v6: bool, flags: SocketFlags) -> Result<OwnedFd> {
+/// A TCP socket of one family.
+pub(super) fn tcp(v6: bool, flags: SocketFlags) -> Result<OwnedFd> {
     let family = if v6 {
         AddressFamily::INET6
     } else {

@@ -9,9 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rustix::net::SocketFlags;
 use serde_json::json;
 
-use super::conn::loopback;
+use super::conn::{loopback, tcp};
 use super::gate;
 
 /// A thread of the server needs little.
@@ -19,7 +20,11 @@ const STACK: usize = 64 << 10;
 
 /// Answers on each connection until the client closes it; ends when told.
 pub fn serve(v6: bool) -> Result<()> {
-    let listener = TcpListener::bind(SocketAddr::new(loopback(v6), 0))?;
+    let socket = tcp(v6, SocketFlags::CLOEXEC)?;
+    rustix::net::bind(&socket, &SocketAddr::new(loopback(v6), 0))?;
+    // With a full queue, connections are there for the client only.
+    rustix::net::listen(&socket, 4096)?;
+    let listener = TcpListener::from(socket);
     let port = listener.local_addr()?.port();
     thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
@@ -61,7 +66,7 @@ pub struct Use {
     pub used: usize,
     /// What each request asks the server for.
     pub work: Duration,
-    /// Pause between an answer and the next request.
+    /// Mean pause between an answer and the next request.
     pub rest: Duration,
     /// How long to go on.
     pub length: Duration,
@@ -87,9 +92,11 @@ pub fn client(port: u16, v6: bool, plan: Use) -> Result<()> {
     let begin = Instant::now();
     let mut streams = held.iter_mut();
     thread::scope(|scope| {
-        for _ in 0..plan.used {
+        for number in 0..plan.used as u64 {
             let (mut stream, busy_ns, exchanges, failed) = (streams.next(), &busy_ns, &exchanges, &failed);
             scope.spawn(move || {
+                // Threads in step would be one thread to a sample: each pause is random, between nothing and twice its length.
+                let mut seed = number;
                 for _ in 0..plan.requests {
                     if begin.elapsed() >= plan.length {
                         break;
@@ -107,7 +114,10 @@ pub fn client(port: u16, v6: bool, plan: Use) -> Result<()> {
                         }
                         Err(error) => *failed.lock().expect("no thread panics") = Some(error),
                     }
-                    thread::sleep(plan.rest);
+                    seed = seed
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1_442_695_040_888_963_407);
+                    thread::sleep(plan.rest.mul_f64((seed >> 11) as f64 / (1u64 << 52) as f64));
                 }
             });
         }

@@ -6,8 +6,9 @@ use std::net::SocketAddr;
 use crate::decode::model::SlotId;
 use crate::decode::sockets::Socket;
 
-/// How often the other end of a new connection is looked for: it may be accepted a little later.
-const TRIES: u8 = 4;
+/// In how many samples the other end of a new connection is looked for; after these ever more rarely. Where a server's
+/// queue is full, its end of a connection comes into being seconds after the client's.
+const TRIES: u32 = 4;
 
 /// Other ends by connection.
 #[derive(Default)]
@@ -21,7 +22,7 @@ struct Known {
     since_ns: u64,
     round: u64,
     other: Option<SlotId>,
-    tries: u8,
+    tries: u32,
 }
 
 /// Loopback addresses mean another host in each network namespace.
@@ -54,8 +55,11 @@ impl Names {
                 };
             }
             known.round = round;
-            if known.other.is_none() && known.tries < TRIES {
-                known.tries += 1;
+            if known.other.is_some() {
+                continue;
+            }
+            known.tries = known.tries.saturating_add(1);
+            if known.tries <= TRIES || known.tries.is_power_of_two() {
                 wanted.insert(end(socket, socket.remote, socket.local));
             }
         }
