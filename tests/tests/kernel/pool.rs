@@ -154,6 +154,9 @@ fn busy(agent: &Agent, plan: &[&str]) -> Result<([f64; 2], f64, f64)> {
     ))
 }
 
+/// Enough that some forty samples tell the share to two points or so: each connection is one draw in each sample.
+const CONNECTIONS: &str = "64";
+
 #[test]
 fn the_busy_share_is_what_the_workload_measures() -> Result<()> {
     let agent = Agent::start(&[])?;
@@ -177,7 +180,7 @@ fn the_busy_share_is_what_the_workload_measures() -> Result<()> {
             rest,
         ];
         let (read, measured, seconds) = busy(&agent, &plan)?;
-        let share = |busy: f64| busy / (8.0 * seconds);
+        let share = |busy: f64| busy / (CONNECTIONS.parse::<f64>().unwrap_or(f64::NAN) * seconds);
         for (end, read) in ["client", "server"].into_iter().zip(read) {
             assert!(
                 (share(read) - share(measured)).abs() < 0.05,
@@ -222,6 +225,10 @@ fn a_pool_that_is_far_too_large_is_a_finding() -> Result<()> {
     pair.client.expect("used")?;
     let scrape = agent.settled()?;
     assert_eq!(pair.both(&scrape, PEAK, &[("state", "busy")]), [7.0; 2]);
+    // Nothing is said before there are enough samples.
+    agent.wait_for("a finding", |_| {
+        findings(&agent, &pair.client.service).is_ok_and(|said| !said.is_empty())
+    })?;
     let said = findings(&agent, &pair.client.service)?;
     let expected = format!(
         "holds 100 connections to {}, never used more than 7 at once in ",
