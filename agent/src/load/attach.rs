@@ -169,8 +169,7 @@ impl Links {
     pub(super) fn read(&self, probe: &str, bytes: &mut Vec<u8>) -> Result<()> {
         for link in self.0.get(probe).into_iter().flatten() {
             if let Link::IterMap(link) = link {
-                sys::open_iterator(link.as_fd())
-                    .and_then(|mut file| file.read_to_end(bytes))
+                sys::run_iterator(link.as_fd(), bytes)
                     .with_context(|| format!("read the iterator of {probe}"))?;
             }
         }

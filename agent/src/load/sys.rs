@@ -1,6 +1,5 @@
 //! The bpf(2) calls that aya lacks.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
@@ -105,14 +104,14 @@ pub(super) fn link_over(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Res
     })
 }
 
-/// A file whose reading runs the iterator once.
-pub(super) fn open_iterator(link: BorrowedFd<'_>) -> io::Result<File> {
+/// Runs an iterator once and adds what it writes to `bytes`.
+pub(super) fn run_iterator(link: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> io::Result<()> {
     let create = IterCreate {
         link_fd: link.as_raw_fd() as u32,
         flags: 0,
     };
     // SAFETY: the kernel reads `create`, which lives until the call returns.
-    let file = descriptor(unsafe {
+    let iterator = descriptor(unsafe {
         libc::syscall(
             libc::SYS_bpf,
             BPF_ITER_CREATE,
@@ -120,5 +119,12 @@ pub(super) fn open_iterator(link: BorrowedFd<'_>) -> io::Result<File> {
             size_of::<IterCreate>(),
         )
     })?;
-    Ok(file.into())
+    // As much as the kernel gathers for one read (eight pages, kernel/bpf/bpf_iter.c).
+    let mut part = [0; 32 << 10];
+    loop {
+        match rustix::io::retry_on_intr(|| rustix::io::read(&iterator, &mut part[..]))? {
+            0 => return Ok(()),
+            read => bytes.extend_from_slice(&part[..read]),
+        }
+    }
 }

@@ -3,8 +3,8 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -112,7 +112,7 @@ pub fn client(port: u16, v6: bool, plan: Use) -> Result<()> {
                             busy_ns.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
                             exchanges.fetch_add(1, Ordering::Relaxed);
                         }
-                        Err(error) => *failed.lock().expect("no thread panics") = Some(error),
+                        Err(error) => *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error),
                     }
                     seed = seed
                         .wrapping_mul(6_364_136_223_846_793_005)
@@ -123,7 +123,7 @@ pub fn client(port: u16, v6: bool, plan: Use) -> Result<()> {
         }
     });
     let seconds = begin.elapsed().as_secs_f64();
-    if let Some(error) = failed.into_inner().expect("no thread panics") {
+    if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
     }
     gate::step(

@@ -110,7 +110,8 @@ fn failed(apart: bool) -> Result<()> {
         for (mode, reason) in [("closed", "refused"), ("blackhole", "timeout")] {
             let (_server, mut client) = pair(&agent, mode, family, apart)?;
             client.go()?;
-            client.expect("connected")?;
+            let facts = client.expect("connected")?;
+            assert_eq!(facts[reason].as_u64(), Some(1000), "{mode}: {facts}");
             let scrape = agent.settled()?;
             let failures = conn(
                 &scrape,
