@@ -41,6 +41,8 @@ pub(super) struct Process {
 #[derive(Debug)]
 pub(super) struct Processes {
     known: Lru<ProcessKey, Process>,
+    /// The process of each slot that was read last.
+    of_slot: HashMap<SlotId, u32>,
     next_generation: u64,
     pub(super) maps_read: u64,
 }
@@ -49,6 +51,7 @@ impl Processes {
     pub(super) fn new(config: &SymbolizerConfig) -> Self {
         Self {
             known: Lru::new(config.max_processes),
+            of_slot: HashMap::new(),
             next_generation: 0,
             maps_read: 0,
         }
@@ -68,7 +71,12 @@ impl Processes {
         let directory = config.proc.join(key.1.to_string());
         if !self.known.contains(&key) {
             let process = self.read(&directory, batch)?;
-            self.known.insert(key, process);
+            self.of_slot.insert(key.0, key.1);
+            for ((slot, pid), _) in self.known.insert(key, process) {
+                if self.of_slot.get(&slot) == Some(&pid) {
+                    self.of_slot.remove(&slot);
+                }
+            }
             return self.known.get(&key);
         }
         let process = self.known.get(&key)?;
@@ -80,6 +88,20 @@ impl Processes {
             }
         }
         self.known.get(&key)
+    }
+
+    /// The process itself, or one of its slot in place of it: a server's short-lived process may be gone before anybody looked
+    /// at it, but what it was forked from has the same mappings. An exec begins another slot.
+    pub(super) fn itself_or_kin(
+        &mut self,
+        config: &SymbolizerConfig,
+        key: ProcessKey,
+        batch: u64,
+    ) -> ProcessKey {
+        if self.get(config, key, batch).is_some() {
+            return key;
+        }
+        self.of_slot.get(&key.0).map_or(key, |kin| (key.0, *kin))
     }
 
     /// Reads the map again for an address that the copy does not cover; true when it changed.
@@ -194,6 +216,22 @@ mod tests {
         std::fs::remove_dir_all(proc.path().join("40")).unwrap();
         assert_eq!(processes.get(&config, key, 3).unwrap().mappings.len(), 1);
         assert!(processes.get(&config, (SlotId(2), 40), 3).is_none());
+    }
+
+    #[test]
+    fn a_process_that_nobody_saw_is_like_one_of_its_slot() {
+        let proc = tempfile::tempdir().unwrap();
+        let config = config(proc.path());
+        let mut processes = Processes::new(&config);
+        write(proc.path(), 40, 700, ONE);
+        write(proc.path(), 50, 700, TWO);
+        processes.get(&config, (SlotId(1), 40), 1).unwrap();
+        processes.get(&config, (SlotId(2), 50), 1).unwrap();
+        let mut kin = |slot, pid| processes.itself_or_kin(&config, (SlotId(slot), pid), 2);
+        assert_eq!(kin(1, 41), (SlotId(1), 40));
+        assert_eq!(kin(1, 50), (SlotId(1), 50));
+        assert_eq!(kin(2, 51), (SlotId(2), 50));
+        assert_eq!(kin(3, 51), (SlotId(3), 51));
     }
 
     #[test]

@@ -173,6 +173,7 @@ impl Symbolizer {
 
     fn stack(&mut self, sample: &StackSample) -> Answer {
         let key = (sample.slot, sample.pid);
+        let key = self.processes.itself_or_kin(&self.config, key, self.batch);
         let process = self.processes.get(&self.config, key, self.batch);
         let known = process.is_some();
         let lock_wait = matches!(sample.detail, StackDetail::Wait(Cause::Lock, _));

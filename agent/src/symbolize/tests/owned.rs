@@ -43,6 +43,13 @@ fn each_stack_is_counted_by_how_its_owner_was_found() {
     let unmapped = 16;
     let whole_walk = UnwindResult::Complete;
     let cases = [
+        // Before another process of its slot is known.
+        (
+            nobody,
+            vec![libc],
+            whole_walk,
+            Owned::Nameless(Outcome::ProcessGone),
+        ),
         (whole.id(), vec![whole_address], whole_walk, Owned::Own),
         (own, vec![libc], whole_walk, Owned::OnlyLibraries),
         (own, vec![libc], UnwindResult::NoMapping, Owned::Truncated),
@@ -59,12 +66,6 @@ fn each_stack_is_counted_by_how_its_owner_was_found() {
             vec![unmapped],
             whole_walk,
             Owned::Nameless(Outcome::NoModule),
-        ),
-        (
-            nobody,
-            vec![libc],
-            whole_walk,
-            Owned::Nameless(Outcome::ProcessGone),
         ),
     ];
     let mut symbolizer = Symbolizer::new(config(root.path()));
