@@ -47,9 +47,10 @@ impl State {
         if self.outermost {
             return Some(Rule { cfa: CFA_END, ..NONE });
         }
-        let (cfa, offset) = match (self.sp, self.fp) {
-            (Some(offset), _) => (CFA_SP, offset),
-            (None, Some(offset)) => (CFA_FP, offset),
+        // The frame pointer first: what was called may have taken its arguments from the stack (V8's functions do).
+        let (cfa, offset) = match (self.fp, self.sp) {
+            (Some(offset), _) => (CFA_FP, offset),
+            (None, Some(offset)) => (CFA_SP, offset),
             (None, None) => return None,
         };
         Some(Rule {

@@ -19,7 +19,10 @@ use super::{Refused, Rules, build};
 const MAX_MAPS: u64 = 32 << 20;
 /// Mappings of a process at most: as many as the kernel side searches.
 const MAX_MAPPINGS: usize = 4095;
-/// The least time between two looks at the mappings of a process.
+/// The least time between the first two looks at the mappings of a process: a program that starts loads its libraries one by
+/// one, and with each later look it is twice as long, up to the second.
+const FIRST_AGAIN: Duration = Duration::from_millis(50);
+/// The least time between two looks, in the end.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How often the mappings of a process are looked at again while it is sampled.
 const REFRESH: Duration = Duration::from_secs(30);
@@ -61,6 +64,8 @@ pub struct LoaderStats {
 #[derive(Debug)]
 struct Process {
     looked: Instant,
+    /// The least time until the next look.
+    again: Duration,
     mappings: Vec<Mapping>,
 }
 
@@ -111,7 +116,7 @@ impl<S: Sink> Loader<S> {
             (None, UnwindResult::Complete | UnwindResult::Unsupported) => !self.tables.knows(shared),
             (None, _) => true,
             // It has mapped more since.
-            (Some(process), UnwindResult::NoMapping) => process.looked.elapsed() >= AGAIN,
+            (Some(process), UnwindResult::NoMapping) => process.looked.elapsed() >= process.again,
             // Something else may have been mapped in place of what was there.
             (Some(process), _) => process.looked.elapsed() >= REFRESH,
         };
@@ -121,8 +126,11 @@ impl<S: Sink> Loader<S> {
         let Some(mappings) = self.mappings(pid) else {
             return Ok(());
         };
+        let mut again = FIRST_AGAIN;
         if let Some(process) = self.processes.get_mut(&key) {
             process.looked = Instant::now();
+            process.again = AGAIN.min(2 * process.again);
+            again = process.again;
             if process.mappings == mappings {
                 return Ok(());
             }
@@ -132,7 +140,12 @@ impl<S: Sink> Loader<S> {
             self.load(shared, pid, &mappings)?;
         }
         let looked = Instant::now();
-        self.processes.insert(key, Process { looked, mappings });
+        let process = Process {
+            looked,
+            again,
+            mappings,
+        };
+        self.processes.insert(key, process);
         Ok(())
     }
 
