@@ -70,20 +70,31 @@ impl Agent {
         self.address
     }
 
-    /// The body of a path that answers 200.
+    /// The body of a path that answers 200, as text.
     pub fn get(&self, path: &str) -> Result<String> {
+        String::from_utf8(self.get_bytes(path)?).with_context(|| format!("{path} is no text"))
+    }
+
+    /// The body of a path that answers 200.
+    pub fn get_bytes(&self, path: &str) -> Result<Vec<u8>> {
         let mut stream = TcpStream::connect(self.address).context("connecting to the agent")?;
         stream.set_read_timeout(Some(DEADLINE))?;
         // HTTP/1.0 has neither chunks nor kept connections: the body ends with the connection.
         write!(stream, "GET {path} HTTP/1.0\r\nHost: {}\r\n\r\n", self.address)?;
-        let mut answer = String::new();
+        let mut answer = Vec::new();
         stream
-            .read_to_string(&mut answer)
+            .read_to_end(&mut answer)
             .with_context(|| format!("reading {path}"))?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("no end of the header")?;
+        let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
+        let body = answer.split_off(end.context("no end of the header")? + 4);
+        let head = String::from_utf8_lossy(&answer);
         let status = head.split_whitespace().nth(1).unwrap_or_default();
-        ensure!(status == "200", "{path} answered {status}: {body}");
-        Ok(body.to_owned())
+        ensure!(
+            status == "200",
+            "{path} answered {status}: {}",
+            String::from_utf8_lossy(&body)
+        );
+        Ok(body)
     }
 
     /// One scrape of `/metrics`.

@@ -7,8 +7,11 @@
 
 pub mod agent;
 pub mod chains;
+pub mod elf;
 pub mod metrics;
 pub mod program;
+pub mod reference;
+pub mod runtime;
 pub mod server;
 pub mod workloads;
 

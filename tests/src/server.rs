@@ -98,6 +98,11 @@ fn as_postgres(program: PathBuf) -> Command {
 impl Server {
     /// An agent whose configuration names these servers.
     pub fn watched(servers: &[&Self]) -> Result<Agent> {
+        Self::watched_with(servers, &[])
+    }
+
+    /// The same with options of the agent.
+    pub fn watched_with(servers: &[&Self], options: &[&str]) -> Result<Agent> {
         let mut rules = tempfile::NamedTempFile::new()?;
         for server in servers {
             let (key, pattern) = &server.rule;
@@ -108,7 +113,7 @@ impl Server {
             )?;
         }
         let path = rules.path().to_str().context("path")?.to_owned();
-        let agent = Agent::start(&["--config", &path])?;
+        let agent = Agent::start(&[&["--config", &path], options].concat())?;
         for server in servers {
             agent.wait_for_service(&server.service)?;
         }
@@ -119,6 +124,25 @@ impl Server {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.0.id()
+    }
+
+    /// Process ids of all its processes.
+    pub fn pids(&self) -> Result<Vec<u32>> {
+        let mut pids = vec![self.pid()];
+        let mut at = 0;
+        while let Some(pid) = pids.get(at).copied() {
+            at += 1;
+            let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))?;
+            for task in tasks {
+                let children = std::fs::read_to_string(task?.path().join("children")).unwrap_or_default();
+                pids.extend(
+                    children
+                        .split_whitespace()
+                        .filter_map(|child| child.parse::<u32>().ok()),
+                );
+            }
+        }
+        Ok(pids)
     }
 
     /// redis-server without persistence.

@@ -8,6 +8,10 @@ mod names;
 mod owners;
 #[path = "real/pools.rs"]
 mod pools;
+#[path = "real/reference.rs"]
+mod reference;
+#[path = "real/runtimes.rs"]
+mod runtimes;
 #[path = "real/servers.rs"]
 mod servers;
 #[path = "real/stacks.rs"]

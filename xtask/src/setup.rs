@@ -16,7 +16,7 @@ pub(crate) struct Args {
 }
 
 /// What the tests call, and the Debian package that has it.
-const TEST_PROGRAMS: [(&str, &str); 25] = [
+const TEST_PROGRAMS: [(&str, &str); 30] = [
     ("bpftool", "bpftool"),
     ("bpftrace", "bpftrace"),
     ("strace", "strace"),
@@ -42,6 +42,11 @@ const TEST_PROGRAMS: [(&str, &str); 25] = [
     ("go", "golang-go"),
     ("musl-gcc", "musl-tools"),
     ("runc", "runc"),
+    ("perf", "linux-perf"),
+    ("python3", "python3"),
+    ("node", "nodejs"),
+    ("java", "openjdk-17-jdk-headless"),
+    ("jcmd", "openjdk-17-jdk-headless"),
 ];
 
 /// Those of them that may come with a running service.
