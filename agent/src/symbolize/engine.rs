@@ -36,7 +36,7 @@ pub(super) struct Found {
 #[derive(Debug)]
 pub(super) struct Engine {
     symbolizer: Symbolizer,
-    names: Names,
+    pub(super) names: Names,
 }
 
 impl Engine {

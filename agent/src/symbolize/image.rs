@@ -74,10 +74,19 @@ pub(super) struct Headers {
     segment_table: (u64, u64),
 }
 
+/// Where a section is, in the file and in its address space.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) offset: u64,
+    pub(super) size: u64,
+    pub(super) address: u64,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Section {
     kind: u32,
     flags: u64,
+    address: u64,
     offset: u64,
     size: u64,
 }
@@ -156,6 +165,7 @@ impl Headers {
             .map(|entry| Section {
                 kind: u32_at(entry, 4),
                 flags: u64_at(entry, 8),
+                address: u64_at(entry, 16),
                 offset: u64_at(entry, 24),
                 size: u64_at(entry, 32),
             })
@@ -282,6 +292,26 @@ impl Headers {
         self.named(&[name])
             .next()
             .map(|section| (section.offset, section.size))
+    }
+
+    /// A section that is in the file.
+    pub(super) fn place(&self, name: &str) -> Option<Place> {
+        self.named(&[name]).next().map(|section| Place {
+            offset: section.offset,
+            size: section.size,
+            address: section.address,
+        })
+    }
+
+    /// Offset and size of what is in the file of a section from an address on.
+    pub(super) fn rest_of_section(&self, address: u64) -> Option<(u64, u64)> {
+        let inside = |section: &&Section| {
+            let at = address.checked_sub(section.address);
+            section.kind != SHT_NOBITS && section.address != 0 && at.is_some_and(|at| at < section.size)
+        };
+        let section = self.sections.iter().find(inside)?;
+        let at = address - section.address;
+        Some((section.offset.checked_add(at)?, section.size - at))
     }
 
     fn named<'a>(&'a self, wanted: &'a [&'a str]) -> impl Iterator<Item = &'a Section> {

@@ -4,25 +4,41 @@ use std::path::Path;
 
 use super::Outcome;
 use super::engine::{Engine, Found, Part};
+use super::go::GoTable;
 use super::image::Image;
 
 /// Copies of the files of one module, the most telling first.
 #[derive(Debug)]
-pub(super) struct Layers(Vec<Image>);
+pub(super) struct Layers {
+    images: Vec<Image>,
+    /// Go's own table, where nothing else has lines.
+    go: Option<GoTable>,
+}
 
 impl Layers {
     pub(super) fn new(images: Vec<Image>) -> Self {
-        Self(images)
+        Self { images, go: None }
+    }
+
+    /// Whether any of them has debug information.
+    pub(super) fn has_debug(&self) -> bool {
+        self.images.iter().any(|image| image.debug)
+    }
+
+    /// Adds Go's own table.
+    pub(super) fn add_go(&mut self, table: GoTable) {
+        self.go = Some(table);
     }
 
     /// Bytes of memory they take.
     pub(super) fn bytes(&self) -> u64 {
-        self.0.iter().map(|image| image.bytes).sum()
+        let images: u64 = self.images.iter().map(|image| image.bytes).sum();
+        images + self.go.as_ref().map_or(0, GoTable::bytes)
     }
 
     /// How many have debug sections that are not used.
     pub(super) fn debug_skipped(&self) -> u64 {
-        let skipped = self.0.iter().filter(|image| image.debug_skipped.is_some());
+        let skipped = self.images.iter().filter(|image| image.debug_skipped.is_some());
         skipped.count() as u64
     }
 
@@ -34,8 +50,14 @@ impl Layers {
         debug: bool,
         address: u64,
     ) -> Result<Vec<Part>, Outcome> {
+        // Before the symbol table, which has neither lines nor inlined functions.
+        if let Some(go) = &self.go
+            && let Some(parts) = go.look_up(&mut engine.names, address)
+        {
+            return Ok(parts);
+        }
         let mut best: Result<Found, Outcome> = Err(Outcome::NoSymbol);
-        for image in &self.0 {
+        for image in &self.images {
             match engine.elf(&image.path(proc), debug && image.debug, address) {
                 // Each file leaves out what another has (the packed symbols leave out the exported ones), so the nearest
                 // of two guesses is the right one.
@@ -46,7 +68,7 @@ impl Layers {
                 }
                 Ok(found) => return Ok(found.parts),
                 Err(Outcome::Panic) => return Err(Outcome::Panic),
-                Err(why) if self.0.len() == 1 => return Err(why),
+                Err(why) if self.images.len() == 1 => return Err(why),
                 Err(_) => {}
             }
         }
@@ -55,7 +77,7 @@ impl Layers {
 
     /// Drops what was parsed of them.
     pub(super) fn forget(&self, engine: &mut Engine, proc: &Path) {
-        for image in &self.0 {
+        for image in &self.images {
             engine.forget(&image.path(proc));
         }
     }

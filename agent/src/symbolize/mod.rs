@@ -16,6 +16,7 @@ mod cpu_time;
 mod debug;
 mod engine;
 mod frames;
+mod go;
 mod image;
 mod kernel;
 mod layers;

@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::cpu_time::CpuTime;
 use super::debug::{Budget, DebugFiles};
 use super::engine::{Engine, Part};
+use super::go::GoTable;
 use super::image::{self, FileIdentity, Headers, Segments};
 use super::layers::Layers;
 use super::lru::Lru;
@@ -268,7 +269,15 @@ fn load(
     }
     let headers = Headers::read(&file)?;
     let own = headers.copy(&file, identity.2, max, until)?;
-    Ok(debug_files.complete(config, via, &file, &headers, own, until))
+    let mut layers = debug_files.complete(config, via, &file, &headers, own, until);
+    if !layers.has_debug() {
+        let table = GoTable::read(&file, &headers, max.saturating_sub(layers.bytes()));
+        debug_files.count_go(&table);
+        if let Ok(Some(table)) = table {
+            layers.add_go(table);
+        }
+    }
+    Ok(layers)
 }
 
 /// Opens the file behind a mapping: by the mapping itself (right whatever the mount namespace, and for deleted files;

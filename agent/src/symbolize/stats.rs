@@ -69,6 +69,8 @@ pub enum DebugFile {
     Debuginfod,
     /// Symbols were packed in the file itself.
     DebugData,
+    /// Go's own table of functions took the place of debug information.
+    GoTable,
     /// The file lacks something, and no file that has it was found.
     None,
     /// A file was found where it should be, but is of another build.
@@ -83,11 +85,12 @@ pub enum DebugFile {
 
 impl DebugFile {
     /// Every result, in the order of the counters.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::BuildId,
         Self::DebugLink,
         Self::Debuginfod,
         Self::DebugData,
+        Self::GoTable,
         Self::None,
         Self::Mismatch,
         Self::TooLarge,
@@ -103,6 +106,7 @@ impl DebugFile {
             Self::DebugLink => "debug_link",
             Self::Debuginfod => "debuginfod",
             Self::DebugData => "debugdata",
+            Self::GoTable => "go_table",
             Self::None => "none",
             Self::Mismatch => "mismatch",
             Self::TooLarge => "too_large",

@@ -21,6 +21,7 @@ pub(super) use unpack::{claimed, unpack};
 use debuginfod::Client;
 
 use super::cpu_time::CpuTime;
+use super::go::GoTable;
 use super::image::{Headers, Image};
 use super::layers::Layers;
 use super::module::Via;
@@ -95,6 +96,15 @@ impl DebugFiles {
             }
         }
         Layers::new(images)
+    }
+
+    /// Counts what the search for a table of Go's came to.
+    pub(super) fn count_go(&mut self, table: &Result<Option<GoTable>, Outcome>) {
+        match table {
+            Ok(Some(_)) => self.count(DebugFile::GoTable),
+            Ok(None) => {}
+            Err(why) => self.count(DebugFile::of(*why)),
+        }
     }
 
     fn count(&mut self, what: DebugFile) {

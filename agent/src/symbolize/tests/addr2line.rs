@@ -99,8 +99,11 @@ fn same_function(ours: &str, theirs: &str, cpp: bool) -> bool {
     }
 }
 
-/// Compiles, strips, and compares at each address of each function that DWARF describes.
+/// Compiles, strips, and compares at each address of each function that DWARF describes; without its debug file where the program
+/// is to be read by Go's own table.
 fn compare(language: &str, compile: &[&str], name: &str, source: &str, least: usize) {
+    let by_table = language == "Go, by its table";
+    let is_go = language.starts_with("Go");
     let lines_in_source = u32::try_from(source.lines().count()).unwrap();
     let cpp = language == "C++";
     let dir = tempfile::tempdir().unwrap();
@@ -117,8 +120,10 @@ fn compare(language: &str, compile: &[&str], name: &str, source: &str, least: us
         &["--only-keep-debug", text(&whole), text(&at("shop.debug"))],
     );
     run("strip", &["-o", text(&at("shop")), text(&whole)]);
-    let link = format!("--add-gnu-debuglink={}", at("shop.debug").display());
-    run("objcopy", &[&link, text(&at("shop"))]);
+    if !by_table {
+        let link = format!("--add-gnu-debuglink={}", at("shop.debug").display());
+        run("objcopy", &[&link, text(&at("shop"))]);
+    }
 
     let mut symbols = symbols(&whole);
     symbols.sort_by_key(|(_, _, symbol)| {
@@ -139,12 +144,7 @@ fn compare(language: &str, compile: &[&str], name: &str, source: &str, least: us
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let bias = read_address(&mut child)
-        - of(if language == "Go" {
-            "main.checkout"
-        } else {
-            "checkout"
-        });
+    let bias = read_address(&mut child) - of(if is_go { "main.checkout" } else { "checkout" });
     let mut symbolizer = Symbolizer::new(config(Path::new("/nowhere")));
     let (mut compared, mut inlined) = (0, 0);
     let mut different = Vec::new();
@@ -163,8 +163,7 @@ fn compare(language: &str, compile: &[&str], name: &str, source: &str, least: us
         let same = found.len() == expected.len()
             && found.iter().zip(expected).enumerate().all(|(index, (a, b))| {
                 // Where Go inlines, binutils 2.40 gives the innermost function the name of the outermost.
-                let misnamed =
-                    language == "Go" && index == 0 && expected.last().is_some_and(|last| last.0 == b.0);
+                let misnamed = is_go && index == 0 && expected.last().is_some_and(|last| last.0 == b.0);
                 a.1 == b.1 && a.2 == b.2 && (misnamed || same_function(&a.0, &b.0, cpp))
             });
         if !same {
@@ -183,7 +182,12 @@ fn compare(language: &str, compile: &[&str], name: &str, source: &str, least: us
         different.len(),
         different[..different.len().min(9)].join("\n")
     );
-    assert_eq!(symbolizer.stats().debug_files(DebugFile::DebugLink), 1);
+    let by = if by_table {
+        DebugFile::GoTable
+    } else {
+        DebugFile::DebugLink
+    };
+    assert_eq!(symbolizer.stats().debug_files(by), 1);
 }
 
 #[test]
@@ -234,6 +238,10 @@ fn go() {
     }
     let compile = ["env", "CGO_ENABLED=0", "GO111MODULE=off", "go", "build"];
     compare("Go", &compile, "shop.go", GO, 1000);
+    compare("Go, by its table", &compile, "shop.go", GO, 1000);
+    // Anywhere in memory, so that the table and what points to it are relocated.
+    let anywhere = [&compile[..], &["-buildmode=pie"]].concat();
+    compare("Go, by its table", &anywhere, "shop.go", GO, 1000);
 }
 
 /// The C library with the debug file that the distribution ships for it, where that is installed.

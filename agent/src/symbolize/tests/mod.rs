@@ -10,6 +10,7 @@ use super::*;
 mod addr2line;
 mod debuginfod;
 mod files;
+mod go;
 mod hostile;
 mod owned;
 mod programs;
