@@ -73,21 +73,24 @@ fn stacks_of_rust_and_go_are_exact() -> Result<()> {
             cases.push(programs.other(program, work, &chain, callee));
         }
     }
-    for (work, leaf, callee) in [
-        ("cpu", "main.leafCPU", None),
-        ("sleep", "main.leafSleep", Some("syscall.")),
-    ] {
-        let chain = [
-            "*",
-            "runtime.main",
-            "main.main",
-            "main.first",
-            "main.second",
-            "main.first.func1",
-            "main.third",
-            leaf,
-        ];
-        cases.push(programs.other("chain-go", work, &chain, callee));
+    // Without symbols and call frame information, Go's own table has both.
+    for program in ["chain-go", "chain-go-stripped"] {
+        for (work, leaf, callee) in [
+            ("cpu", "main.leafCPU", None),
+            ("sleep", "main.leafSleep", Some("syscall.")),
+        ] {
+            let chain = [
+                "*",
+                "runtime.main",
+                "main.main",
+                "main.first",
+                "main.second",
+                "main.first.func1",
+                "main.third",
+                leaf,
+            ];
+            cases.push(programs.other(program, work, &chain, callee));
+        }
     }
     run(&cases)
 }

@@ -8,6 +8,7 @@ mod find;
 mod values;
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -174,6 +175,47 @@ impl GoTable {
             start: self.text.checked_add(u64::from(start(low)?))?,
             at: self.parts.lines + u64::from(description),
         })
+    }
+
+    /// All functions in the order of their addresses: where each begins and ends, and where its description is.
+    fn functions(&self) -> impl Iterator<Item = (Function, u64)> {
+        let entry = |index: u64| self.parts.lines + 8 * index;
+        let address = move |index: u64| self.text.checked_add(u64::from(self.table.u32(entry(index))?));
+        (0..self.parts.functions).filter_map(move |index| {
+            let at = self.parts.lines + u64::from(self.table.u32(entry(index) + 4)?);
+            let function = Function {
+                start: address(index)?,
+                at,
+            };
+            Some((function, address(index + 1)?))
+        })
+    }
+
+    /// Calls `each` with the range of each function, its name, and how many bytes lie between the stack pointer and the return
+    /// address, from which instruction on.
+    pub(super) fn frames(
+        &self,
+        mut each: impl FnMut(Range<u64>, &str, &mut dyn Iterator<Item = (u64, i64)>),
+    ) {
+        for (function, end) in self.functions() {
+            let name = self.table.u32(function.at + 4);
+            let name = name.and_then(|name| self.table.text(self.parts.names + u64::from(name)));
+            let depths = self.table.u32(function.at + 16).filter(|values| *values != 0);
+            let depths = depths.and_then(|values| self.table.from(self.parts.values + u64::from(values)));
+            let mut from = function.start;
+            let mut depths = values::all(depths.unwrap_or_default())
+                .take_while(|(until, _)| function.start.checked_add(*until).is_some())
+                .map(|(until, depth)| {
+                    let here = from;
+                    from = function.start + until;
+                    (here, depth)
+                });
+            each(
+                function.start..end,
+                name.as_deref().unwrap_or_default(),
+                &mut depths,
+            );
+        }
     }
 
     /// Name and instruction (from the function's beginning) of the call whose inlined code an instruction is.

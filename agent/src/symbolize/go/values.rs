@@ -4,10 +4,11 @@
 /// Pairs looked at: a function has one for each line at most.
 const MAX_PAIRS: usize = 1 << 20;
 
-/// The value at an offset from the function's beginning.
-pub(super) fn at(mut list: &[u8], pc: u64) -> Option<i64> {
+/// The values one after the other, each with the end of what it holds for, from the function's beginning. It stops where the list is
+/// broken.
+pub(super) fn all(mut list: &[u8]) -> impl Iterator<Item = (u64, i64)> {
     let (mut value, mut end) = (-1i64, 0u64);
-    for pair in 0..MAX_PAIRS {
+    (0..MAX_PAIRS).map_while(move |pair| {
         let change = number(&mut list)?;
         if change == 0 && pair > 0 {
             return None;
@@ -16,11 +17,13 @@ pub(super) fn at(mut list: &[u8], pc: u64) -> Option<i64> {
         value += (change >> 1) ^ -(change & 1);
         // The least length of an instruction of x86-64 is a byte, and the unit.
         end += u64::from(number(&mut list)?);
-        if pc < end {
-            return Some(value);
-        }
-    }
-    None
+        Some((end, value))
+    })
+}
+
+/// The value at an offset from the function's beginning.
+pub(super) fn at(list: &[u8], pc: u64) -> Option<i64> {
+    all(list).find(|(end, _)| pc < *end).map(|(_, value)| value)
 }
 
 /// Seven bits a byte, the least first; the highest bit says that more follow.
@@ -55,6 +58,7 @@ mod tests {
         ] {
             assert_eq!(at(&list, pc), value, "{pc}");
         }
+        assert_eq!(all(&list).collect::<Vec<_>>(), [(16, 8), (316, 5), (317, 6)]);
         assert_eq!(at(&list[..3], 16), None);
         assert_eq!(at(&[0xff; 9], 0), None);
         // The first change may be none.

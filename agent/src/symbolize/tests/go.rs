@@ -5,12 +5,15 @@ use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use agent_ebpf::wire::unwind::{CFA_NONE, CFA_UNSUPPORTED};
+
 use super::hostile::Random;
 use super::programs::GO;
 use super::separate::{run, text};
 use crate::symbolize::go::GoTable;
 use crate::symbolize::image::Headers;
 use crate::symbolize::name::Names;
+use crate::symbolize::unwind::{Built, Rules, build as build_table};
 
 const MAX: u64 = 64 << 20;
 
@@ -79,4 +82,55 @@ fn damaged_tables_harm_nobody() {
     // Two hundred look-ups in 2 MB, most of them nothing to what debug information costs.
     assert!(slowest < Duration::from_secs(10), "{slowest:?}");
     assert_eq!(look_up(1), Some(whole));
+}
+
+#[test]
+fn frames_of_the_table_are_those_of_call_frame_information() {
+    if Command::new("go").arg("version").output().is_err() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::write(at("shop.go"), GO).unwrap();
+    for mode in ["-buildmode=exe", "-buildmode=pie"] {
+        let build = ["CGO_ENABLED=0", "GO111MODULE=off", "go", "build", mode, "-o"];
+        run(
+            "env",
+            &[&build[..], &[text(&at("whole")), text(&at("shop.go"))]].concat(),
+        );
+        run("strip", &["-o", text(&at("shop")), text(&at("whole"))]);
+        let mut rules = Rules::default();
+        let mut table = |name: &str| build_table(&File::open(at(name)).unwrap(), &mut rules).unwrap();
+        let (whole, stripped) = (table("whole"), table("shop"));
+        let code = Headers::read(&File::open(at("shop")).unwrap())
+            .unwrap()
+            .place(".text")
+            .unwrap();
+        let (mut compared, mut more, mut different) = (0, 0, Vec::new());
+        for address in code.address..code.address + code.size {
+            let rule = |table: &Built| {
+                table
+                    .table
+                    .find(address)
+                    .map(|rule| rules.all()[usize::from(rule)])
+            };
+            match (rule(&whole), rule(&stripped)) {
+                (Some(a), Some(b)) if a.cfa != CFA_NONE && a == b => compared += 1,
+                // A function that takes its own return address from the stack (Go 1.24 has one): nothing is where it says.
+                (Some(a), Some(b)) if a.cfa_offset < 8 && b.cfa == CFA_UNSUPPORTED => {}
+                // Padding between functions is no code.
+                (a, Some(b)) if a.is_none_or(|a| a.cfa == CFA_NONE) && b.cfa != CFA_NONE => more += 1,
+                (Some(a), b) if a.cfa != CFA_NONE => different.push((address, a, b)),
+                _ => {}
+            }
+        }
+        eprintln!("{mode}: {compared} bytes of code the same, {more} only in the table");
+        assert!(compared > 300_000, "{compared}");
+        assert!(
+            different.is_empty(),
+            "{}: {:x?}",
+            different.len(),
+            &different[..different.len().min(5)]
+        );
+    }
 }

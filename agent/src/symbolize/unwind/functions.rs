@@ -1,6 +1,8 @@
 //! The functions of an executable, and the rows of their call frame information in one order.
 
-use agent_ebpf::wire::unwind::{CFA_AT_SP, CFA_END, FP_AT_SP, RA_AT_SP, RULE_SIGNAL, Rule};
+use agent_ebpf::wire::unwind::{
+    CFA_AT_SP, CFA_END, CFA_SP, FP_AT_SP, FP_SAME, RA_AT_CFA, RA_AT_SP, RULE_SIGNAL, Rule,
+};
 use gimli::{BaseAddresses, CieOrFde, EndianSlice, LittleEndian, UnwindContext, UnwindSection};
 
 use super::cfi::rule;
@@ -140,6 +142,49 @@ impl Functions {
     pub(super) fn entry(&mut self, address: u64, size: u64, rules: &mut Rules) {
         let rule = rules.number(Rule { cfa: CFA_END, ..NONE });
         self.add(address, size, rule);
+    }
+
+    /// Adds a function of Go's with the depths of its frame, each from an address on. More than `max` rows in all are an error.
+    pub(super) fn of_go(
+        &mut self,
+        range: std::ops::Range<u64>,
+        depths: &mut dyn Iterator<Item = (u64, i64)>,
+        rules: &mut Rules,
+        max: usize,
+    ) -> Result<(), gimli::Error> {
+        if range.is_empty() || range.end >= Row::END {
+            self.found.broken += 1;
+            return Ok(());
+        }
+        let from = self.rows.len();
+        for (address, depth) in depths.take_while(|(address, _)| range.contains(address)) {
+            let cfa_offset = depth.checked_add(8).and_then(|depth| i32::try_from(depth).ok());
+            let rule = match cfa_offset.filter(|offset| *offset >= 8) {
+                Some(cfa_offset) => Rule {
+                    cfa: CFA_SP,
+                    cfa_offset,
+                    fp: FP_SAME,
+                    ra: RA_AT_CFA,
+                    ra_offset: -8,
+                    ..NONE
+                },
+                None => UNSUPPORTED,
+            };
+            self.found.unsupported += u64::from(rule.cfa == UNSUPPORTED.cfa);
+            self.rows.push(Row::new(address, rules.number(rule)));
+            if self.rows.len() > max {
+                return Err(gimli::Error::TooManyRegisterRules);
+            }
+        }
+        if self.rows.len() > from {
+            self.found.functions += 1;
+            self.functions.push(Function {
+                start: range.start,
+                end: range.end,
+                rows: from..self.rows.len(),
+            });
+        }
+        Ok(())
     }
 
     /// Stretches of a range that no function covers.

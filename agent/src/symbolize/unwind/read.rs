@@ -11,6 +11,8 @@ use object::{
     LittleEndian as Little, Object as _, ObjectSection as _, ObjectSymbol as _, ReadCache, ReadRef,
 };
 
+use super::super::go::GoTable;
+use super::super::image::Headers;
 use super::code;
 use super::functions::Functions;
 use super::rules::Rules;
@@ -74,7 +76,10 @@ pub fn build(file: &File, rules: &mut Rules) -> Result<Built, Refused> {
     if elf.elf_header().e_machine.get(Little) != elf::EM_X86_64 {
         return Err(Refused::Machine);
     }
-    let functions = functions(&elf, &cache, rules)?;
+    let mut functions = functions(&elf, &cache, rules)?;
+    if is_go(&elf) && elf.section_by_name(".debug_frame").is_none() {
+        by_go_table(file, &elf, &mut functions, rules)?;
+    }
     let found = functions.found;
     let rows = functions.rows();
     if rows.is_empty() {
@@ -103,8 +108,11 @@ fn functions<'a>(
         }
     }
     let mut functions = Functions::default();
-    if elf.section_by_name(".note.go.buildid").is_some() {
-        of_go(elf, &mut functions, rules);
+    if is_go(elf) {
+        for symbol in elf.symbols() {
+            let name = symbol.name().unwrap_or_default();
+            of_go(elf, name, symbol.address(), symbol.size(), &mut functions, rules);
+        }
     }
     let eh_frame = match elf.section_by_name(".eh_frame") {
         Some(section) => Some((section.address(), contents(&section)?)),
@@ -124,7 +132,7 @@ fn functions<'a>(
         functions.read(&frame, &bases, rules, MAX_ROWS).map_err(refused)?;
     }
     // Go has many functions that say nothing here, but keep frame pointers.
-    if elf.section_by_name(".note.go.buildid").is_none() {
+    if !is_go(elf) {
         from_code(elf, &mut functions, rules);
     }
     Ok(functions)
@@ -216,30 +224,68 @@ fn without_sections<'a>(elf: &Elf<'a>, cache: &'a ReadCache<&'a File>) -> Option
     Some((frame, data))
 }
 
-/// What the call frame information of Go does not say: where its threads and goroutines begin (its compiler's `TOPFRAME`), and
-/// where its signal handlers return to.
-fn of_go(elf: &Elf<'_>, functions: &mut Functions, rules: &mut Rules) {
+fn is_go(elf: &Elf<'_>) -> bool {
+    elf.section_by_name(".note.go.buildid").is_some()
+}
+
+/// Rules of a stripped Go program, whose runtime keeps a table of its own. Where that cannot be read, frame pointers are left.
+fn by_go_table(
+    file: &File,
+    elf: &Elf<'_>,
+    functions: &mut Functions,
+    rules: &mut Rules,
+) -> Result<(), Refused> {
+    let table = Headers::read(file).and_then(|headers| GoTable::read(file, &headers, MAX_SECTION));
+    let Ok(Some(table)) = table else {
+        return Ok(());
+    };
+    let mut signal_returns = Vec::new();
+    table.frames(|range, name, _| {
+        let size = range.end.saturating_sub(range.start);
+        if of_go(elf, name, range.start, size, functions, rules) {
+            signal_returns.push(range.start);
+        }
+    });
+    let mut full = Ok(());
+    table.frames(|mut range, _, depths| {
+        // A function reaches to the next one here, but the byte before where a signal handler returns to is that one's.
+        if signal_returns.contains(&range.end) {
+            range.end -= 1;
+        }
+        if full.is_ok() {
+            full = functions.of_go(range, depths, rules, MAX_ROWS);
+        }
+    });
+    full.map_err(refused)
+}
+
+/// What neither the call frame information of Go nor its table says: where its threads and goroutines begin (its compiler's
+/// `TOPFRAME`), and where its signal handlers return to; true for the latter.
+fn of_go(
+    elf: &Elf<'_>,
+    name: &str,
+    address: u64,
+    size: u64,
+    functions: &mut Functions,
+    rules: &mut Rules,
+) -> bool {
     /// The system call `rt_sigreturn`.
     const SIGNAL_RETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05];
-    for symbol in elf.symbols() {
-        let name = symbol.name().unwrap_or_default();
-        let Some(name) = name.strip_prefix("runtime.") else {
-            continue;
-        };
-        match name.strip_suffix(".abi0").unwrap_or(name) {
-            "goexit" | "mstart" | "rt0_go" => {
-                functions.entry(symbol.address(), symbol.size().min(1 << 12), rules);
+    let Some(name) = name.strip_prefix("runtime.") else {
+        return false;
+    };
+    match name.strip_suffix(".abi0").unwrap_or(name) {
+        "goexit" | "mstart" | "rt0_go" => functions.entry(address, size.min(1 << 12), rules),
+        "sigreturn" | "sigreturn__sigaction" => {
+            let code = elf
+                .sections()
+                .find_map(|section| section.data_range(address, 9).ok().flatten());
+            if code == Some(&SIGNAL_RETURN) {
+                functions.signal_return(address, rules);
+                return true;
             }
-            "sigreturn" | "sigreturn__sigaction" => {
-                let section = symbol
-                    .section_index()
-                    .and_then(|at| elf.section_by_index(at).ok());
-                let code = section.and_then(|section| section.data_range(symbol.address(), 9).ok().flatten());
-                if code == Some(&SIGNAL_RETURN) {
-                    functions.signal_return(symbol.address(), rules);
-                }
-            }
-            _ => {}
         }
+        _ => {}
     }
+    false
 }
