@@ -1,5 +1,7 @@
 //! Every read of `/proc`, `/sys` and `/etc` goes through here, under a root that tests replace.
 
+#[cfg(test)]
+pub(crate) mod damage;
 mod executable;
 mod privileges;
 mod process;

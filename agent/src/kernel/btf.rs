@@ -171,7 +171,10 @@ impl<'a> Btf<'a> {
                 if matches!(self.record(inner)?.1, KIND_STRUCT | KIND_UNION)
                     && let Some((type_id, bits)) = self.member(inner, name, depth + 1)?
                 {
-                    return Ok(Some((type_id, bits + member.bits)));
+                    let bits = bits
+                        .checked_add(member.bits)
+                        .context("BTF has a member too far away")?;
+                    return Ok(Some((type_id, bits)));
                 }
             }
         }
@@ -204,7 +207,9 @@ impl<'a> Btf<'a> {
                 .ok()
                 .flatten()
                 .with_context(|| format!("struct {name} has no member {member} in this kernel"))?;
-            bits += offset;
+            bits = offset
+                .checked_add(bits)
+                .context("BTF has a member too far away")?;
             id = type_id;
             if element {
                 let (at, kind, ..) = self.record(self.resolve(id)?)?;
@@ -217,7 +222,7 @@ impl<'a> Btf<'a> {
             name = member;
         }
         Ok(Place {
-            offset: bits / 8 + extra,
+            offset: extra.saturating_add(bits / 8),
             bit: bits % 8,
         })
     }
@@ -301,5 +306,24 @@ mod tests {
         assert_eq!(btf.size("s").unwrap(), 12);
         let error = btf.place("s.missing").unwrap_err().to_string();
         assert!(error.contains("missing"), "{error}");
+    }
+
+    #[test]
+    fn damaged_information_harms_nobody() {
+        let raw = example();
+        let (mut read, mut refused) = (0, 0);
+        for mut random in crate::host::damage::rounds(20_000) {
+            let damaged = random.damage(&raw, &[0..24, 24..raw.len()]);
+            let Ok(btf) = Btf::parse(&damaged) else {
+                refused += 1;
+                continue;
+            };
+            read += 1;
+            for path in ["s.a", "s.b", "s.c", "s.d", "s.a[]", "s.c+8"] {
+                let _any = btf.place(path);
+            }
+            let _any = (btf.size("s"), btf.has_typedef("s"));
+        }
+        assert!(read > 100 && refused > 100, "{read} {refused}");
     }
 }

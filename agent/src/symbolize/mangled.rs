@@ -60,4 +60,13 @@ mod tests {
             assert_eq!(readable(other), other);
         }
     }
+
+    #[test]
+    fn damaged_names_harm_nobody() {
+        for mut random in crate::host::damage::rounds(5_000) {
+            let damaged = random.damage(b"_ZNK4shop12_GLOBAL__N_14loadIdEEvSt6vectorIiE", &[]);
+            let name = String::from_utf8_lossy(&damaged);
+            assert!(readable(&name).len() <= name.len() + "(anonymous namespace)".len() * 3);
+        }
+    }
 }

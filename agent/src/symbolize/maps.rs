@@ -103,4 +103,16 @@ bad line
         assert_eq!(find(&maps, 0x1000), None);
         assert_eq!(&*find(&maps, 0x7ffd_0000_0fff).unwrap().path, "[vdso]");
     }
+
+    #[test]
+    fn damaged_lines_harm_nobody() {
+        for mut random in crate::host::damage::rounds(5_000) {
+            let damaged = random.damage(MAPS.as_bytes(), &[]);
+            let maps = parse(&String::from_utf8_lossy(&damaged));
+            assert!(maps.len() <= MAPS.len());
+            for mapping in &maps {
+                let _any = (mapping.is_file(), find(&maps, mapping.range.start));
+            }
+        }
+    }
 }

@@ -141,4 +141,20 @@ mod tests {
         map.refresh(&small, 77);
         assert_eq!(map.find(0x1001), None);
     }
+
+    #[test]
+    fn damaged_lists_harm_nobody() {
+        let list = "7f0000001000 20 LazyCompile:*a x.js:1\n0x7f0000002000 10 b\nffffffffffffffff ffffffffffffffff c d\n";
+        for mut random in crate::host::damage::rounds(5_000) {
+            let damaged = random.damage(list.as_bytes(), &[]);
+            let map = PerfMap {
+                entries: parse(&String::from_utf8_lossy(&damaged)),
+                ..PerfMap::default()
+            };
+            for address in [0, 0x7f00_0000_1008, u64::MAX] {
+                let name = map.find(address).map_or("", |name| name);
+                assert!(!name.contains(char::is_control), "{name:?}");
+            }
+        }
+    }
 }

@@ -206,3 +206,22 @@ fn units() {
         assert_eq!(found.as_deref(), unit, "{path}");
     }
 }
+
+#[test]
+fn damaged_paths_harm_nobody() {
+    let all = [
+        format!("0::/system.slice/cri-containerd-{ID}.scope/system.slice/shop\\x2dweb.service\n"),
+        format!(
+            "9:memory:/machine.slice/machine-lxc\\x2d7\\x2dshop.scope\n0::/lxc.payload.shop/docker/{ID}\n"
+        ),
+        "0::/system.slice/systemd-nspawn@shop\\x2dweb.service/run-p12-i34.service/openrc.shop\n".to_owned(),
+    ];
+    for mut random in crate::host::damage::rounds(5_000) {
+        let file = &all[random.below(all.len())];
+        let damaged = random.damage(file.as_bytes(), &[]);
+        let damaged = String::from_utf8_lossy(&damaged);
+        for path in cgroups(&damaged) {
+            let _any = (container_of(&path), unit_of(&path));
+        }
+    }
+}

@@ -247,3 +247,24 @@ fn code_on_the_command_line_is_never_shown() {
         }
     }
 }
+
+#[test]
+fn damaged_command_lines_harm_nobody() {
+    let all: [&[u8]; 5] = [
+        b"/usr/bin/python3\0-m\0gunicorn\0--chdir=/srv\0shop.wsgi:app\0",
+        b"/usr/bin/java\0-cp\0/opt/a.jar:/opt/b.jar\0-jar\0/opt/orders.jar\0--x\0",
+        b"nginx: worker process\0",
+        b"/bin/bash\0-lc\0exec env A=1 node /srv/shop/server.js\0",
+        b"/usr/bin/ruby\0bundle\0exec\0puma 6.4.2 (tcp://0.0.0.0:3000) [shop]\0",
+    ];
+    for mut random in crate::host::damage::rounds(5_000) {
+        let line = all[random.below(all.len())];
+        let damaged = random.damage(line, &[]);
+        let words: Vec<String> = damaged
+            .split(|byte| *byte == 0)
+            .map(|word| String::from_utf8_lossy(word).into_owned())
+            .collect();
+        let exe = words.first().map_or("", String::as_str);
+        assert!(!program_name(exe, &words, "shop").is_empty());
+    }
+}

@@ -82,4 +82,13 @@ mod tests {
         long.extend([0; 8]);
         assert_eq!(name(&long), None);
     }
+
+    #[test]
+    fn damaged_links_name_no_path() {
+        for mut random in crate::host::damage::rounds(5_000) {
+            let damaged = random.damage(b"shop.debug\0\0\x01\x02\x03\x04/../", &[]);
+            let name = name(&damaged).unwrap_or_default();
+            assert!(!name.contains('/') && name != "..", "{name}");
+        }
+    }
 }

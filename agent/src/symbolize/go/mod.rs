@@ -192,10 +192,10 @@ impl GoTable {
     }
 
     /// Calls `each` with the range of each function, its name, and how many bytes lie between the stack pointer and the return
-    /// address, from which instruction on.
+    /// address, from which instruction on; until it says that this is enough (`false`).
     pub(super) fn frames(
         &self,
-        mut each: impl FnMut(Range<u64>, &str, &mut dyn Iterator<Item = (u64, i64)>),
+        mut each: impl FnMut(Range<u64>, &str, &mut dyn Iterator<Item = (u64, i64)>) -> bool,
     ) {
         for (function, end) in self.functions() {
             let name = self.table.u32(function.at + 4);
@@ -210,11 +210,10 @@ impl GoTable {
                     from = function.start + until;
                     (here, depth)
                 });
-            each(
-                function.start..end,
-                name.as_deref().unwrap_or_default(),
-                &mut depths,
-            );
+            let name = name.as_deref().unwrap_or_default();
+            if !each(function.start..end, name, &mut depths) {
+                return;
+            }
         }
     }
 

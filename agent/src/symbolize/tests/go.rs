@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use agent_ebpf::wire::unwind::{CFA_NONE, CFA_UNSUPPORTED};
 
-use super::hostile::Random;
 use super::programs::GO;
 use super::separate::{run, text};
+use crate::host::damage::Random;
 use crate::symbolize::go::GoTable;
 use crate::symbolize::image::Headers;
 use crate::symbolize::name::Names;
@@ -100,7 +100,14 @@ fn frames_of_the_table_are_those_of_call_frame_information() {
         );
         run("strip", &["-o", text(&at("shop")), text(&at("whole"))]);
         let mut rules = Rules::default();
-        let mut table = |name: &str| build_table(&File::open(at(name)).unwrap(), &mut rules).unwrap();
+        let mut table = |name: &str| {
+            build_table(
+                &File::open(at(name)).unwrap(),
+                &mut rules,
+                Duration::from_secs(60),
+            )
+            .unwrap()
+        };
         let (whole, stripped) = (table("whole"), table("shop"));
         let code = Headers::read(&File::open(at("shop")).unwrap())
             .unwrap()

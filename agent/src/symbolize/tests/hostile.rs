@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::separate::{Built, config, lines, run, text};
 use super::{PROGRAM, functions, resolve, start_program, stop};
+use crate::host::damage::Random;
 use crate::symbolize::{Outcome, Symbolizer, SymbolizerConfig};
 
 /// A function `shop_load` in which `depth` functions are inlined, each in the one before.
@@ -87,18 +88,6 @@ fn endless_nesting_does_not_overflow_the_stack() {
             u64::from(depth > 256),
             "{depth}"
         );
-    }
-}
-
-/// The same in each run (xorshift).
-pub(super) struct Random(pub(super) u64);
-
-impl Random {
-    pub(super) fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % limit as u64).unwrap()
     }
 }
 

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use agent_ebpf::wire::unwind::Rule;
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Register};
 
+use super::super::cpu_time::CpuTime;
 use super::effect::{State, after};
 
 /// Instructions of a function at most.
@@ -38,9 +39,9 @@ pub(super) struct Stretch {
     pub(super) signal_returns: Vec<u64>,
 }
 
-/// The functions in a stretch of code without information, of which some addresses may be known, in order. Between functions there is padding; where one is not understood,
-/// the next one is that which something calls.
-pub(super) fn functions(code: &[u8], address: u64, known: &[u64]) -> Stretch {
+/// The functions in a stretch of code without information, of which some addresses may be known, in order. Between functions there
+/// is padding; where one is not understood, the next one is that which something calls. What is not read in time is left out.
+pub(super) fn functions(code: &[u8], address: u64, known: &[u64], until: CpuTime) -> Stretch {
     let mut found: Vec<Understood> = Vec::new();
     let mut signal_returns = Vec::new();
     let mut info = InstructionInfoFactory::new();
@@ -53,7 +54,10 @@ pub(super) fn functions(code: &[u8], address: u64, known: &[u64]) -> Stretch {
             at = start + len;
             continue;
         }
-        match follow(code, address, start, &mut info) {
+        if CpuTime::now() > until {
+            break;
+        }
+        match follow(code, address, start, &mut info, until) {
             Some(function) => {
                 at = usize::try_from(function.end - address).unwrap_or(code.len());
                 found.push(function);
@@ -135,7 +139,13 @@ fn is_padding(instruction: &Instruction) -> bool {
         && instruction.op1_register() == Register::AL)
 }
 
-fn follow(code: &[u8], address: u64, start: usize, info: &mut InstructionInfoFactory) -> Option<Understood> {
+fn follow(
+    code: &[u8],
+    address: u64,
+    start: usize,
+    info: &mut InstructionInfoFactory,
+    until: CpuTime,
+) -> Option<Understood> {
     let first = address + start as u64;
     let mut walk = Walk {
         code,
@@ -151,6 +161,9 @@ fn follow(code: &[u8], address: u64, start: usize, info: &mut InstructionInfoFac
     walk.run(first, State::ENTRY, info)?;
     // Where a jump went through a table, so do others: to what nobody else jumps to, inside and right behind.
     while let (Some(state), Some(at)) = (walk.table, walk.hole()) {
+        if CpuTime::now() > until {
+            return None;
+        }
         let mut further = walk.clone();
         match further.run(at, state, info) {
             Some(()) if further.end > walk.end || at < walk.end => walk = further,

@@ -5,6 +5,7 @@ use agent_ebpf::wire::unwind::{
 };
 use gimli::{BaseAddresses, CieOrFde, EndianSlice, LittleEndian, UnwindContext, UnwindSection};
 
+use super::super::cpu_time::CpuTime;
 use super::cfi::rule;
 use super::code::Understood;
 use super::rules::{NONE, Rules, UNSUPPORTED};
@@ -45,6 +46,22 @@ pub(super) struct Found {
     pub(super) unsupported: u64,
 }
 
+/// Why not all functions were read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stopped {
+    /// The section makes no sense.
+    Broken,
+    /// More rows than the limit.
+    TooMany,
+    /// More time than the limit.
+    TooSlow,
+}
+
+/// Bytes of call frame information that are read between two looks at the clock.
+const BETWEEN_LOOKS: usize = 256 << 10;
+/// What an entry costs beside its bytes, in bytes.
+const EACH_COSTS: usize = 1 << 10;
+
 /// Rows of one function.
 struct Function {
     start: u64,
@@ -61,26 +78,37 @@ pub(super) struct Functions {
 }
 
 impl Functions {
-    /// Reads those of a section. More than `max` rows are an error: a crafted file is not to take all memory.
+    /// Reads those of a section. More than so many rows, or more time, are an error: a crafted file is not to take all memory,
+    /// nor for ever.
     pub(super) fn read<'a, S>(
         &mut self,
         section: &S,
         bases: &BaseAddresses,
         rules: &mut Rules,
-        max: usize,
-    ) -> Result<(), gimli::Error>
+        (max, until): (usize, CpuTime),
+    ) -> Result<(), Stopped>
     where
         S: UnwindSection<Bytes<'a>>,
         S::Offset: gimli::UnwindOffset<usize>,
     {
         let mut context = UnwindContext::new();
         let mut entries = section.entries(bases);
-        while let Some(entry) = entries.next()? {
+        let mut read = 0;
+        while let Some(entry) = entries.next().map_err(|_| Stopped::Broken)? {
+            read += EACH_COSTS;
+            if read > BETWEEN_LOOKS {
+                read = 0;
+                if CpuTime::now() > until {
+                    return Err(Stopped::TooSlow);
+                }
+            }
             let CieOrFde::Fde(partial) = entry else { continue };
             let Ok(fde) = partial.parse(S::cie_from_offset) else {
                 self.found.broken += 1;
                 continue;
             };
+            // What all functions share is read again for each of them.
+            read += fde.entry_len() + fde.cie().entry_len();
             let from = self.rows.len();
             let flags = if fde.is_signal_trampoline() {
                 RULE_SIGNAL
@@ -110,7 +138,7 @@ impl Functions {
                         rows: from..self.rows.len(),
                     });
                 }
-                Ok(false) => return Err(gimli::Error::TooManyRegisterRules),
+                Ok(false) => return Err(Stopped::TooMany),
                 _ => {
                     self.rows.truncate(from);
                     self.found.broken += 1;
@@ -151,7 +179,7 @@ impl Functions {
         depths: &mut dyn Iterator<Item = (u64, i64)>,
         rules: &mut Rules,
         max: usize,
-    ) -> Result<(), gimli::Error> {
+    ) -> Result<(), Stopped> {
         if range.is_empty() || range.end >= Row::END {
             self.found.broken += 1;
             return Ok(());
@@ -173,7 +201,7 @@ impl Functions {
             self.found.unsupported += u64::from(rule.cfa == UNSUPPORTED.cfa);
             self.rows.push(Row::new(address, rules.number(rule)));
             if self.rows.len() > max {
-                return Err(gimli::Error::TooManyRegisterRules);
+                return Err(Stopped::TooMany);
             }
         }
         if self.rows.len() > from {

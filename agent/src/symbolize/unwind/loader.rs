@@ -55,7 +55,7 @@ pub struct LoaderStats {
     pub unsupported_rows: u64,
     /// Tables and mappings that found no room.
     pub full: u64,
-    /// Time spent on building.
+    /// CPU time spent on building.
     pub build_time: Duration,
     /// Bytes of kernel memory for rows.
     pub row_bytes: u64,
@@ -249,7 +249,7 @@ impl<S: Sink> Loader<S> {
         if self.refused.get(&file_key).is_some() {
             return Ok(None);
         }
-        match build(&file, &mut self.rules) {
+        match build(&file, &mut self.rules, self.config.max_parse) {
             Ok(built) => {
                 self.stats.built += 1;
                 self.stats.broken_functions += built.broken;

@@ -5,6 +5,7 @@ mod cfi;
 mod code;
 mod effect;
 mod functions;
+mod limited;
 mod loader;
 mod read;
 mod rules;

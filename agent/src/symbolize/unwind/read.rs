@@ -2,24 +2,32 @@
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::time::{Duration, Instant};
+use std::os::unix::fs::FileExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use gimli::{BaseAddresses, DebugFrame, EhFrame, EndianSlice, LittleEndian};
 use object::elf::{self, FileHeader64};
 use object::read::elf::{ElfFile, ProgramHeader as _};
-use object::{
-    LittleEndian as Little, Object as _, ObjectSection as _, ObjectSymbol as _, ReadCache, ReadRef,
-};
+use object::{LittleEndian as Little, Object as _, ObjectSection as _, ObjectSymbol as _, ReadRef};
 
+use super::super::cpu_time::CpuTime;
 use super::super::go::GoTable;
 use super::super::image::Headers;
 use super::code;
-use super::functions::Functions;
+use super::functions::{Functions, Stopped};
+use super::limited::Limited;
 use super::rules::Rules;
 use super::table::Table;
 
-/// Largest section that is read. Chromium's is 30 MB.
-const MAX_SECTION: u64 = 128 << 20;
+/// Bytes of a file that are read at most: what a table is made from, and the symbols. Chromium's call frame information is 30 MB.
+const MAX_READ: u64 = 96 << 20;
+/// Largest section after unpacking.
+const MAX_SECTION: u64 = 64 << 20;
+/// Largest table of Go's that is read; that of Kubernetes is about 20 MB.
+const MAX_GO: u64 = 48 << 20;
+/// Symbols that are looked at for where functions begin.
+const MAX_SYMBOLS: usize = 1 << 20;
 /// Rows of an executable at most; Chromium has 3 million.
 const MAX_ROWS: usize = 4 << 20;
 /// Bytes of code without information that are looked at; more is somebody's own assembly or a just-in-time compiler's snapshot.
@@ -36,6 +44,10 @@ pub enum Refused {
     NoInformation,
     /// More than the limits allow.
     TooLarge,
+    /// More time than the limit allows.
+    TooSlow,
+    /// A fault of the reader's, which the file brought about.
+    Panic,
 }
 
 impl Refused {
@@ -47,6 +59,8 @@ impl Refused {
             Self::Machine => "other_machine",
             Self::NoInformation => "no_information",
             Self::TooLarge => "too_large",
+            Self::TooSlow => "too_slow",
+            Self::Panic => "panic",
         }
     }
 }
@@ -62,42 +76,68 @@ pub struct Built {
     pub broken: u64,
     /// Places with a rule that the kernel side does not know.
     pub unsupported: u64,
-    /// What making it took.
+    /// CPU time that making it took.
     pub took: Duration,
 }
 
-type Elf<'a> = ElfFile<'a, FileHeader64<Little>, &'a ReadCache<&'a File>>;
+type Elf<'a> = ElfFile<'a, FileHeader64<Little>, &'a Limited<'a>>;
 
-/// Builds the table of an executable.
-pub fn build(file: &File, rules: &mut Rules) -> Result<Built, Refused> {
-    let start = Instant::now();
-    let cache = ReadCache::new(file);
-    let elf = Elf::parse(&cache).map_err(|_| Refused::Malformed)?;
-    if elf.elf_header().e_machine.get(Little) != elf::EM_X86_64 {
-        return Err(Refused::Machine);
-    }
-    let mut functions = functions(&elf, &cache, rules)?;
-    if is_go(&elf) && elf.section_by_name(".debug_frame").is_none() {
-        by_go_table(file, &elf, &mut functions, rules)?;
-    }
+/// Builds the table of an executable, in so much CPU time at most.
+pub fn build(file: &File, rules: &mut Rules, most: Duration) -> Result<Built, Refused> {
+    let start = CpuTime::now();
+    // What rules were added before a panic are rules as good as any.
+    let built = catch_unwind(AssertUnwindSafe(|| make(file, rules, start + most)));
+    let mut built = built.unwrap_or(Err(Refused::Panic))?;
+    built.took = start.elapsed();
+    Ok(built)
+}
+
+fn make(file: &File, rules: &mut Rules, until: CpuTime) -> Result<Built, Refused> {
+    let functions = collect(file, rules, until)?;
     let found = functions.found;
+    // What was read is let go by now: for large files, each of the two takes tens of megabytes.
     let rows = functions.rows();
     if rows.is_empty() {
         return Err(Refused::NoInformation);
     }
     Ok(Built {
-        table: Table::pack(&rows),
+        table: Table::pack(&rows).ok_or(Refused::TooLarge)?,
         functions: found.functions,
         broken: found.broken,
         unsupported: found.unsupported,
-        took: start.elapsed(),
+        took: Duration::ZERO,
     })
 }
 
+fn collect(file: &File, rules: &mut Rules, until: CpuTime) -> Result<Functions, Refused> {
+    let limited = Limited::new(file, MAX_READ);
+    let malformed = |limited: &Limited<'_>| {
+        if limited.is_over() {
+            Refused::TooLarge
+        } else {
+            Refused::Malformed
+        }
+    };
+    let elf = Elf::parse(&limited).map_err(|_| malformed(&limited))?;
+    if elf.elf_header().e_machine.get(Little) != elf::EM_X86_64 {
+        return Err(Refused::Machine);
+    }
+    let mut functions = functions(file, &elf, &limited, rules, until).map_err(|why| match why {
+        Refused::Malformed => malformed(&limited),
+        why => why,
+    })?;
+    if is_go(&elf) && elf.section_by_name(".debug_frame").is_none() {
+        by_go_table(file, &elf, &mut functions, rules, until)?;
+    }
+    Ok(functions)
+}
+
 fn functions<'a>(
+    file: &File,
     elf: &Elf<'a>,
-    cache: &'a ReadCache<&'a File>,
+    limited: &'a Limited<'a>,
     rules: &mut Rules,
+    until: CpuTime,
 ) -> Result<Functions, Refused> {
     let mut bases = BaseAddresses::default();
     for section in elf.sections() {
@@ -111,39 +151,48 @@ fn functions<'a>(
     if is_go(elf) {
         for symbol in elf.symbols() {
             let name = symbol.name().unwrap_or_default();
-            of_go(elf, name, symbol.address(), symbol.size(), &mut functions, rules);
+            let (address, size) = (symbol.address(), symbol.size());
+            of_go(file, elf, name, address, size, &mut functions, rules);
         }
     }
     let eh_frame = match elf.section_by_name(".eh_frame") {
         Some(section) => Some((section.address(), contents(&section)?)),
-        None => without_sections(elf, cache).map(|(address, data)| (address, Cow::Borrowed(data))),
+        None => without_sections(elf, limited).map(|(address, data)| (address, Cow::Borrowed(data))),
     };
     if let Some((address, data)) = eh_frame {
         let mut frame = EhFrame::from(EndianSlice::new(&data, LittleEndian));
         frame.set_address_size(8);
         let bases = bases.clone().set_eh_frame(address);
-        functions.read(&frame, &bases, rules, MAX_ROWS).map_err(refused)?;
+        functions
+            .read(&frame, &bases, rules, (MAX_ROWS, until))
+            .map_err(refused)?;
     }
     // Start-up code has `.eh_frame` also where the program itself has the other, so the one does not rule out the other.
     if let Some(section) = elf.section_by_name(".debug_frame") {
         let data = contents(&section)?;
         let mut frame = DebugFrame::from(EndianSlice::new(&data, LittleEndian));
         frame.set_address_size(8);
-        functions.read(&frame, &bases, rules, MAX_ROWS).map_err(refused)?;
+        functions
+            .read(&frame, &bases, rules, (MAX_ROWS, until))
+            .map_err(refused)?;
     }
     // Go has many functions that say nothing here, but keep frame pointers.
     if !is_go(elf) {
-        from_code(elf, &mut functions, rules);
+        from_code(file, elf, &mut functions, rules, until);
+    }
+    if CpuTime::now() > until {
+        return Err(Refused::TooSlow);
     }
     Ok(functions)
 }
 
 /// Rules of what is left, where its instructions tell.
-fn from_code(elf: &Elf<'_>, functions: &mut Functions, rules: &mut Rules) {
+fn from_code(file: &File, elf: &Elf<'_>, functions: &mut Functions, rules: &mut Rules, until: CpuTime) {
     let mut left = MAX_CODE;
     let symbols = elf.symbols().chain(elf.dynamic_symbols());
     let mut known: Vec<u64> = symbols
         .filter(|symbol| symbol.kind() == object::SymbolKind::Text && symbol.is_definition())
+        .take(MAX_SYMBOLS)
         .map(|symbol| symbol.address())
         .collect();
     known.sort_unstable();
@@ -156,14 +205,14 @@ fn from_code(elf: &Elf<'_>, functions: &mut Functions, rules: &mut Rules) {
         }
         for gap in functions.gaps(section.address()..section.address().saturating_add(section.size())) {
             let size = gap.end - gap.start;
-            if size > left {
+            if size > left || CpuTime::now() > until {
                 return;
             }
             left -= size;
-            let Ok(Some(code)) = section.data_range(gap.start, size) else {
+            let Some(code) = code_of(file, &section, gap.start, size) else {
                 continue;
             };
-            let found = code::functions(code, gap.start, &known);
+            let found = code::functions(&code, gap.start, &known, until);
             for address in found.signal_returns {
                 functions.signal_return(address, rules);
             }
@@ -174,10 +223,28 @@ fn from_code(elf: &Elf<'_>, functions: &mut Functions, rules: &mut Rules) {
     }
 }
 
-fn refused(error: gimli::Error) -> Refused {
-    match error {
-        gimli::Error::TooManyRegisterRules => Refused::TooLarge,
-        _ => Refused::Malformed,
+/// A piece of a section, and no more of the file: code is most of it.
+fn code_of<'a>(
+    file: &File,
+    section: &impl object::ObjectSection<'a>,
+    address: u64,
+    size: u64,
+) -> Option<Vec<u8>> {
+    let (offset, there) = section.file_range()?;
+    let at = address.checked_sub(section.address())?;
+    if at.checked_add(size)? > there || size > MAX_CODE {
+        return None;
+    }
+    let mut code = vec![0; usize::try_from(size).ok()?];
+    file.read_exact_at(&mut code, offset.checked_add(at)?).ok()?;
+    Some(code)
+}
+
+fn refused(stopped: Stopped) -> Refused {
+    match stopped {
+        Stopped::Broken => Refused::Malformed,
+        Stopped::TooMany => Refused::TooLarge,
+        Stopped::TooSlow => Refused::TooSlow,
     }
 }
 
@@ -192,13 +259,13 @@ fn contents<'a>(section: &impl object::ObjectSection<'a>) -> Result<Cow<'a, [u8]
 
 /// `.eh_frame` of a file without section headers: its index is a segment of its own (`PT_GNU_EH_FRAME`; LSB 5.0, 10.6.2) and
 /// begins with a pointer to it.
-fn without_sections<'a>(elf: &Elf<'a>, cache: &'a ReadCache<&'a File>) -> Option<(u64, &'a [u8])> {
+fn without_sections<'a>(elf: &Elf<'a>, limited: &'a Limited<'a>) -> Option<(u64, &'a [u8])> {
     let segments = elf.elf_program_headers();
     let index = segments
         .iter()
         .find(|segment| segment.p_type(Little) == elf::PT_GNU_EH_FRAME)?;
     let (offset, address) = (index.p_offset(Little), index.p_vaddr(Little));
-    let head: [u8; 8] = cache.read_bytes_at(offset, 8).ok()?.try_into().ok()?;
+    let head: [u8; 8] = limited.read_bytes_at(offset, 8).ok()?.try_into().ok()?;
     // Version 1, and the encoding that every linker uses: relative to itself, four signed bytes.
     if head[..2] != [1, 0x1b] {
         return None;
@@ -218,7 +285,7 @@ fn without_sections<'a>(elf: &Elf<'a>, cache: &'a ReadCache<&'a File>) -> Option
     if size > MAX_SECTION {
         return None;
     }
-    let data = cache
+    let data = limited
         .read_bytes_at(segment.p_offset(Little).checked_add(at)?, size)
         .ok()?;
     Some((frame, data))
@@ -234,17 +301,19 @@ fn by_go_table(
     elf: &Elf<'_>,
     functions: &mut Functions,
     rules: &mut Rules,
+    until: CpuTime,
 ) -> Result<(), Refused> {
-    let table = Headers::read(file).and_then(|headers| GoTable::read(file, &headers, MAX_SECTION));
+    let table = Headers::read(file).and_then(|headers| GoTable::read(file, &headers, MAX_GO));
     let Ok(Some(table)) = table else {
         return Ok(());
     };
     let mut signal_returns = Vec::new();
     table.frames(|range, name, _| {
         let size = range.end.saturating_sub(range.start);
-        if of_go(elf, name, range.start, size, functions, rules) {
+        if of_go(file, elf, name, range.start, size, functions, rules) {
             signal_returns.push(range.start);
         }
+        CpuTime::now() <= until
     });
     let mut full = Ok(());
     table.frames(|mut range, _, depths| {
@@ -252,16 +321,20 @@ fn by_go_table(
         if signal_returns.contains(&range.end) {
             range.end -= 1;
         }
-        if full.is_ok() {
-            full = functions.of_go(range, depths, rules, MAX_ROWS);
-        }
+        full = functions.of_go(range, depths, rules, MAX_ROWS);
+        full.is_ok() && CpuTime::now() <= until
     });
-    full.map_err(refused)
+    full.map_err(refused)?;
+    if CpuTime::now() > until {
+        return Err(Refused::TooSlow);
+    }
+    Ok(())
 }
 
 /// What neither the call frame information of Go nor its table says: where its threads and goroutines begin (its compiler's
 /// `TOPFRAME`), and where its signal handlers return to; true for the latter.
 fn of_go(
+    file: &File,
     elf: &Elf<'_>,
     name: &str,
     address: u64,
@@ -279,8 +352,8 @@ fn of_go(
         "sigreturn" | "sigreturn__sigaction" => {
             let code = elf
                 .sections()
-                .find_map(|section| section.data_range(address, 9).ok().flatten());
-            if code == Some(&SIGNAL_RETURN) {
+                .find_map(|section| code_of(file, &section, address, 9));
+            if code.is_some_and(|code| code == SIGNAL_RETURN) {
                 functions.signal_return(address, rules);
                 return true;
             }

@@ -1,6 +1,6 @@
 //! Rows in pages, as the kernel side reads them.
 
-use agent_ebpf::wire::unwind::{PAGE_BITS, row};
+use agent_ebpf::wire::unwind::{MAX_PAGES, PAGE_BITS, row};
 
 use super::functions::Row;
 
@@ -18,12 +18,16 @@ pub struct Table {
 }
 
 impl Table {
-    /// Packs rows that are sorted by address.
-    pub(super) fn pack(rows: &[Row]) -> Self {
-        let Some(first) = rows.first() else {
-            return Self::default();
+    /// Packs rows that are sorted by address; `None` where the code has more pages than there can be, in which two functions at
+    /// the two ends of the address space suffice.
+    pub(super) fn pack(rows: &[Row]) -> Option<Self> {
+        let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
+            return Some(Self::default());
         };
         let base = first.address() & !(PAGE - 1);
+        if (last.address() - base) / PAGE >= u64::from(MAX_PAGES) {
+            return None;
+        }
         let mut table = Self {
             base,
             pages: vec![0],
@@ -45,7 +49,7 @@ impl Table {
             rule = next.rule();
         }
         table.pages.push(table.rows.len() as u32);
-        table
+        Some(table)
     }
 
     /// Number of the rule at an address of the file: what the kernel side does, for tests and for what is not hot.
@@ -70,7 +74,7 @@ mod tests {
     fn each_page_begins_with_the_rule_in_force() {
         let rows = [(0x1_2000, 2), (0x1_ffff, 3), (0x4_0000, 4), (0x4_0010, 0)]
             .map(|(address, rule)| Row::new(address, rule));
-        let table = Table::pack(&rows);
+        let table = Table::pack(&rows).unwrap();
         assert_eq!(table.base, 0x1_0000);
         assert_eq!(table.pages, [0, 3, 4, 5, 7]);
         let found: Vec<_> = [
@@ -95,6 +99,8 @@ mod tests {
                 None
             ]
         );
-        assert_eq!(Table::pack(&[]).find(0), None);
+        assert_eq!(Table::pack(&[]).unwrap().find(0), None);
+        let far = [(0x1000, 2), (0x1000 + (PAGE << 16), 0)].map(|(address, rule)| Row::new(address, rule));
+        assert_eq!(Table::pack(&far), None);
     }
 }

@@ -6,6 +6,7 @@ use object::{Object as _, ObjectSection as _};
 
 use super::super::code::functions;
 use super::super::{Rules, build};
+use super::{LONG, late};
 
 /// Functions understood, those not, and the places compared, of all functions of a file that have information. Without branch
 /// tables or endless loops they are understood; where one is, each rule must be the compiler's.
@@ -13,7 +14,7 @@ fn compare(path: &str) -> (usize, usize, usize) {
     let bytes = std::fs::read(path).unwrap();
     let file = object::File::parse(&*bytes).unwrap();
     let mut rules = Rules::default();
-    let built = build(&std::fs::File::open(path).unwrap(), &mut rules).unwrap();
+    let built = build(&std::fs::File::open(path).unwrap(), &mut rules, LONG).unwrap();
     let section = file.section_by_name(".eh_frame").unwrap();
     let text = file.section_by_name(".text").unwrap();
     let frame = gimli::EhFrame::new(section.data().unwrap(), gimli::LittleEndian);
@@ -28,7 +29,7 @@ fn compare(path: &str) -> (usize, usize, usize) {
         let Ok(Some(code)) = text.data_range(fde.initial_address(), fde.len()) else {
             continue;
         };
-        let Some(function) = functions(code, fde.initial_address(), &[])
+        let Some(function) = functions(code, fde.initial_address(), &[], late())
             .functions
             .into_iter()
             .find(|function| function.start == fde.initial_address())
@@ -79,9 +80,9 @@ fn compare_blindly(path: &str) -> (usize, usize) {
     let bytes = std::fs::read(path).unwrap();
     let file = object::File::parse(&*bytes).unwrap();
     let mut rules = Rules::default();
-    let built = build(&std::fs::File::open(path).unwrap(), &mut rules).unwrap();
+    let built = build(&std::fs::File::open(path).unwrap(), &mut rules, LONG).unwrap();
     let text = file.section_by_name(".text").unwrap();
-    let found = functions(text.data().unwrap(), text.address(), &[]);
+    let found = functions(text.data().unwrap(), text.address(), &[], late());
     let (mut compared, mut wrong) = (0, 0);
     for (address, rule) in found.functions.iter().flat_map(|function| &function.rows) {
         let truth = rules.all()[usize::from(built.table.find(*address).unwrap())];
@@ -112,7 +113,7 @@ fn offsets(code: &[u8]) -> Vec<Vec<(u64, i32)>> {
         CFA_END => (*at, 0),
         _ => (*at, -1),
     };
-    let stretch = functions(code, 0x1000, &[]);
+    let stretch = functions(code, 0x1000, &[], late());
     stretch
         .functions
         .iter()
@@ -164,7 +165,7 @@ fn any_bytes_end_soon() {
     };
     for _ in 0..200 {
         let code: Vec<u8> = (0..4096).map(|_| next()).collect();
-        for function in functions(&code, u64::MAX >> 17, &[]).functions {
+        for function in functions(&code, u64::MAX >> 17, &[], late()).functions {
             assert!(function.start < function.end && !function.rows.is_empty());
         }
     }

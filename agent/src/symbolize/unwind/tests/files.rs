@@ -8,6 +8,7 @@ use agent_ebpf::wire::unwind::{
 };
 
 use super::super::{Refused, Rules, build};
+use super::LONG;
 
 /// A row of `readelf --debug-dump=frames-interp`: address, rule of the CFA, of the frame pointer, of the return address.
 struct Line {
@@ -84,7 +85,7 @@ fn written(rule: Rule) -> (String, String) {
 
 fn compare(path: &str) -> usize {
     let mut rules = Rules::default();
-    let built = build(&File::open(path).unwrap(), &mut rules).unwrap();
+    let built = build(&File::open(path).unwrap(), &mut rules, LONG).unwrap();
     let rule = |address| {
         built
             .table
@@ -142,7 +143,7 @@ fn the_tables_of_distribution_binaries_are_what_readelf_prints() {
 fn between_functions_there_is_no_rule() {
     let path = "/bin/bash";
     let mut rules = Rules::default();
-    let built = build(&File::open(path).unwrap(), &mut rules).unwrap();
+    let built = build(&File::open(path).unwrap(), &mut rules, LONG).unwrap();
     let last = readelf(path).into_iter().map(|(end, _)| end).max().unwrap();
     let number = built.table.find(last).unwrap_or(0);
     assert_eq!(rules.all()[usize::from(number)].cfa, CFA_NONE);
@@ -154,7 +155,7 @@ fn what_is_no_executable_is_refused_by_name() {
     let mut refused = |bytes: &[u8]| {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
-        build(file.as_file(), &mut rules).unwrap_err()
+        build(file.as_file(), &mut rules, LONG).unwrap_err()
     };
     assert_eq!(refused(b""), Refused::Malformed);
     assert_eq!(refused(b"#!/bin/sh\n"), Refused::Malformed);

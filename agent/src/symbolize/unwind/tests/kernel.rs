@@ -97,7 +97,7 @@ fn table(count: u64, step: u64, rule: u16) -> Table {
     let rows: Vec<Row> = (0..count)
         .map(|i| Row::new(0x1000 + i * step, rule + (i % 2) as u16))
         .collect();
-    Table::pack(&rows)
+    Table::pack(&rows).unwrap()
 }
 
 const KEY: SpaceKey = SpaceKey { slot: 7, pid: 40 };
