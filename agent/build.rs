@@ -3,10 +3,7 @@
 #[path = "../xtask/src/toolchain.rs"]
 mod toolchain;
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-};
+use std::{env, path::PathBuf};
 use toolchain::Toolchain;
 
 fn main() {
@@ -22,7 +19,8 @@ fn build() -> Result<(), Vec<String>> {
     println!("cargo::rerun-if-env-changed={}", toolchain::PINNED);
     let toolchain =
         Toolchain::find().map_err(|missing| missing.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    // As it is now: what is compiled into this script may be the folder that a target folder was copied from.
+    let workspace = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("..");
     for path in [
         "agent-ebpf/src",
         "agent-ebpf/Cargo.toml",
