@@ -88,11 +88,12 @@ fn own_function_with_its_line() {
     });
     let address = a_function_with_a_name as fn() -> u64 as usize as u64;
     let stack = resolve(&mut symbolizer, std::process::id(), vec![address]);
+    // With optimization, what it calls may be part of it.
     assert_eq!(
-        functions(&stack),
-        ["tieback::symbolize::tests::a_function_with_a_name"]
+        functions(&stack).last(),
+        Some(&"tieback::symbolize::tests::a_function_with_a_name")
     );
-    let frame = &stack.frames[0];
+    let frame = stack.frames.last().unwrap();
     assert!(
         frame.file.as_deref().unwrap().ends_with("symbolize/tests/mod.rs"),
         "{frame:?}"

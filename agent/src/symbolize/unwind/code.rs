@@ -57,7 +57,7 @@ pub(super) fn functions(code: &[u8], address: u64, known: &[u64], until: CpuTime
         if CpuTime::now() > until {
             break;
         }
-        match follow(code, address, start, &mut info, until) {
+        match follow(code, address, known, start, &mut info, until) {
             Some(function) => {
                 at = usize::try_from(function.end - address).unwrap_or(code.len());
                 found.push(function);
@@ -142,6 +142,7 @@ fn is_padding(instruction: &Instruction) -> bool {
 fn follow(
     code: &[u8],
     address: u64,
+    known: &[u64],
     start: usize,
     info: &mut InstructionInfoFactory,
     until: CpuTime,
@@ -150,6 +151,7 @@ fn follow(
     let mut walk = Walk {
         code,
         address,
+        known,
         first,
         seen: BTreeMap::new(),
         end: first,
@@ -198,6 +200,8 @@ struct Walk<'a> {
     code: &'a [u8],
     /// Of the first byte of `code`.
     address: u64,
+    /// Where functions begin, as far as that is known.
+    known: &'a [u64],
     first: u64,
     /// Instructions: the frame before each, and where the next one begins.
     seen: BTreeMap<u64, (State, u64)>,
@@ -228,8 +232,9 @@ impl Walk<'_> {
                     None => {}
                 }
                 let instruction = decoder.decode();
-                // What was called does not return when nothing follows.
-                if called && (instruction.is_invalid() || is_padding(&instruction)) {
+                // What was called does not return when nothing follows, or another function.
+                let nothing = instruction.is_invalid() || is_padding(&instruction);
+                if called && (nothing || self.known.binary_search(&ip).is_ok()) {
                     self.stops = true;
                     break;
                 }

@@ -143,6 +143,23 @@ fn where_nobody_called_the_stack_ends() {
 }
 
 #[test]
+fn what_does_not_return_ends_where_the_next_function_is_known_to_begin() {
+    // push rax; test al,al; je +2; pop rax; ret; call 0, then right behind: pop rax; ret
+    let code = [
+        0x50, 0x84, 0xc0, 0x74, 2, 0x58, 0xc3, 0xe8, 0, 0, 0, 0, 0x58, 0xc3,
+    ];
+    let starts = |known: &[u64]| -> Vec<(u64, u64)> {
+        let found = functions(&code, 0x1000, known, late()).functions;
+        found
+            .iter()
+            .map(|function| (function.start, function.end))
+            .collect()
+    };
+    assert_eq!(starts(&[]), [(0x1000, 0x100e)]);
+    assert_eq!(starts(&[0x1000, 0x100c]), [(0x1000, 0x100c)]);
+}
+
+#[test]
 fn what_is_not_proven_is_not_believed() {
     // push rax; ret: returns to what it pushed.
     assert!(offsets(&[0x50, 0xc3]).is_empty());
