@@ -1,6 +1,6 @@
 //! Records of the ring buffer. Each starts with its kind.
 
-use super::Cause;
+use super::{Cause, MemoryKind};
 
 /// User frames of a sample at most.
 pub const USER_FRAMES: usize = 127;
@@ -17,6 +17,8 @@ pub const EVENT_EXITED: u32 = 3;
 pub const EVENT_WAIT_DONE: u32 = 4;
 /// [`StackHeader::kind`].
 pub const EVENT_STACK: u32 = 5;
+/// [`OomVictim::kind`].
+pub const EVENT_OOM: u32 = 6;
 
 /// Life of slots and processes.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +33,25 @@ pub struct SlotEvent {
     /// Slot before the `exec`, `SLOT_NONE` when the image was found.
     pub parent: u32,
     /// Name of the thread.
+    pub comm: [u8; 16],
+}
+
+/// The kernel chose a process to kill for memory.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct OomVictim {
+    /// `EVENT_OOM`.
+    pub kind: u32,
+    /// Slot.
+    pub slot: u32,
+    /// Process.
+    pub pid: u32,
+    /// Padding.
+    pub pad: u32,
+    /// Pages in memory by `MemoryKind`. Where the kernel names the victim by its number alone (before Linux 6.8) and another process
+    /// asked for the memory, only the anonymous ones are known, as of its last growth.
+    pub pages: [u64; MemoryKind::COUNT],
+    /// Name of the thread; empty where it is not known.
     pub comm: [u8; 16],
 }
 

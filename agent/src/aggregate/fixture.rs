@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::{Aggregator, AttributedTick, Limits, Snapshot};
 use crate::symbolize::{
-    Cause, ConnEnd, ConnFailure, Direction, DiskOp, Frame, Owner, Peer, PoolPeer, PoolTotals, Service,
-    ServiceInfo, SharedStack, Stack, StackDetail, StackKind, SymbolizedSample, SyscallTotals, Totals,
+    Cause, ConnEnd, ConnFailure, Direction, DiskOp, Frame, OomVictim, Owner, Peer, PoolPeer, PoolTotals,
+    Service, ServiceInfo, SharedStack, Stack, StackDetail, StackKind, SymbolizedSample, SyscallTotals,
+    Totals,
 };
 
 pub(crate) const SECOND: u64 = 1_000_000_000;
@@ -167,6 +168,13 @@ pub(crate) fn snapshot() -> Arc<Snapshot> {
         };
         aggregator.tick(tick, samples, &infos);
     }
+    let victim = OomVictim {
+        at_unix_ns: 1_700_000_019 * SECOND,
+        pid: 107,
+        comm: "shop".into(),
+        resident_bytes: [48 << 20, 2 << 20, 0, 4096],
+    };
+    aggregator.oom_kill(shop, victim);
     aggregator.snapshot()
 }
 

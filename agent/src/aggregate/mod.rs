@@ -22,6 +22,7 @@ mod group;
 mod ledger;
 pub mod metric;
 pub mod names;
+mod oom;
 mod pools;
 mod profile;
 mod ranking;
@@ -31,6 +32,7 @@ mod window;
 
 pub use group::CodeScope;
 pub use metric::Metric;
+pub use oom::OomKill;
 pub use pools::{RecentPool, RecentPools};
 pub use profile::{ProfileQuery, WindowProfile};
 pub use snapshot::{Bounds, CodeSeries, ServiceCode, ServiceSnapshot, Snapshot};
@@ -42,8 +44,8 @@ use window::{WindowBuilder, Windows};
 /// What later stages need of earlier ones: stages import only their neighbour.
 pub use crate::symbolize::{
     AGES, AttributedTick, Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, FdKind, Frame,
-    Histogram, MemoryKind, Owner, Peer, PoolPeer, PoolTotals, Service, ServiceInfo, SharedStack, Stack,
-    StackDetail, StackKind, SymbolizedSample, SyscallTotals, Totals,
+    Histogram, MemoryKind, OomVictim, Owner, Peer, PoolPeer, PoolTotals, Service, ServiceInfo, SharedStack,
+    Stack, StackDetail, StackKind, SymbolizedSample, SyscallTotals, Totals,
 };
 
 /// Name of the service that stands for those past the bound.
@@ -97,6 +99,7 @@ pub struct Aggregator {
     /// Sum of the lengths of all ticks: a clock that nobody sets.
     clock_ns: u64,
     sequence: u64,
+    oom_kills: Arc<[OomKill]>,
     snapshot: Arc<Snapshot>,
 }
 
@@ -117,6 +120,7 @@ impl Aggregator {
             ticks: 0,
             clock_ns: 0,
             sequence: 0,
+            oom_kills: Arc::default(),
             snapshot: Arc::new(Snapshot {
                 series_limit: limits.series,
                 ..Snapshot::default()
@@ -268,6 +272,7 @@ impl Aggregator {
             series,
             series_limit: self.limits.series,
             bounds: self.bounds.clone(),
+            oom_kills: Arc::clone(&self.oom_kills),
             windows: self.windows.list(),
         });
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::group::CodeScope;
 use super::metric::{Metric, MetricSet};
+use super::oom::OomKill;
 use super::pools::RecentPools;
 use super::profile::{self, ProfileQuery, WindowProfile};
 use super::window::Window;
@@ -75,6 +76,8 @@ pub struct Snapshot {
     pub series_limit: usize,
     /// What did not fit somewhere.
     pub bounds: Bounds,
+    /// The last processes that were killed for memory, the newest last.
+    pub oom_kills: Arc<[OomKill]>,
     pub(super) windows: Vec<Arc<Window>>,
 }
 

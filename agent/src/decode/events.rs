@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use agent_ebpf::wire::{
-    EVENT_CLOSED, EVENT_EXITED, EVENT_OPENED, EVENT_STACK, EVENT_WAIT_DONE, FRAME_INTERRUPTED, FRAME_UPPER,
-    SLOT_FIRST, SlotEvent, StackHeader, WaitDone,
+    self, EVENT_CLOSED, EVENT_EXITED, EVENT_OOM, EVENT_OPENED, EVENT_STACK, EVENT_WAIT_DONE,
+    FRAME_INTERRUPTED, FRAME_UPPER, SLOT_FIRST, SlotEvent, StackHeader, WaitDone,
 };
 
-use super::model::{Cause, Lifecycle, SlotId, StackDetail, StackKind, StackSample, UnwindResult};
+use super::harvest::{PAGE, unix_ns};
+use super::model::{Cause, Lifecycle, OomVictim, SlotId, StackDetail, StackKind, StackSample, UnwindResult};
 
 /// Wait samples whose wait has not ended, at most.
 const MAX_PENDING: usize = 16_384;
@@ -32,6 +33,8 @@ pub enum Event {
     Life(Lifecycle),
     /// A complete sample.
     Sample(StackSample),
+    /// A process of this slot is killed for memory.
+    Oom(SlotId, OomVictim),
 }
 
 fn read<T: Copy>(bytes: &[u8]) -> Option<T> {
@@ -61,6 +64,15 @@ impl Events {
         let kind: u32 = read(bytes)?;
         let event = match kind {
             EVENT_OPENED | EVENT_CLOSED | EVENT_EXITED => read(bytes).map(|event| Event::Life(life(&event))),
+            EVENT_OOM => read(bytes).map(|victim: wire::OomVictim| {
+                let seen = OomVictim {
+                    at_unix_ns: unix_ns(),
+                    pid: victim.pid,
+                    comm: name(&victim.comm),
+                    resident_bytes: victim.pages.map(|pages| pages * PAGE),
+                };
+                Event::Oom(SlotId(victim.slot), seen)
+            }),
             EVENT_WAIT_DONE => {
                 let done: WaitDone = read(bytes)?;
                 let Some(mut sample) = self.pending.remove(&done.sample) else {
@@ -96,22 +108,21 @@ impl Events {
     }
 }
 
+/// Up to the first zero byte.
+fn name(comm: &[u8; 16]) -> String {
+    let end = comm.iter().position(|byte| *byte == 0).unwrap_or(comm.len());
+    String::from_utf8_lossy(&comm[..end]).into_owned()
+}
+
 fn life(event: &SlotEvent) -> Lifecycle {
     let slot = SlotId(event.slot);
     match event.kind {
-        EVENT_OPENED => {
-            let end = event
-                .comm
-                .iter()
-                .position(|byte| *byte == 0)
-                .unwrap_or(event.comm.len());
-            Lifecycle::Opened {
-                slot,
-                pid: event.pid,
-                parent: (event.parent >= SLOT_FIRST).then_some(SlotId(event.parent)),
-                comm: String::from_utf8_lossy(&event.comm[..end]).into_owned(),
-            }
-        }
+        EVENT_OPENED => Lifecycle::Opened {
+            slot,
+            pid: event.pid,
+            parent: (event.parent >= SLOT_FIRST).then_some(SlotId(event.parent)),
+            comm: name(&event.comm),
+        },
         EVENT_CLOSED => Lifecycle::Closed { slot },
         _ => Lifecycle::Exited { slot, pid: event.pid },
     }

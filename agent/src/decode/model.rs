@@ -173,6 +173,20 @@ pub enum Lifecycle {
     },
 }
 
+/// A process that the kernel killed for memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OomVictim {
+    /// Unix time in nanoseconds, to a tenth of a second.
+    pub at_unix_ns: u64,
+    /// Process id.
+    pub pid: u32,
+    /// Kernel's name of its thread; empty where it is not known.
+    pub comm: String,
+    /// By `MemoryKind`, as it was when it was chosen; before Linux 6.8 only anonymous memory is known unless the victim itself asked
+    /// for more.
+    pub resident_bytes: [u64; MemoryKind::COUNT],
+}
+
 /// One tick: everything that the kernel side counted since the tick before.
 #[derive(Clone, Debug, Default)]
 pub struct Tick {

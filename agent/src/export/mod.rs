@@ -6,6 +6,7 @@
 mod api;
 mod http;
 mod metrics;
+mod oom;
 mod pages;
 mod pools;
 pub mod profile;

@@ -9,6 +9,9 @@ use crate::aggregate::Snapshot;
 use crate::load::status::{ProbeStatus, by_probe};
 use crate::telemetry::Telemetry;
 
+/// Kills for memory that are shown.
+const OOM_KILLS: usize = 5;
+
 /// The document; its text form says the same.
 #[derive(Debug, Serialize)]
 pub(super) struct Status {
@@ -26,6 +29,8 @@ pub(super) struct Status {
     cpu_seconds: f64,
     losses: Vec<Loss>,
     limits: Limits,
+    /// Processes that the kernel killed for memory, the newest first; `/api/v1/oom_kills` has more of them.
+    oom_kills: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -154,6 +159,7 @@ impl Status {
                 window_stacks_dropped: bounds.window_entries_dropped,
                 samples_unmatched: bounds.samples_unmatched,
             },
+            oom_kills: super::oom::lines(snapshot).take(OOM_KILLS).collect(),
         }
     }
 
@@ -266,6 +272,10 @@ impl Status {
             }
         }
 
+        for (at, kill) in self.oom_kills.iter().enumerate() {
+            let title = if at == 0 { "oom kills" } else { "" };
+            writeln!(out, "{title:<12} {kill}")?;
+        }
         if self.losses.iter().all(|loss| loss.count == 0) {
             return writeln!(out, "losses       none");
         }

@@ -26,7 +26,7 @@ use aya::maps::{MapData, RingBuf};
 use tokio::sync::watch;
 
 use crate::aggregate::{Limits, Snapshot, names};
-use crate::attribute::{Attributor, Lifecycle, ServiceRule, SlotId, StackSample, UnwindResult};
+use crate::attribute::{Attributor, Lifecycle, OomVictim, ServiceRule, SlotId, StackSample, UnwindResult};
 use crate::config::{Config, RuleTable, SyscallMode};
 use crate::decode::{
     events::{Event, Events},
@@ -169,6 +169,7 @@ struct Reader {
     attributor: Attributor,
     governor: Governor,
     samples: Vec<StackSample>,
+    oom_victims: Vec<(SlotId, OomVictim)>,
     closed: Vec<SlotId>,
     unwound: BTreeMap<UnwindResult, u64>,
     unwinding: Unwinding,
@@ -205,6 +206,7 @@ impl Reader {
             attributor: Attributor::new(host.clone(), config.min_age, config.services_limit, rules),
             governor,
             samples: Vec::new(),
+            oom_victims: Vec::new(),
             closed: Vec::new(),
             unwound: BTreeMap::new(),
             unwinding,
@@ -300,6 +302,7 @@ impl Reader {
                     }
                     self.attributor.apply(&event, now);
                 }
+                Some(Event::Oom(slot, victim)) => self.oom_victims.push((slot, victim)),
                 None => {}
             }
         }
@@ -329,6 +332,10 @@ impl Reader {
                 (sample, service)
             })
             .collect();
+        let oom_victims = std::mem::take(&mut self.oom_victims)
+            .into_iter()
+            .map(|(slot, victim)| (self.attributor.service_of(slot), victim))
+            .collect();
         let waits = self.events.take_wait_samples();
         self.wait_samples += waits;
         if let Some(mean) = wait_mean(
@@ -347,6 +354,7 @@ impl Reader {
         Ok(Batch {
             tick: attributed,
             samples,
+            oom_victims,
             infos: self.attributor.infos(),
             probes: self.loaded.statuses(),
             telemetry,

@@ -4,8 +4,8 @@ use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use super::{Publish, own};
-use crate::aggregate::{Aggregator, Limits};
-use crate::attribute::{AttributedTick, Service, ServiceInfo, SlotId, StackSample};
+use crate::aggregate::{Aggregator, Limits, MemoryKind, OomKill};
+use crate::attribute::{AttributedTick, OomVictim, Service, ServiceInfo, SlotId, StackSample};
 use crate::host::Host;
 use crate::load::status::ProbeStatus;
 use crate::symbolize::{DebugFile, Fetched, Outcome, Owned, Symbolizer, SymbolizerConfig};
@@ -15,6 +15,7 @@ use crate::telemetry::Telemetry;
 pub(super) struct Batch {
     pub(super) tick: AttributedTick,
     pub(super) samples: Vec<(StackSample, Arc<Service>)>,
+    pub(super) oom_victims: Vec<(Arc<Service>, OomVictim)>,
     pub(super) infos: Vec<(Arc<Service>, ServiceInfo)>,
     pub(super) probes: Vec<ProbeStatus>,
     pub(super) telemetry: Telemetry,
@@ -50,6 +51,9 @@ pub(super) fn name_and_sum(
         };
         let samples = symbolizer.resolve_batch(batch.samples);
         aggregator.tick(batch.tick, samples, &batch.infos);
+        for (service, victim) in batch.oom_victims {
+            log_oom_kill(&aggregator.oom_kill(service, victim));
+        }
         let mut telemetry = batch.telemetry;
         let stats = symbolizer.stats();
         for outcome in Outcome::ALL {
@@ -103,4 +107,25 @@ pub(super) fn name_and_sum(
         let _ = publish.telemetry.send(Arc::new(telemetry));
         let _ = publish.snapshot.send(aggregator.snapshot());
     }
+}
+
+fn log_oom_kill(kill: &OomKill) {
+    let growth: Vec<String> = kill
+        .growth
+        .iter()
+        .map(|(code, bytes)| format!("{} ({}) {bytes}", code.function, code.file))
+        .collect();
+    let [anon, file] =
+        [MemoryKind::Anon, MemoryKind::File].map(|kind| kill.victim.resident_bytes[kind.index()]);
+    tracing::warn!(
+        service = kill.service.name,
+        namespace = kill.service.namespace,
+        version = kill.service.version,
+        pid = kill.victim.pid,
+        comm = kill.victim.comm,
+        anon_bytes = anon,
+        file_bytes = file,
+        grown_bytes = growth.join(", "),
+        "killed by the kernel for memory"
+    );
 }

@@ -70,15 +70,6 @@ impl Mapping {
         // SAFETY: the advice keeps the contents of the mapping.
         unsafe { madvise(self.start, self.len, advice) }.context("madvise")
     }
-
-    /// Writes one byte to each of `pages` pages from page `first` on.
-    #[inline(always)]
-    fn touch(&self, first: usize, pages: usize, page: usize) {
-        for index in first..first + pages {
-            // SAFETY: the callers stay inside of the mapping, which is writable.
-            unsafe { self.start.cast::<u8>().add(index * page).write_volatile(1) };
-        }
-    }
 }
 
 impl Drop for Mapping {
@@ -88,14 +79,25 @@ impl Drop for Mapping {
     }
 }
 
+/// Writes one byte to each of `$pages` pages of 4 KiB from page `$first` on. A macro: the code belongs to the function that uses it,
+/// where a function that is inlined would be named itself.
+macro_rules! touch {
+    ($map:expr, $first:expr, $pages:expr) => {
+        for index in $first..$first + $pages {
+            // SAFETY: the callers stay inside of the mapping, which is writable.
+            unsafe { $map.start.cast::<u8>().add(index * 4096).write_volatile(1) };
+        }
+    };
+}
+
 #[inline(never)]
 fn grow_three(map: &Mapping, first: usize, pages: usize) {
-    map.touch(first, pages, 4096);
+    touch!(map, first, pages);
 }
 
 #[inline(never)]
 fn grow_one(map: &Mapping, first: usize, pages: usize) {
-    map.touch(first, pages, 4096);
+    touch!(map, first, pages);
 }
 
 /// Grows by `bytes`: three quarters in `grow_three`, one in `grow_one`, in 64 turns; then holds the memory until told.
@@ -132,14 +134,27 @@ pub fn grow(bytes: usize, huge: HugePages) -> Result<()> {
     gate::truth(&json!({}))
 }
 
-/// Grows until the kernel kills the process.
+#[inline(never)]
+fn grow_much(map: &Mapping, pages: usize) {
+    touch!(map, 0, pages);
+}
+
+#[inline(never)]
+fn grow_little(map: &Mapping, pages: usize) {
+    touch!(map, 0, pages);
+}
+
+/// Grows until the kernel kills the process: 6 MiB in `grow_much` for every 2 MiB in `grow_little`.
 pub fn grow_until_killed() -> Result<()> {
     gate::step("ready", &json!({}))?;
     let mut held = Vec::new();
     loop {
-        let map = Mapping::anonymous(8 << 20)?;
-        map.touch(0, 2048, 4096);
-        held.push(map);
+        for (grow, pages) in [(grow_much as fn(&Mapping, usize), 1536), (grow_little, 512)] {
+            let map = Mapping::anonymous(pages * 4096)?;
+            map.advise(Advice::LinuxNoHugepage)?;
+            grow(&map, pages);
+            held.push(map);
+        }
         super::raw::nanosleep(Duration::from_millis(5));
     }
 }

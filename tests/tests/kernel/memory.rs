@@ -30,6 +30,7 @@ fn growth_is_exact_and_split_by_function() -> Result<()> {
             "growth"
         );
         let by = |name| scrape.code("tieback_code_memory_growth_bytes_total", &labels, name);
+        assert!(by("grow_one") > 0.0, "named by their function");
         assert_within!(
             by("grow_three"),
             3.0 * by("grow_one"),
@@ -160,6 +161,30 @@ impl Drop for MemoryGroup {
     }
 }
 
+/// Anonymous memory of a process that was killed for memory, by the kernel's log.
+fn killed_with(pid: u32) -> Result<f64> {
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK;
+    let log = rustix::fs::open("/dev/kmsg", flags, rustix::fs::Mode::empty()).context("/dev/kmsg")?;
+    let mut record = vec![0; 8192];
+    let mut found = None;
+    loop {
+        match rustix::io::read(&log, &mut record) {
+            Ok(read) => {
+                let text = String::from_utf8_lossy(&record[..read]);
+                if let Some((_, rest)) = text.split_once(&format!("Killed process {pid} ("))
+                    && let Some((_, anon)) = rest.split_once("anon-rss:")
+                {
+                    found = anon.split("kB").next().and_then(|kib| kib.parse::<f64>().ok());
+                }
+            }
+            // Overwritten while it was read.
+            Err(rustix::io::Errno::PIPE) => {}
+            Err(_) => break,
+        }
+    }
+    found.map(|kib| kib * 1024.0).context("the kernel did not log it")
+}
+
 #[test]
 fn an_oom_kill_is_charged_to_its_victim() -> Result<()> {
     let agent = Agent::start(&[])?;
@@ -173,5 +198,34 @@ fn an_oom_kill_is_charged_to_its_victim() -> Result<()> {
     let labels = [("service_name", program.service.as_str())];
     assert_eq!(scrape.sum("tieback_oom_kills_total", &labels), 1.0);
     assert_eq!(scrape.sum("tieback_processes", &labels), 0.0);
+    let document: serde_json::Value = serde_json::from_str(&agent.get("/api/v1/oom_kills")?)?;
+    let kill = document["oom_kills"].as_array().context("no list")?;
+    let kill = kill
+        .iter()
+        .find(|kill| kill["pid"] == program.pid())
+        .context("no such kill")?;
+    assert_eq!(kill["service"], program.service.as_str());
+    let bytes = |value: &serde_json::Value| value.as_f64().context("no number");
+    let resident = bytes(&kill["memory_bytes"]["anon"])?;
+    assert_within!(
+        resident,
+        killed_with(program.pid())?,
+        0.02,
+        "memory of the victim"
+    );
+    let grown = |at: usize, function: &str| {
+        let code = &kill["growth"][at];
+        assert!(
+            code["function"]
+                .as_str()
+                .is_some_and(|name| name.contains(function)),
+            "{code}"
+        );
+        bytes(&code["bytes"])
+    };
+    let (much, little) = (grown(0, "grow_much")?, grown(1, "grow_little")?);
+    assert_within!(much, 3.0 * little, 0.15, "3:1");
+    assert_within!(much + little, resident, 0.1, "grown until it was killed");
+    assert!(agent.get("/status")?.contains(&program.service));
     Ok(())
 }

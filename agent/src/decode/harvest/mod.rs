@@ -22,7 +22,7 @@ use self::{
 use super::model::{SlotId, Tick, Totals};
 use crate::load::{Loaded, Plain};
 
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 
 /// Reads the kernel side's sums.
 pub struct Harvest {
@@ -46,7 +46,7 @@ struct View {
     stime: u64,
 }
 
-fn unix_ns() -> u64 {
+pub(super) fn unix_ns() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0))

@@ -81,6 +81,7 @@ pub fn router(sources: Sources) -> Router {
         .route("/services/{namespace}/{service}/profile/{kind}", get(profile))
         .route("/api/v1/services", get(services))
         .route("/api/v1/pools", get(pools))
+        .route("/api/v1/oom_kills", get(oom_kills))
         .route("/metrics", get(scrape))
         .route("/status", get(agent_status))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -140,7 +141,7 @@ async fn secure(mut response: Response) -> Response {
 async fn not_found() -> Response {
     refuse(
         StatusCode::NOT_FOUND,
-        "not found; there is / /metrics /status /api/v1/services /api/v1/pools /healthz /readyz \
+        "not found; there is / /metrics /status /api/v1/services /api/v1/pools /api/v1/oom_kills /healthz /readyz \
          and /services/{namespace or -}/{service}/profile/{wait|cpu|syscall|memory|conn}",
     )
 }
@@ -163,6 +164,10 @@ async fn services(State(server): State<Server>) -> Response {
 
 async fn pools(State(server): State<Server>) -> Response {
     axum::Json(super::pools::pools(&server.sources.snapshot())).into_response()
+}
+
+async fn oom_kills(State(server): State<Server>) -> Response {
+    axum::Json(super::oom::oom_kills(&server.sources.snapshot())).into_response()
 }
 
 async fn ready(State(server): State<Server>) -> Response {
