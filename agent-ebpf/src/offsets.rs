@@ -169,6 +169,12 @@ offsets! {
     regs_nr: RegsNr = ["pt_regs.orig_ax", "pt_regs.syscallno"],
     /// First argument of a system call.
     regs_arg0: RegsArg0 = ["pt_regs.di", "pt_regs.orig_x0"],
+    /// Second argument of a system call.
+    regs_arg1: RegsArg1 = ["pt_regs.si", "pt_regs.regs+8"],
+    /// Third argument of a system call.
+    regs_arg2: RegsArg2 = ["pt_regs.dx", "pt_regs.regs+16"],
+    /// Fourth argument of a system call.
+    regs_arg3: RegsArg3 = ["pt_regs.r10", "pt_regs.regs+24"],
     /// User instruction pointer.
     regs_ip: RegsIp = ["pt_regs.ip", "pt_regs.pc"],
     /// User stack pointer.

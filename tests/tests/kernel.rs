@@ -12,6 +12,8 @@ mod deploy;
 mod life;
 #[path = "kernel/memory.rs"]
 mod memory;
+#[path = "kernel/net.rs"]
+mod net;
 #[path = "kernel/pool.rs"]
 mod pool;
 #[path = "kernel/rules.rs"]

@@ -2,15 +2,20 @@
 //!
 //! The user half is walked by [`super::unwind`].
 
-use aya_ebpf::{EbpfContext, btf_maps::PerCpuArray, helpers::generated::bpf_get_stack, macros::btf_map};
+use aya_ebpf::{
+    EbpfContext,
+    btf_maps::PerCpuArray,
+    helpers::generated::{bpf_get_stack, bpf_probe_read_kernel},
+    macros::btf_map,
+};
 use core::ffi::c_void;
 
 use super::{
     state::send,
-    task::{Regs, current},
+    task::{Regs, current, now},
     unwind::{self, Room},
 };
-use crate::wire::{EVENT_STACK, KERNEL_FRAMES, Program, StackHeader, StackKind, USER_FRAMES};
+use crate::wire::{EVENT_STACK, GROWTH_WORDS, KERNEL_FRAMES, Program, StackHeader, StackKind, USER_FRAMES};
 
 /// One record under construction, and the walk's working memory.
 #[repr(C)]
@@ -70,6 +75,18 @@ pub(crate) fn take(ctx: *mut c_void, what: &What) {
     let (user_len, result) = unwind::walk(room, Regs::of(current()), what.slot, what.pid);
     let user_len = user_len.min(USER_FRAMES as u32);
     let mut kernel_len = 0;
+    if matches!(what.kind, StackKind::Memory) {
+        let index = user_len as usize & USER_FRAMES;
+        // SAFETY: after at most 127 frames there is room for 64 more words; the helper checks the address.
+        unsafe {
+            let at = (&raw mut (*room).frames).cast::<u64>().add(index);
+            *at = now();
+            let bytes = ((GROWTH_WORDS - 1) * 8) as u32;
+            if bpf_probe_read_kernel(at.add(1).cast(), bytes, Regs::of(current()).address().cast()) == 0 {
+                kernel_len = GROWTH_WORDS as u32;
+            }
+        }
+    }
     if what.kernel {
         let index = user_len as usize & USER_FRAMES;
         // SAFETY: after at most 127 frames there is room for 64 more.

@@ -125,6 +125,30 @@ impl Regs {
         self.0.load(offset!(regs_arg0))
     }
 
+    /// Second argument.
+    #[inline(always)]
+    pub(crate) fn arg1(self) -> u64 {
+        self.0.load(offset!(regs_arg1))
+    }
+
+    /// Third argument.
+    #[inline(always)]
+    pub(crate) fn arg2(self) -> u64 {
+        self.0.load(offset!(regs_arg2))
+    }
+
+    /// Fourth argument.
+    #[inline(always)]
+    pub(crate) fn arg3(self) -> u64 {
+        self.0.load(offset!(regs_arg3))
+    }
+
+    /// Where they are saved.
+    #[inline(always)]
+    pub(crate) fn address(self) -> *const u8 {
+        self.0.0
+    }
+
     /// Instruction pointer.
     #[inline(always)]
     pub(crate) fn ip(self) -> u64 {

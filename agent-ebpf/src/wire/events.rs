@@ -79,6 +79,10 @@ pub const FRAME_INTERRUPTED: u64 = 1 << 63;
 /// half, where `[vsyscall]` is.
 pub const FRAME_UPPER: u64 = 0xff << 56;
 
+/// Words after the user half of a sample of growth, in place of kernel frames: the time in nanoseconds of the monotonic clock,
+/// then the thread's saved registers (`struct pt_regs` of x86-64), by which the agent finds the address that was touched.
+pub const GROWTH_WORDS: usize = 22;
+
 /// A sampled stack; `user_len` and then `kernel_len` addresses follow, 8 bytes each; see [`FRAME_INTERRUPTED`].
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -121,6 +125,8 @@ index_enum! {
         Threads = "threads_full",
         /// A counter table was full.
         Counters = "counters_full",
+        /// The table of ranges that were given back was full.
+        Ranges = "ranges_full",
         /// The table of connections was full.
         Conns = "connections_full",
         /// The table of block requests was full.
@@ -147,6 +153,8 @@ index_enum! {
         SyscallExit = "syscall_exit",
         /// `memory_growth`.
         MemoryGrowth = "memory_growth",
+        /// `memory_moved`.
+        MemoryMoved = "memory_moved",
         /// `memory_oom`.
         MemoryOom = "memory_oom",
         /// `disk_start`.

@@ -81,8 +81,10 @@ pub struct Thread {
     pub sys_skip: u32,
     /// Calls left until the next sampled caller.
     pub sys_stack_skip: u32,
+    /// 1 once growth of the process was sampled (leaders only).
+    pub grown: u32,
     /// Padding: up to a whole number of cache lines.
-    pub pad: [u32; 11],
+    pub pad: [u32; 10],
 }
 const _: () = assert!(size_of::<Thread>() == 256);
 
@@ -135,6 +137,8 @@ pub struct Slot {
     pub live: Sums,
     /// Growth of anonymous memory in pages.
     pub growth_pages: u64,
+    /// Anonymous memory that shrank, in pages.
+    pub returned_pages: u64,
     /// Processes killed for memory.
     pub oom_kills: u64,
     /// Live processes at the last harvest.
@@ -159,6 +163,7 @@ impl Slot {
         dead: Sums::ZERO,
         live: Sums::ZERO,
         growth_pages: 0,
+        returned_pages: 0,
         oom_kills: 0,
         processes: 0,
         threads: 0,
@@ -168,7 +173,7 @@ impl Slot {
         fds_round: 0,
     };
 }
-const _: () = assert!(size_of::<Slot>() == 16 + 2 * size_of::<Sums>() + 8 * (4 + 4 + 1 + 9 + 1));
+const _: () = assert!(size_of::<Slot>() == 16 + 2 * size_of::<Sums>() + 8 * (5 + 4 + 1 + 9 + 1));
 
 /// Duration histogram with its sum.
 #[derive(Clone, Copy, Debug, Default)]
@@ -188,6 +193,25 @@ pub struct WaitHists {
     /// Buckets by cause.
     pub causes: [[u64; BUCKETS]; Cause::COUNT],
 }
+
+/// A range of a process's addresses whose memory was given back or moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct RangeKey {
+    /// Process.
+    pub pid: u32,
+    /// Padding.
+    pub pad: u32,
+    /// First address.
+    pub start: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Where it was moved to, 0 where it was given back.
+    pub to: u64,
+}
+
+/// Bytes above a lowered end of the heap (`brk`) that are taken as given back: where it ended before is not known.
+pub const ABOVE_HEAP: u64 = 64 << 30;
 
 /// Key of system call counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -59,6 +59,9 @@ fn add_counters(total: &mut Totals, tick: &Totals) {
     total.cpu_system_ns = total.cpu_system_ns.saturating_add(tick.cpu_system_ns);
     add_syscalls(&mut total.syscalls, &tick.syscalls);
     total.memory_growth_bytes = total.memory_growth_bytes.saturating_add(tick.memory_growth_bytes);
+    total.memory_returned_bytes = total
+        .memory_returned_bytes
+        .saturating_add(tick.memory_returned_bytes);
     total.faults_minor = total.faults_minor.saturating_add(tick.faults_minor);
     total.faults_major = total.faults_major.saturating_add(tick.faults_major);
     total.oom_kills = total.oom_kills.saturating_add(tick.oom_kills);

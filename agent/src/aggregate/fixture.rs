@@ -166,6 +166,8 @@ pub(crate) fn snapshot() -> Arc<Snapshot> {
             length_ns: 10 * SECOND,
             services: vec![(Arc::clone(&shop), everything()), (Arc::clone(&odd), small())],
         };
+        let net = vec![(Arc::clone(&shop), stack("shop::grow", false), 524_288.0)];
+        aggregator.set_net_growth(net);
         aggregator.tick(tick, samples, &infos);
     }
     let victim = OomVictim {
@@ -194,6 +196,7 @@ fn everything() -> Totals {
         cpu_user_ns: 3 * SECOND,
         cpu_system_ns: SECOND / 2,
         memory_growth_bytes: 1 << 20,
+        memory_returned_bytes: 1 << 18,
         faults_minor: 256,
         faults_major: 1,
         oom_kills: 1,

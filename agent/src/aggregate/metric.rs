@@ -42,6 +42,8 @@ metrics! {
     MemoryResident = "tieback_memory_resident_bytes",
     /// Growth of anonymous memory.
     MemoryGrowth = "tieback_memory_growth_bytes_total",
+    /// Anonymous memory given back.
+    MemoryReturned = "tieback_memory_returned_bytes_total",
     /// Page faults.
     PageFaults = "tieback_page_faults_total",
     /// Kills for memory.
@@ -98,6 +100,8 @@ metrics! {
     CodeCpu = "tieback_code_cpu_seconds_total",
     /// Growth by code.
     CodeMemory = "tieback_code_memory_growth_bytes_total",
+    /// Growth by code that is still there.
+    CodeMemoryNet = "tieback_code_memory_net_bytes",
     /// System calls by code.
     CodeSyscalls = "tieback_code_syscalls_total",
     /// Opened connections by code.
@@ -229,7 +233,11 @@ impl ServiceSnapshot {
         let totals = &self.totals;
         let each = histogram_series(metric);
         match metric {
-            Metric::ServiceInfo | Metric::Processes | Metric::MemoryGrowth | Metric::OomKills => 1,
+            Metric::ServiceInfo
+            | Metric::Processes
+            | Metric::MemoryGrowth
+            | Metric::MemoryReturned
+            | Metric::OomKills => 1,
             Metric::Wait => self.causes().count(),
             Metric::Cpu | Metric::PageFaults => 2,
             Metric::MemoryResident => MemoryKind::COUNT,
@@ -256,6 +264,7 @@ impl ServiceSnapshot {
             Metric::CodeWait => self.code_series(StackKind::Wait).len(),
             Metric::CodeCpu => self.code_series(StackKind::Cpu).len(),
             Metric::CodeMemory => self.code_series(StackKind::Memory).len(),
+            Metric::CodeMemoryNet => self.net.series(),
             Metric::CodeSyscalls => self.code_series(StackKind::Syscall).len(),
             Metric::CodeConnections => self.code_series(StackKind::Conn).len(),
         }

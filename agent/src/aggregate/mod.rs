@@ -22,6 +22,7 @@ mod group;
 mod ledger;
 pub mod metric;
 pub mod names;
+mod net;
 mod oom;
 mod pools;
 mod profile;
@@ -32,6 +33,7 @@ mod window;
 
 pub use group::CodeScope;
 pub use metric::Metric;
+pub use net::NetGrowth;
 pub use oom::OomKill;
 pub use pools::{RecentPool, RecentPools};
 pub use profile::{ProfileQuery, WindowProfile};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::group::CodeScope;
 use super::metric::{Metric, MetricSet};
+use super::net::NetGrowth;
 use super::oom::OomKill;
 use super::pools::RecentPools;
 use super::profile::{self, ProfileQuery, WindowProfile};
@@ -38,6 +39,8 @@ pub struct ServiceSnapshot {
     pub last: Arc<Totals>,
     /// Its code series.
     pub code: Arc<ServiceCode>,
+    /// Its growth of memory that is still there.
+    pub net: Arc<NetGrowth>,
     /// Its pools in the recent past.
     pub recent_pools: Arc<RecentPools>,
     /// Metrics that the series budget has room for.

@@ -8,6 +8,7 @@ use super::counters::{self, PeerBound};
 use super::group::{self, CodeScope, FutexShares, Group, Rule};
 use super::ledger::{Claim, Ledger};
 use super::metric::MetricSet;
+use super::net::NetGrowth;
 use super::pools::{PoolBound, RecentPools};
 use super::ranking::{CodeKey, Ranking};
 use super::snapshot::{CodeSeries, ServiceCode, ServiceSnapshot};
@@ -39,6 +40,7 @@ pub(super) struct ServiceState {
     pub(super) totals: Arc<Totals>,
     last: Arc<Totals>,
     code: Arc<ServiceCode>,
+    pub(super) net: Arc<NetGrowth>,
     peers: PeerBound,
     pools: PoolBound,
     recent_pools: Arc<RecentPools>,
@@ -55,6 +57,7 @@ impl ServiceState {
             totals: Arc::default(),
             last: Arc::default(),
             code: Arc::default(),
+            net: Arc::default(),
             peers: PeerBound::new(limits.peers),
             pools: PoolBound::new(
                 limits.peers,
@@ -182,6 +185,7 @@ impl ServiceState {
             totals: Arc::clone(&self.totals),
             last: Arc::clone(&self.last),
             code: Arc::clone(&self.code),
+            net: Arc::clone(&self.net),
             recent_pools: Arc::clone(&self.recent_pools),
             admitted: MetricSet::default(),
         }

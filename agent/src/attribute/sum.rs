@@ -25,6 +25,7 @@ impl Totals {
             cpu_system_ns,
             syscalls,
             memory_growth_bytes,
+            memory_returned_bytes,
             faults_minor,
             faults_major,
             oom_kills,
@@ -52,6 +53,7 @@ impl Totals {
             add_histogram(&mut to.duration, &from.duration);
         }
         self.memory_growth_bytes += memory_growth_bytes;
+        self.memory_returned_bytes += memory_returned_bytes;
         self.faults_minor += faults_minor;
         self.faults_major += faults_major;
         self.oom_kills += oom_kills;

@@ -4,11 +4,13 @@ use std::collections::HashMap;
 
 use agent_ebpf::wire::{
     self, EVENT_CLOSED, EVENT_EXITED, EVENT_OOM, EVENT_OPENED, EVENT_STACK, EVENT_WAIT_DONE,
-    FRAME_INTERRUPTED, FRAME_UPPER, SLOT_FIRST, SlotEvent, StackHeader, WaitDone,
+    FRAME_INTERRUPTED, FRAME_UPPER, GROWTH_WORDS, SLOT_FIRST, SlotEvent, StackHeader, WaitDone,
 };
 
 use super::harvest::{PAGE, unix_ns};
-use super::model::{Cause, Lifecycle, OomVictim, SlotId, StackDetail, StackKind, StackSample, UnwindResult};
+use super::model::{
+    Cause, Growth, Lifecycle, OomVictim, SlotId, StackDetail, StackKind, StackSample, UnwindResult,
+};
 
 /// Wait samples whose wait has not ended, at most.
 const MAX_PENDING: usize = 16_384;
@@ -31,8 +33,8 @@ pub struct Events {
 pub enum Event {
     /// A slot or process began or ended.
     Life(Lifecycle),
-    /// A complete sample.
-    Sample(StackSample),
+    /// A complete sample; one of growth with where it was.
+    Sample(StackSample, Option<Box<Growth>>),
     /// A process of this slot is killed for memory.
     Oom(SlotId, OomVictim),
 }
@@ -81,15 +83,16 @@ impl Events {
                 };
                 sample.weight = wait_weight(done.blocked_ns, done.expect, done.mean);
                 sample.own = done.blocked_ns as f64;
-                return Some(Event::Sample(sample));
+                return Some(Event::Sample(sample, None));
             }
             EVENT_STACK => {
-                let Some((header, sample)) = stack(bytes) else {
+                let Some((header, mut sample)) = stack(bytes) else {
                     self.malformed += 1;
                     return None;
                 };
                 if sample.kind != StackKind::Wait {
-                    return Some(Event::Sample(sample));
+                    let growth = (sample.kind == StackKind::Memory).then(|| growth(&mut sample));
+                    return Some(Event::Sample(sample, growth.flatten().map(Box::new)));
                 }
                 if self.pending.len() >= MAX_PENDING {
                     self.unmatched += self.pending.len() as u64;
@@ -164,6 +167,17 @@ fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample)> {
         unwind: UnwindResult::from_index(header.unwind)?,
     };
     Some((header, sample))
+}
+
+/// Takes the words out of a sample of growth that stand in place of kernel frames.
+fn growth(sample: &mut StackSample) -> Option<Growth> {
+    let words = std::mem::take(&mut sample.kernel);
+    let words: &[u64; GROWTH_WORDS] = words.first_chunk()?;
+    let (at_ns, registers) = words.split_first()?;
+    Some(Growth {
+        at_ns: *at_ns,
+        registers: *registers.first_chunk()?,
+    })
 }
 
 /// Takes the marks off the addresses of interrupted frames; one bit a frame.

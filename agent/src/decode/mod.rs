@@ -5,4 +5,5 @@ pub mod events;
 pub mod harvest;
 mod keys;
 pub mod model;
+pub mod ranges;
 pub mod sockets;

@@ -66,6 +66,8 @@ pub struct Totals {
     pub syscalls: BTreeMap<u16, SyscallTotals>,
     /// Anonymous memory grown, in bytes.
     pub memory_growth_bytes: u64,
+    /// Anonymous memory shrunk, in bytes.
+    pub memory_returned_bytes: u64,
     /// Minor faults.
     pub faults_minor: u64,
     /// Major faults.
@@ -171,6 +173,30 @@ pub enum Lifecycle {
         /// Its id.
         pid: u32,
     },
+}
+
+/// Where a sample of growth was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Growth {
+    /// When, in nanoseconds of the monotonic clock.
+    pub at_ns: u64,
+    /// The thread's registers, in the order of `struct pt_regs` of x86-64.
+    pub registers: [u64; 21],
+}
+
+/// A range of addresses whose memory a process gave back or moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// Process.
+    pub pid: u32,
+    /// First address.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// Where it was moved to, if it was.
+    pub to: Option<u64>,
+    /// When last, in nanoseconds of the monotonic clock.
+    pub at_ns: u64,
 }
 
 /// A process that the kernel killed for memory.

@@ -28,6 +28,7 @@ pub(super) struct ProfileRequest {
     pub(super) format: Format,
     since: Duration,
     idle: bool,
+    net: bool,
 }
 
 impl ProfileRequest {
@@ -54,6 +55,7 @@ impl ProfileRequest {
             format: Format::Svg,
             since: DEFAULT_SINCE,
             idle: false,
+            net: false,
         };
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -76,16 +78,11 @@ impl ProfileRequest {
             // What `go tool pprof -seconds N` asks for.
             "seconds" => self.since = positive(name, value, value.parse().ok().map(Duration::from_secs))?,
             "version" => self.version = Some(value.to_owned()),
-            "idle" => {
-                self.idle = match value {
-                    "true" | "1" => true,
-                    "false" | "0" => false,
-                    _ => return Err(format!("idle is true or false, not {value:?}")),
-                }
-            }
+            "idle" => self.idle = truth(name, value)?,
+            "net" if self.kind == StackKind::Memory => self.net = truth(name, value)?,
             _ => {
                 return Err(format!(
-                    "no parameter {name:?}; valid ones: format, since, seconds, version, idle"
+                    "no parameter {name:?}; valid ones: format, since, seconds, version, idle, for memory also net"
                 ));
             }
         }
@@ -101,14 +98,19 @@ impl ProfileRequest {
         {
             return None;
         }
-        snapshot.profile(&ProfileQuery {
+        let query = ProfileQuery {
             namespace: &self.namespace,
             name: &self.service,
             version: self.version.as_deref(),
             kind: self.kind,
             since: self.since,
             idle: self.idle,
-        })
+        };
+        if self.net {
+            snapshot.net_profile(&query)
+        } else {
+            snapshot.profile(&query)
+        }
     }
 
     /// Says which service is not known.
@@ -175,6 +177,14 @@ impl ProfileRequest {
             .take(100)
             .collect();
         format!("{name}.{}.pb.gz", self.kind.as_str())
+    }
+}
+
+fn truth(name: &str, value: &str) -> Result<bool, String> {
+    match value {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(format!("{name} is true or false, not {value:?}")),
     }
 }
 
@@ -253,6 +263,8 @@ mod tests {
             ("wait", "seconds=-1", "like 30"),
             ("wait", "sicne=5m", "format, since, seconds, version, idle"),
             ("wait", "idle=maybe", "true or false"),
+            ("wait", "net=true", "for memory also net"),
+            ("memory", "net=maybe", "net is true or false"),
         ] {
             let error = parse(kind, query).expect_err(query);
             assert!(error.contains(expected), "{error}");

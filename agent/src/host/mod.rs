@@ -3,6 +3,7 @@
 #[cfg(test)]
 pub(crate) mod damage;
 mod executable;
+mod memory;
 mod privileges;
 mod process;
 
@@ -11,6 +12,7 @@ use std::io::{self, Read as _};
 use std::path::PathBuf;
 
 pub use executable::{Executable, FileId};
+pub use memory::{Pages, ProcessMemory};
 pub use privileges::Privileges;
 #[cfg(test)]
 pub(crate) use process::cgroups;

@@ -2,6 +2,7 @@
 //! and sums, and one that makes unwind tables.
 
 mod first_stack;
+mod growth;
 mod kill_switch;
 mod naming;
 mod own;
@@ -31,6 +32,7 @@ use crate::config::{Config, RuleTable, SyscallMode};
 use crate::decode::{
     events::{Event, Events},
     harvest::Harvest,
+    ranges::take_ranges,
 };
 use crate::governor::{Governor, calibrate};
 use crate::host::Host;
@@ -40,6 +42,7 @@ use crate::symbolize::{DebuginfodConfig, OwnerRule, SymbolizerConfig};
 use crate::telemetry::Telemetry;
 
 use self::first_stack::Waiting;
+use self::growth::GrowthNews;
 use self::naming::{Batch, News, name_and_sum};
 use self::sampling::{PoolSampling, wait_mean};
 use self::unwind::Unwinding;
@@ -169,6 +172,7 @@ struct Reader {
     attributor: Attributor,
     governor: Governor,
     samples: Vec<StackSample>,
+    growth: GrowthNews,
     oom_victims: Vec<(SlotId, OomVictim)>,
     closed: Vec<SlotId>,
     unwound: BTreeMap<UnwindResult, u64>,
@@ -206,6 +210,7 @@ impl Reader {
             attributor: Attributor::new(host.clone(), config.min_age, config.services_limit, rules),
             governor,
             samples: Vec::new(),
+            growth: GrowthNews::default(),
             oom_victims: Vec::new(),
             closed: Vec::new(),
             unwound: BTreeMap::new(),
@@ -270,7 +275,7 @@ impl Reader {
     fn drain(&mut self, now: Instant) {
         while let Some(record) = self.ring.next() {
             match self.events.decode(&record) {
-                Some(Event::Sample(sample)) => {
+                Some(Event::Sample(sample, growth)) => {
                     *self.unwound.entry(sample.unwind).or_default() += 1;
                     if sample.slot != SlotId::KERNEL {
                         self.first_stacks.sampled(sample.slot, sample.unwind, now);
@@ -280,6 +285,10 @@ impl Reader {
                         if self.noted.insert((sample.slot, sample.pid)) {
                             let _ = self.send.try_send(News::Sampled(sample.slot, sample.pid));
                         }
+                    }
+                    if let Some(growth) = growth {
+                        self.growth
+                            .sampled(&self.host, self.samples.len(), &sample, &growth);
                     }
                     self.samples.push(sample);
                 }
@@ -298,7 +307,10 @@ impl Reader {
                             self.first_stacks.closed(*slot);
                             self.closed.push(*slot);
                         }
-                        Lifecycle::Exited { slot, pid } => self.unwinding.exited(*slot, *pid),
+                        Lifecycle::Exited { slot, pid } => {
+                            self.unwinding.exited(*slot, *pid);
+                            self.growth.exited.push(*pid);
+                        }
                     }
                     self.attributor.apply(&event, now);
                 }
@@ -314,6 +326,8 @@ impl Reader {
         let ratio = self.governor.finish_tick(now);
         let mut tick = self.harvest.tick(&mut self.loaded, ratio)?;
         self.pools.finish(&mut self.loaded, &mut tick);
+        // Before the last look at the ring: a sample is there before what it stands for is given back.
+        self.growth.ranges = take_ranges(&mut self.loaded)?;
         self.drain(now);
         let length = tick.length_ns;
         let attributed = self.attributor.attribute(tick);
@@ -354,6 +368,7 @@ impl Reader {
         Ok(Batch {
             tick: attributed,
             samples,
+            growth: std::mem::take(&mut self.growth),
             oom_victims,
             infos: self.attributor.infos(),
             probes: self.loaded.statuses(),

@@ -3,6 +3,7 @@
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
+use super::growth::{GrowthNews, NetGrowth};
 use super::{Publish, own};
 use crate::aggregate::{Aggregator, Limits, MemoryKind, OomKill};
 use crate::attribute::{AttributedTick, OomVictim, Service, ServiceInfo, SlotId, StackSample};
@@ -15,6 +16,7 @@ use crate::telemetry::Telemetry;
 pub(super) struct Batch {
     pub(super) tick: AttributedTick,
     pub(super) samples: Vec<(StackSample, Arc<Service>)>,
+    pub(super) growth: GrowthNews,
     pub(super) oom_victims: Vec<(Arc<Service>, OomVictim)>,
     pub(super) infos: Vec<(Arc<Service>, ServiceInfo)>,
     pub(super) probes: Vec<ProbeStatus>,
@@ -39,6 +41,7 @@ pub(super) fn name_and_sum(
     let fetching = !symbols.debuginfod.urls.is_empty();
     let mut symbolizer = Symbolizer::new(symbols);
     let mut aggregator = Aggregator::new(limits);
+    let mut net = NetGrowth::default();
     let (mut sheds, mut over) = (0, false);
     while let Ok(news) = receive.recv() {
         let began = Instant::now();
@@ -50,6 +53,8 @@ pub(super) fn name_and_sum(
             News::Batch(batch) => *batch,
         };
         let samples = symbolizer.resolve_batch(batch.samples);
+        net.tick(host, batch.growth, &samples);
+        aggregator.set_net_growth(net.all());
         aggregator.tick(batch.tick, samples, &batch.infos);
         for (service, victim) in batch.oom_victims {
             log_oom_kill(&aggregator.oom_kill(service, victim));
@@ -80,6 +85,9 @@ pub(super) fn name_and_sum(
         telemetry
             .debug_files
             .insert("refused".to_owned(), stats.debug_skipped);
+        telemetry
+            .lost
+            .insert(("memory".to_owned(), "no_address".to_owned()), net.unlocated);
         telemetry.symbol_bytes = stats.image_bytes;
         // What a tick needs is needed again after a whole window only.
         own::give_back_freed_memory();

@@ -1,3 +1,4 @@
 //! Logic of single signals between decode and attribute.
 
 pub mod conn;
+pub mod growth;

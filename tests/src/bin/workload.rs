@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser;
 use tieback_tests::workloads::{
-    confined, conn, cpu, disk, fds, loops, memory, mixture, pool, process, syscalls, wait,
+    confined, conn, cpu, disk, fds, loops, memory, mixture, net, pool, process, syscalls, wait,
 };
 
 /// What to do; each prints the truth about itself as JSON lines and goes on when it reads a line.
@@ -62,6 +62,11 @@ enum Command {
         path: PathBuf,
         #[arg(long, default_value_t = 200)]
         times: u32,
+    },
+    /// Grows in some functions and gives back in known ways.
+    Net {
+        #[arg(long)]
+        huge: memory::HugePages,
     },
     /// Reads a file that is not cached.
     ColdRead {
@@ -188,6 +193,7 @@ fn main() -> Result<()> {
         Command::DirectWrite { path, bytes, chunk } => disk::direct_write(&path, bytes, chunk),
         Command::Grow { bytes, huge } => memory::grow(bytes, huge),
         Command::Zeros { reads, bytes } => syscalls::zeros(reads, bytes),
+        Command::Net { huge } => net::net(huge),
         Command::Oom => memory::grow_until_killed(),
         Command::Mixture { turns, shorts } => mixture::run(turns, shorts),
         Command::Storm { children, exec } => process::storm(children, exec),

@@ -9,6 +9,7 @@ pub mod gate;
 pub mod loops;
 pub mod memory;
 pub mod mixture;
+pub mod net;
 pub mod pool;
 pub mod process;
 pub mod raw;

@@ -30,6 +30,10 @@ pub(super) fn difference(view: View, last: &mut Last, syscall_ratio: f64) -> Box
     totals.cpu_user_ns = (cpu as f64 * share) as u64;
     totals.cpu_system_ns = cpu - totals.cpu_user_ns.min(cpu);
     step(&mut totals.memory_growth_bytes, &mut before.memory_growth_bytes);
+    step(
+        &mut totals.memory_returned_bytes,
+        &mut before.memory_returned_bytes,
+    );
     step(&mut totals.faults_minor, &mut before.faults_minor);
     step(&mut totals.faults_major, &mut before.faults_major);
     step(&mut totals.oom_kills, &mut before.oom_kills);

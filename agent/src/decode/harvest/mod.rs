@@ -188,6 +188,7 @@ fn view(slot: &Slot, dead: &Sums, live: &Sums, round: u32) -> View {
         totals.wait[i].sum_ns = wait.saturating_sub(live.lasting_ns[i]);
     }
     totals.memory_growth_bytes = slot.growth_pages * PAGE;
+    totals.memory_returned_bytes = slot.returned_pages * PAGE;
     totals.faults_minor = dead.min_flt + live.min_flt;
     totals.faults_major = dead.maj_flt + live.maj_flt;
     totals.oom_kills = slot.oom_kills;

@@ -25,6 +25,10 @@ pub(super) fn family(metric: Metric) -> Family {
             Counter,
             "Bytes by which anonymous resident memory grew; shrinking is not subtracted.",
         ),
+        Metric::MemoryReturned => (
+            Counter,
+            "Bytes by which anonymous resident memory shrank while the process lived; swapped out counts as well.",
+        ),
         Metric::PageFaults => (Counter, "Page faults by kind; major ones waited for storage."),
         Metric::OomKills => (Counter, "Processes killed for want of memory."),
         Metric::OpenFds => (Gauge, "Open file descriptors by kind."),
@@ -99,6 +103,11 @@ pub(super) fn family(metric: Metric) -> Family {
         Metric::CodeCpu => (
             Counter,
             "Seconds of tieback_cpu_seconds_total by the code that ran; sampled, scaled to the exact total.",
+        ),
+        Metric::CodeMemoryNet => (
+            Gauge,
+            "Bytes of anonymous memory that the code touched first since the agent started and that are still there; an estimate \
+             from samples.",
         ),
         Metric::CodeMemory => (
             Counter,

@@ -129,6 +129,7 @@ fn samples(out: &mut Series<'_>, metric: Metric, service: &ServiceSnapshot) {
             }
         }
         Metric::MemoryGrowth => out.add(&[], Value::Int(totals.memory_growth_bytes)),
+        Metric::MemoryReturned => out.add(&[], Value::Int(totals.memory_returned_bytes)),
         Metric::PageFaults => {
             out.add(&[("kind", "minor")], Value::Int(totals.faults_minor));
             out.add(&[("kind", "major")], Value::Int(totals.faults_major));
@@ -182,6 +183,18 @@ fn samples(out: &mut Series<'_>, metric: Metric, service: &ServiceSnapshot) {
         }
         Metric::CodeWait => code(out, service, StackKind::Wait, Value::Nanos),
         Metric::CodeCpu => code(out, service, StackKind::Cpu, Value::Nanos),
+        Metric::CodeMemoryNet => {
+            for (owner, bytes) in &service.net.code {
+                let code = [("function", &*owner.function), ("file", &*owner.file)];
+                out.add(&code, Value::Int(*bytes));
+            }
+            if service.net.other > 0 {
+                out.add(
+                    &[("function", OTHER), ("file", "")],
+                    Value::Int(service.net.other),
+                );
+            }
+        }
         Metric::CodeMemory => code(out, service, StackKind::Memory, Value::Int),
         Metric::CodeSyscalls => code(out, service, StackKind::Syscall, Value::Int),
         Metric::CodeConnections => code(out, service, StackKind::Conn, Value::Int),

@@ -1,0 +1,61 @@
+//! Net growth of memory by code: what the reading thread tells of it, and what the naming one keeps.
+
+use std::sync::Arc;
+
+use crate::attribute::{Service, StackSample};
+use crate::decode::model::{Growth, Range};
+use crate::host::Host;
+use crate::signals::growth::{Held, Touched, touched};
+use crate::symbolize::{SharedStack, SymbolizedSample};
+
+/// What happened in a tick.
+#[derive(Debug, Default)]
+pub(super) struct GrowthNews {
+    touched: Vec<Touched>,
+    pub(super) ranges: Vec<Range>,
+    pub(super) exited: Vec<u32>,
+    /// Samples whose address could not be told: net growth lacks them.
+    unlocated: u64,
+}
+
+impl GrowthNews {
+    pub(super) fn sampled(&mut self, host: &Host, index: usize, sample: &StackSample, growth: &Growth) {
+        match touched(host, index, sample, growth) {
+            Some(touched) => self.touched.push(touched),
+            None => self.unlocated += 1,
+        }
+    }
+}
+
+/// What is still there of all growth.
+#[derive(Default)]
+pub(super) struct NetGrowth {
+    held: Held<(Arc<Service>, SharedStack)>,
+    /// All samples whose address could not be told.
+    pub(super) unlocated: u64,
+}
+
+impl NetGrowth {
+    /// Takes a tick's news; `samples` are all of its samples.
+    pub(super) fn tick(&mut self, host: &Host, news: GrowthNews, samples: &[SymbolizedSample]) {
+        for touched in &news.touched {
+            if let Some(sample) = samples.get(touched.index) {
+                let whose = (Arc::clone(&sample.service), Arc::clone(&sample.stack));
+                self.held.add(touched, sample.weight, whose);
+            }
+        }
+        self.unlocated += news.unlocated;
+        self.held.apply(&news.ranges);
+        for pid in news.exited {
+            self.held.exited(pid);
+        }
+        self.held.check(host);
+    }
+
+    /// What is there: whose, by which code, how many bytes.
+    pub(super) fn all(&self) -> Vec<(Arc<Service>, SharedStack, f64)> {
+        let each = self.held.all();
+        each.map(|((service, stack), bytes)| (Arc::clone(service), Arc::clone(stack), bytes))
+            .collect()
+    }
+}
