@@ -32,6 +32,12 @@ impl Executable {
     pub fn id(&self) -> FileId {
         self.id
     }
+
+    /// The same with another budget, for what is known to need more: a symbol table.
+    #[must_use]
+    pub fn with_budget(self, bytes: u64) -> Self {
+        Self { left: bytes, ..self }
+    }
 }
 
 impl Host {

@@ -42,6 +42,23 @@ impl Pages {
 }
 
 impl Host {
+    /// Where the program of a process begins to run (`AT_ENTRY` of its auxiliary vector).
+    pub fn entry(&self, pid: u32) -> io::Result<u64> {
+        const AT_ENTRY: u64 = 9;
+        let vector = self.read(&format!("proc/{pid}/auxv"), 4096)?;
+        let mut pairs = vector.as_chunks::<16>().0.iter().map(|pair| {
+            let word = |at: usize| {
+                pair[at..]
+                    .first_chunk()
+                    .map_or(0, |word| u64::from_ne_bytes(*word))
+            };
+            (word(0), word(8))
+        });
+        pairs
+            .find_map(|(kind, value)| (kind == AT_ENTRY).then_some(value))
+            .ok_or_else(|| io::Error::other("no entry point in the auxiliary vector"))
+    }
+
     /// Opens the memory of a process.
     pub fn memory(&self, pid: u32) -> io::Result<ProcessMemory> {
         File::open(self.path(&format!("proc/{pid}/mem"))).map(ProcessMemory)

@@ -1,4 +1,5 @@
 //! Logic of single signals between decode and attribute.
 
 pub mod conn;
+pub mod go_heap;
 pub mod growth;
