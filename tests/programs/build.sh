@@ -22,6 +22,19 @@ if command -v musl-gcc >/dev/null; then
 fi
 strip -o "$to/chain-stripped" "$to/chain"
 cc $flags -shared -fPIC -o "$to/libthrough.so" "$from/through.c"
+cc $flags -DROOM=900 -shared -fPIC -o "$to/libother.so" "$from/through.c"
+# Without names of its own: these are in a debug file beside it.
+cc $flags -g -DLINKED -o "$to/chain-whole" "$from/chain.c"
+objcopy --only-keep-debug "$to/chain-whole" "$to/chain-linked.debug"
+strip -o "$to/chain-linked" "$to/chain-whole"
+objcopy "--add-gnu-debuglink=$to/chain-linked.debug" "$to/chain-linked"
+rm "$to/chain-whole"
+# The same program again, but another one to whoever goes by build ids.
+number=0
+for name in deleted overlay namespace exec; do
+    number=$((number + 1))
+    cc $flags -Wl,--build-id=0x7469656261636b0$number -o "$to/chain-$name" "$from/chain.c"
+done
 rustc --edition 2024 -O -C debuginfo=0 -o "$to/chain-rust" "$from/chain.rs"
 rustc --edition 2024 -O -C panic=abort -C force-frame-pointers=no -o "$to/chain-rust-abort" "$from/chain.rs"
 if command -v go >/dev/null; then

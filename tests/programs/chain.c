@@ -192,6 +192,22 @@ FRAME void deep(double end) {
     STAY();
 }
 
+// As deep as a stack can be and still be whole: with the leaf and what that calls, 127 frames.
+FRAME void dive(double end, int depth) {
+    volatile unsigned long kept = sink;
+    if (depth > 1)
+        dive(end, depth - 1);
+    else
+        leaf_of()(end);
+    sink += kept;
+    STAY();
+}
+
+FRAME void deepest(double end) {
+    dive(end, 120);
+    STAY();
+}
+
 FRAME void with_alloca(double end) {
     size_t length = 100 + (sink & 1023);
     volatile char *room = (volatile char *)alloca(length);
@@ -342,6 +358,40 @@ FRAME void loaded(double end) {
 #endif
 }
 
+// Another library in the place of the first.
+FRAME void loaded_again(double end) {
+#ifdef STATIC
+    (void)end;
+    abort();
+#else
+    void *handle = dlopen(library, RTLD_NOW);
+    if (!handle) abort();
+    void (*through)(void (*)(double), double) = (void (*)(void (*)(double), double))dlsym(handle, "through");
+    if (!through) abort();
+    through(warm_up, now() + 1.5);
+    dlclose(handle);
+    // The same functions with other frames: libother.so.
+    static char other[4096];
+    snprintf(other, sizeof other, "%.*s/libother.so", (int)(strrchr(library, '/') - library), library);
+    handle = dlopen(other, RTLD_NOW);
+    if (!handle) abort();
+    through = (void (*)(void (*)(double), double))dlsym(handle, "through");
+    if (!through) abort();
+    through(warm_up, now() + 3);
+    through(first, end + 4.5);
+    STAY();
+    dlclose(handle);
+#endif
+}
+
+// Becomes another program (`library`), which does the work.
+static void become(char **arguments) {
+    char *next[] = {arguments[4], (char *)"plain", arguments[2], arguments[3], NULL};
+    warm_up(now() + 2);
+    execv(arguments[4], next);
+    abort();
+}
+
 static void tick(int signal) { (void)signal; }
 
 // Keeps the mutex most of the time.
@@ -390,9 +440,10 @@ int main(int count, char **arguments) {
         const char *name;
         void (*shape)(double);
     } all[] = {
-        {"plain", plain},       {"deep", deep},         {"alloca", with_alloca}, {"setjmp", with_setjmp},
+        {"plain", plain},       {"deep", deep},         {"deepest", deepest},
+        {"alloca", with_alloca}, {"setjmp", with_setjmp},
         {"signal", in_handler}, {"altstack", on_other_stack}, {"qsort", sorted}, {"thread", threaded},
-        {"dlopen", loaded},
+        {"dlopen", loaded},     {"dlclose", loaded_again},
 #if defined(__x86_64__)
         {"trap", with_trap},
 #endif
@@ -402,6 +453,7 @@ int main(int count, char **arguments) {
     work = arguments[2];
     seconds = atof(arguments[3]);
     library = count > 4 ? arguments[4] : NULL;
+    if (!strcmp(shape, "exec")) become(arguments);
     gate("ready");
     warm_up(now() + 3);
     gate("warm");

@@ -50,10 +50,43 @@ func leafSleep(end time.Time) {
 }
 
 //go:noinline
+func leafFault(end time.Time) {
+	const length = 128 << 20
+	memory, err := syscall.Mmap(-1, 0, length, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
+	if err != nil {
+		os.Exit(2)
+	}
+	_ = syscall.Madvise(memory, syscall.MADV_NOHUGEPAGE)
+	for at := 0; at < length; at += 4096 {
+		memory[at] = 1
+	}
+	for time.Now().Before(end) {
+		pause := syscall.NsecToTimespec(100000000)
+		_ = syscall.Nanosleep(&pause, nil)
+	}
+	sink++
+}
+
+//go:noinline
+func leafSyscall(end time.Time) {
+	for time.Now().Before(end) {
+		for i := 0; i < 1000; i++ {
+			sink += uint64(syscall.Getppid())
+		}
+	}
+	sink++
+}
+
+//go:noinline
 func third(work string, end time.Time) {
-	if work == "cpu" {
+	switch work {
+	case "cpu":
 		leafCPU(end)
-	} else {
+	case "fault":
+		leafFault(end)
+	case "syscall":
+		leafSyscall(end)
+	default:
 		leafSleep(end)
 	}
 	sink++

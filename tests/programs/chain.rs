@@ -57,6 +57,38 @@ fn leaf_sleep(end: Instant) {
     black_box(end);
 }
 
+unsafe extern "C" {
+    fn mmap(at: *mut u8, length: usize, protection: i32, flags: i32, file: i32, offset: i64) -> *mut u8;
+    fn madvise(at: *mut u8, length: usize, advice: i32) -> i32;
+    fn getppid() -> i32;
+}
+
+#[inline(never)]
+fn leaf_fault(end: Instant) {
+    const LENGTH: usize = 128 << 20;
+    // Readable and writable, private and anonymous; no huge pages.
+    let memory = unsafe { mmap(std::ptr::null_mut(), LENGTH, 3, 0x22, -1, 0) };
+    assert_ne!(memory as isize, -1);
+    unsafe { madvise(memory, LENGTH, 15) };
+    for at in (0..LENGTH).step_by(4096) {
+        unsafe { memory.add(at).write_volatile(1) };
+    }
+    while Instant::now() < end {
+        unsafe { poll(std::ptr::null_mut(), 0, 100) };
+    }
+    black_box(end);
+}
+
+#[inline(never)]
+fn leaf_syscall(end: Instant) {
+    while Instant::now() < end {
+        for _ in 0..1000 {
+            black_box(unsafe { getppid() });
+        }
+    }
+    black_box(end);
+}
+
 struct Shape {
     work: String,
 }
@@ -77,6 +109,8 @@ impl Through for Shape {
 fn third(shape: &Shape, end: Instant) {
     match shape.work.as_str() {
         "cpu" => leaf_cpu(end),
+        "fault" => leaf_fault(end),
+        "syscall" => leaf_syscall(end),
         _ => leaf_sleep(end),
     }
     black_box(end);

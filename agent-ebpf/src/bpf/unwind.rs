@@ -336,10 +336,11 @@ pub(crate) fn walk(room: *mut Room, regs: Regs, slot: u32, pid: u32) -> (u32, Un
         (room.len, room.result, room.exact) = (1, UnwindResult::TooDeep as u32, 1);
     }
     let mut context = room;
+    // The last step finds no room for a caller, but may find that there is none.
     // SAFETY: the callback has the signature that the helper wants, and `context` outlives the call.
     unsafe {
         bpf_loop(
-            USER_FRAMES as u32 - 1,
+            USER_FRAMES as u32,
             step as *mut c_void,
             (&raw mut context).cast(),
             0,
@@ -348,7 +349,7 @@ pub(crate) fn walk(room: *mut Room, regs: Regs, slot: u32, pid: u32) -> (u32, Un
     // SAFETY: as above.
     let (len, result) = unsafe { ((*room).len, (*room).result) };
     (
-        len,
+        len.min(USER_FRAMES as u32),
         UnwindResult::from_index(result).unwrap_or(UnwindResult::TooDeep),
     )
 }

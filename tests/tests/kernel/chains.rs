@@ -1,5 +1,6 @@
 //! Programs whose chains of calls are known, and what is compared with them.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -48,7 +49,11 @@ impl Programs {
             shape_name.to_owned(),
             work.to_owned(),
             "5".to_owned(),
-            path("libthrough.so"),
+            path(if shape_name == "exec" {
+                "chain-exec"
+            } else {
+                "libthrough.so"
+            }),
         ];
         Case {
             name: format!("{program} {shape_name} {work}"),
@@ -56,6 +61,20 @@ impl Programs {
             profile,
             chain,
             callee,
+        }
+    }
+
+    /// The same, started by a shell script that finds the path of the program and its arguments in `$@`, and a folder in `$dir`.
+    pub(super) fn by_shell(&self, folder: &Path, script: &str, case: Case) -> Case {
+        let shell = [
+            "sh".to_owned(),
+            "-euc".to_owned(),
+            format!("dir=$0; {script}"),
+            folder.to_string_lossy().into_owned(),
+        ];
+        Case {
+            command: shell.into_iter().chain(case.command).collect(),
+            ..case
         }
     }
 
@@ -67,7 +86,7 @@ impl Programs {
         callee: Option<&'static str>,
     ) -> Case {
         let path = self.0.path(program).to_string_lossy().into_owned();
-        let profile = if work == "cpu" { "cpu" } else { "wait" };
+        let (_, profile, _) = leaf(work);
         let command = vec![path, work.to_owned(), "5".to_owned()];
         Case {
             name: format!("{program} {work}"),
@@ -89,7 +108,12 @@ fn shape(shape: &str) -> Vec<&'static str> {
         chain.push("main");
     }
     match shape {
-        "plain" => chain.push("plain"),
+        "plain" | "exec" => chain.push("plain"),
+        "deepest" => {
+            chain.push("deepest");
+            chain.extend([const { "dive" }; 120]);
+            return chain;
+        }
         "deep" => {
             chain.push("deep");
             chain.extend([const { "recurse" }; 100]);
@@ -108,6 +132,7 @@ fn shape(shape: &str) -> Vec<&'static str> {
         "qsort" => chain.extend(["sorted", "+", "compare"]),
         "trap" => chain.extend(["with_trap", "trapped", "*", "on_trap"]),
         "dlopen" => chain.extend(["loaded", "through", "inner"]),
+        "dlclose" => chain.extend(["loaded_again", "through", "inner"]),
         _ => {}
     }
     chain.extend(["first", "second", "third"]);
@@ -179,6 +204,8 @@ const OWN: &[&str] = &[
     "plain",
     "deep",
     "recurse",
+    "deepest",
+    "dive",
     "with_alloca",
     "with_setjmp",
     "in_handler",
@@ -193,6 +220,7 @@ const OWN: &[&str] = &[
     "compare",
     "thread",
     "loaded",
+    "loaded_again",
     "through",
     "inner",
     "first",

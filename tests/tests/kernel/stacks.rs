@@ -4,6 +4,19 @@ use anyhow::Result;
 
 use super::chains::{ENTRY, Programs, run};
 
+/// What the compiler made of the same program in different ways; the last one's names are in a debug file of its own.
+const BUILDS: [&str; 9] = [
+    "chain-debug",
+    "chain-debug-frame",
+    "chain-unoptimized",
+    "chain-static",
+    "chain-static-pie",
+    "chain-no-pie",
+    "chain-frame-pointers",
+    "chain-cxx",
+    "chain-linked",
+];
+
 #[test]
 fn stacks_without_frame_pointers_are_exact() -> Result<()> {
     let programs = Programs::build()?;
@@ -18,6 +31,9 @@ fn stacks_without_frame_pointers_are_exact() -> Result<()> {
     ] {
         cases.push(programs.case("chain", shape, "sleep"));
     }
+    for work in ["cpu", "pipe", "fault", "syscall"] {
+        cases.push(programs.case("chain", "deepest", work));
+    }
     run(&cases)
 }
 
@@ -25,16 +41,7 @@ fn stacks_without_frame_pointers_are_exact() -> Result<()> {
 fn stacks_are_exact_however_a_program_was_built() -> Result<()> {
     let programs = Programs::build()?;
     let mut cases = Vec::new();
-    for program in [
-        "chain-debug",
-        "chain-debug-frame",
-        "chain-unoptimized",
-        "chain-static",
-        "chain-static-pie",
-        "chain-no-pie",
-        "chain-frame-pointers",
-        "chain-cxx",
-    ] {
+    for program in BUILDS {
         cases.push(programs.case(program, "deep", "cpu"));
         cases.push(programs.case(program, "signal", "sleep"));
     }
@@ -49,6 +56,66 @@ fn stacks_are_exact_however_a_program_was_built() -> Result<()> {
 }
 
 #[test]
+fn stacks_of_faults_and_system_calls_are_exact_however_a_program_was_built() -> Result<()> {
+    let programs = Programs::build()?;
+    let mut builds = BUILDS.to_vec();
+    if programs.0.path("chain-musl").exists() {
+        builds.push("chain-musl");
+    }
+    for work in ["fault", "syscall"] {
+        let cases: Vec<_> = builds
+            .iter()
+            .map(|program| programs.case(program, "deep", work))
+            .collect();
+        run(&cases)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn stacks_are_exact_wherever_a_program_is() -> Result<()> {
+    let programs = Programs::build()?;
+    let folder = tempfile::tempdir()?;
+    let scripts = [
+        // Gone from its folder before it runs.
+        (
+            "chain-deleted",
+            "cp $1 $dir/gone; exec 9<$dir/gone; rm $dir/gone; shift; exec /proc/self/fd/9 \"$@\"",
+        ),
+        // In a file system that only its own mount namespace has.
+        (
+            "chain-namespace",
+            "mkdir $dir/ns; p=$1; shift; \
+             exec unshare -m sh -euc 'd=$0; p=$1; shift; mount -t tmpfs none $d; cp $p $d/own; exec $d/own \"$@\"' \
+             $dir/ns $p \"$@\"",
+        ),
+        // In an overlay, as in a container: the file's device in /proc/PID/maps is not that of its inode.
+        (
+            "chain-overlay",
+            "mkdir $dir/ov; p=$1; shift; \
+             exec unshare -m sh -euc 'd=$0; p=$1; shift; mount -t tmpfs none $d; mkdir $d/low $d/up $d/work $d/all; \
+             cp $p $d/low/own; \
+             mount -t overlay none -o lowerdir=$d/low,upperdir=$d/up,workdir=$d/work $d/all; exec $d/all/own \"$@\"' \
+             $dir/ov $p \"$@\"",
+        ),
+    ];
+    let mut cases = Vec::new();
+    for (program, script) in scripts {
+        for work in ["cpu", "sleep"] {
+            let folder = folder.path().join(format!("{program}-{work}"));
+            std::fs::create_dir(&folder)?;
+            let case = programs.case(program, "deep", work);
+            cases.push(programs.by_shell(&folder, script, case));
+        }
+    }
+    // Became another program after the agent had met it.
+    cases.push(programs.case("chain", "exec", "sleep"));
+    // Other libraries came and went.
+    cases.push(programs.case("chain", "dlclose", "sleep"));
+    run(&cases)
+}
+
+#[test]
 fn stacks_of_rust_and_go_are_exact() -> Result<()> {
     let programs = Programs::build()?;
     let mut cases = Vec::new();
@@ -57,6 +124,8 @@ fn stacks_of_rust_and_go_are_exact() -> Result<()> {
         for (work, leaf, callee) in [
             ("cpu", "chain::leaf_cpu", None),
             ("sleep", "chain::leaf_sleep", Some("sleep")),
+            ("fault", "chain::leaf_fault", None),
+            ("syscall", "chain::leaf_syscall", Some("getppid")),
         ] {
             let mut chain = ENTRY.to_vec();
             chain.extend([
@@ -78,6 +147,8 @@ fn stacks_of_rust_and_go_are_exact() -> Result<()> {
         for (work, leaf, callee) in [
             ("cpu", "main.leafCPU", None),
             ("sleep", "main.leafSleep", Some("syscall.")),
+            ("fault", "main.leafFault", None),
+            ("syscall", "main.leafSyscall", Some("syscall.")),
         ] {
             let chain = [
                 "*",

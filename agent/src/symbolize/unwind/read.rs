@@ -194,6 +194,8 @@ fn from_code(file: &File, elf: &Elf<'_>, functions: &mut Functions, rules: &mut 
         .filter(|symbol| symbol.kind() == object::SymbolKind::Text && symbol.is_definition())
         .take(MAX_SYMBOLS)
         .map(|symbol| symbol.address())
+        // Assembly, whose symbol may not say that it is a function.
+        .chain([elf.entry()])
         .collect();
     known.sort_unstable();
     for section in elf.sections() {
