@@ -135,7 +135,14 @@ fn runtime_of(frame: &Frame, go: bool) -> Option<&'static str> {
     if go && is_go_standard(function) {
         return Some("Go standard library");
     }
-    let subject = subject(function);
+    let generated = rules::GENERATED
+        .iter()
+        .any(|module| glob::matches(module, &frame.module));
+    let subject = if generated {
+        method(function)
+    } else {
+        subject(function)
+    };
     let file = frame.file.as_deref().unwrap_or_default();
     let any = |patterns: &[&str], text: &str| {
         patterns.is_empty() || patterns.iter().any(|p| glob::matches(p, text))
@@ -144,6 +151,15 @@ fn runtime_of(frame: &Frame, go: bool) -> Option<&'static str> {
         .iter()
         .find(|row| any(row.modules, &frame.module) && any(row.functions, subject) && any(row.files, file))
         .map(|row| row.runtime)
+}
+
+/// The method that a Java virtual machine means by `long com.shop.Orders.load(int)`; anything else stays as it is.
+fn method(function: &str) -> &str {
+    let name = function.split('(').next().unwrap_or(function);
+    match name.rsplit_once(' ') {
+        Some((_, method)) if name.len() < function.len() && method.contains('.') => method,
+        _ => function,
+    }
 }
 
 /// The path that says whose a function is: itself, or in `<T as Trait>::f` the path of `T`, or of the trait where `T`

@@ -41,7 +41,7 @@ const fn files(runtime: &'static str, files: &'static [&'static str]) -> Row {
 }
 
 /// Where code that a runtime made is mapped.
-const GENERATED: &[&str] = &["[jit]", "[anon*", "//anon*", "/memfd:*", "/dev/zero*", "[heap]"];
+pub(super) const GENERATED: &[&str] = &["[jit]", "[anon*", "//anon*", "/memfd:*", "/dev/zero*", "[heap]"];
 
 /// All rows; the first that matches makes a frame foreign, a frame that none matches is the service's own.
 #[rustfmt::skip]
@@ -51,6 +51,10 @@ pub(super) const ROWS: &[Row] = &[
         "/usr/lib/*.so", "/usr/lib/*.so.*", "/usr/lib64/*.so", "/usr/lib64/*.so.*",
         "/usr/local/lib/*.so", "/usr/local/lib/*.so.*", "/nix/store/*/lib/*.so", "/nix/store/*/lib/*.so.*",
         "/snap/*/lib/*.so.*",
+    ]),
+    modules("database drivers", &[
+        "*/libpq.so*", "*/libmysqlclient.so*", "*/libmariadb.so*", "*/libsqlite3.so*", "*/libhiredis.so*", "*/libmongoc-*.so*",
+        "*/librdkafka.so*", "*/libodbc.so*", "*/libclntsh.so*", "*/libssl.so*", "*/libcrypto.so*",
     ]),
     // The C library, its loader and threads, wherever they are, and the compiler's runtime.
     modules("libc", &[
@@ -100,6 +104,21 @@ pub(super) const ROWS: &[Row] = &[
         "polling::*", "rustix::*", "socket2::*", "tracing::*", "tracing_*::*", "bytes::*", "pin_project*::*", "glommio::*",
         "monoio::*", "io_uring::*", "threadpool::*",
     ]),
+    functions("Rust database drivers and clients", &[
+        "sqlx::*", "sqlx_core::*", "sqlx_postgres::*", "sqlx_mysql::*", "sqlx_sqlite::*", "tokio_postgres::*", "postgres::*",
+        "postgres_protocol::*", "diesel::*", "diesel_async::*", "sea_orm::*", "sea_query::*", "mysql::*", "mysql_async::*",
+        "mysql_common::*", "rusqlite::*", "redis::*", "fred::*", "mongodb::*", "deadpool::*", "deadpool_*::*", "bb8::*", "r2d2::*",
+        "rdkafka::*", "lapin::*", "reqwest::*", "ureq::*", "tonic::*", "rustls::*", "native_tls::*", "openssl::*", "ring::*",
+        "serde::*", "serde_json::*", "prost::*",
+    ]),
+    functions("C database drivers, linked statically", &[
+        "PQexec*", "PQsend*", "PQgetResult", "PQconnect*", "PQprepare", "pqReadData", "pqWaitTimed", "pqSocketCheck", "pqsecure_*",
+        "mysql_real_*", "mysql_stmt_*", "mysql_query", "mysql_send_query", "sqlite3_*", "sqlite3Vdbe*", "redisCommand*",
+        "redisvCommand*", "redisGetReply*", "mongoc_*", "rd_kafka_*",
+    ]),
+    modules("packages of interpreters", &[
+        "*/site-packages/*.so", "*/dist-packages/*.so", "*/node_modules/*.node", "*/gems/*.so", "*/vendor/bundle/*.so",
+    ]),
     files("Rust standard library", &["/rustc/*/library/*", "*/lib/rustlib/src/rust/library/*", "library/std/src/*", "library/core/src/*", "library/alloc/src/*"]),
     files("Rust packages", &["*/.cargo/registry/*", "*/cargo/registry/src/*", "*/.cargo/git/checkouts/*"]),
     files("Go packages", &["*/pkg/mod/*@*", "*/usr/local/go/src/*", "*/go/src/runtime/*"]),
@@ -119,6 +138,18 @@ pub(super) const ROWS: &[Row] = &[
             "java.*", "javax.*", "jdk.*", "sun.*", "com.sun.*", "Ljava/*", "Ljavax/*", "Ljdk/*", "Lsun/*", "Lcom/sun/*",
             "void java.*", "int java.*", "long java.*", "boolean java.*", "void jdk.*", "int jdk.*", "long jdk.*", "void sun.*",
             "java.lang.* java.*", "java.lang.* jdk.*",
+        ],
+        files: &[],
+    },
+    Row {
+        runtime: "JVM, database drivers and frameworks",
+        modules: GENERATED,
+        functions: &[
+            "org.postgresql.*", "com.mysql.*", "org.mariadb.*", "oracle.jdbc.*", "com.microsoft.sqlserver.*", "com.zaxxer.hikari.*",
+            "org.hibernate.*", "org.apache.tomcat.*", "org.apache.catalina.*", "org.apache.coyote.*", "org.eclipse.jetty.*",
+            "org.springframework.*", "io.netty.*", "io.vertx.*", "io.lettuce.*", "redis.clients.*", "com.mongodb.*", "org.apache.kafka.*",
+            "kotlin.*", "kotlinx.*", "scala.*", "akka.*", "Lorg/postgresql/*", "Lcom/mysql/*", "Lcom/zaxxer/hikari/*", "Lorg/hibernate/*",
+            "Lorg/springframework/*", "Lio/netty/*", "Lkotlin/*", "Lscala/*",
         ],
         files: &[],
     },

@@ -216,6 +216,65 @@ fn interpreters_as_far_as_native_frames_allow() {
         ("[jit]", "Lcom/shop/Orders;::load", ""),
     ];
     assert_eq!(owner_in(java, &stack), is("Lcom/shop/Orders;::load", "[jit]"));
+    // As the virtual machine itself writes them (`jcmd PID Compiler.perfmap`).
+    let stack = [
+        (
+            "[jit]",
+            "java.util.List java.util.Collections.sort(java.util.List)",
+            "",
+        ),
+        (
+            "[jit]",
+            "java.sql.ResultSet org.postgresql.jdbc.PgStatement.executeQuery(java.lang.String)",
+            "",
+        ),
+        (
+            "[jit]",
+            "com.shop.Order com.shop.Orders.load(org.postgresql.Driver)",
+            "",
+        ),
+    ];
+    assert_eq!(owner_in(java, &stack).0, stack[2].1);
+}
+
+#[test]
+fn drivers_of_databases_are_libraries() {
+    let python = "/srv/shop/venv/bin/python3";
+    for (module, function) in [
+        (
+            APP,
+            "<sqlx_postgres::connection::PgConnection as sqlx_core::executor::Executor>::fetch_many",
+        ),
+        (APP, "tokio_postgres::client::Client::query_raw"),
+        (APP, "PQexecParams"),
+        (APP, "sqlite3_step"),
+        ("/opt/shop/lib/libpq.so.5", "PQexec"),
+        (
+            "/srv/shop/venv/lib/python3.12/site-packages/psycopg_c/_psycopg.cpython-312-x86_64-linux-gnu.so",
+            "execute",
+        ),
+        (python, "_PyEval_EvalFrameDefault"),
+    ] {
+        let stack = [
+            (LIBC, "poll", ""),
+            (module, function, ""),
+            (APP, "shop::orders", ""),
+        ];
+        assert_eq!(owner(&stack), is("shop::orders", "shop"), "{module} {function}");
+    }
+    // Go's are packages of others by their path, which only a module cache has.
+    let stack = [
+        (APP, "net.(*conn).Read", ""),
+        (
+            APP,
+            "github.com/lib/pq.(*conn).recv",
+            "/root/go/pkg/mod/github.com/lib/pq@v1.10.9/conn.go",
+        ),
+        (APP, "database/sql.(*DB).query", ""),
+        (APP, "main.load", "/src/main.go"),
+        (APP, "runtime.main", ""),
+    ];
+    assert_eq!(owner(&stack).0, "main.load");
 }
 
 #[test]
