@@ -14,8 +14,8 @@ pub enum Attach {
     CpuClock,
     /// A BPF iterator that the agent reads on each tick.
     Iter(&'static str),
-    /// A BPF iterator over the elements of a map, which the agent reads whenever it wants a sample.
-    IterMap(&'static str),
+    /// Nowhere: the agent runs the program whenever it wants a sample, which it writes to this array.
+    Run(&'static str),
 }
 
 /// One program of a probe.

@@ -49,7 +49,7 @@ fn attach(attach: Attach) -> String {
         Attach::RawTp(name) => format!("raw tracepoint {name}"),
         Attach::CpuClock => "CPU clock".to_owned(),
         Attach::Iter(target) => format!("iterator over {target}, on each tick"),
-        Attach::IterMap(map) => format!("iterator over the map {map}, sampled"),
+        Attach::Run(_) => "none: run by the agent for each sample".to_owned(),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
 pub const PROBE: Probe = Probe {
     name: "pool",
     help: "Use of connections by service and peer, sampled: busy and idle, most at once, exchanges, churn.",
-    hooks: &[Hook { program: "pool_sample", attach: Attach::IterMap("CONNS") }],
+    hooks: &[Hook { program: "pool_sample", attach: Attach::Run("POOL_SAMPLES") }],
     fields: &[
         Field::TcpDataSegsOut,
         Field::TcpDataSegsIn,
@@ -35,43 +35,91 @@ pub const PROBE: Probe = Probe {
 
 #[cfg(target_arch = "bpf")]
 mod bpf {
-    use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_seq_write};
+    use aya_ebpf::{
+        bindings::BPF_F_MMAPABLE,
+        btf_maps::Array,
+        helpers::generated::{bpf_for_each_map_elem, bpf_jiffies64},
+        macros::btf_map,
+    };
     use core::ffi::c_void;
 
     use crate::{
         bpf::{
+            conn::CONNS,
             sock::{CLOSE_WAIT, ESTABLISHED, Sock},
             task::Kernel,
         },
-        wire::{CONN_CLOSED, CONN_ESTABLISHED, Conn, ConnSample, LastData},
+        wire::{
+            CONN_CLOSED, CONN_ESTABLISHED, CONN_SAMPLES, Conn, ConnPart, ConnSample, ConnSamples, LastData,
+        },
     };
 
-    /// Writes a [`ConnSample`] for an open connection.
+    /// The last run's samples, which the agent maps.
+    #[btf_map]
+    static POOL_SAMPLES: Array<ConnSamples, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+    /// Writes a [`ConnSample`] for each open connection of a [`ConnPart`].
     #[unsafe(no_mangle)]
-    #[unsafe(link_section = "iter/bpf_map_elem")]
-    fn pool_sample(ctx: *mut c_void) -> i32 {
-        // SAFETY: the context of `iter/bpf_map_elem` is `{ meta, map, key, value }`, and `meta` begins with `seq`.
-        let (meta, key, conn) = unsafe {
-            (
-                *ctx.cast::<*const *mut c_void>(),
-                *ctx.cast::<*const u64>().add(2),
-                *ctx.cast::<*mut Conn>().add(3),
-            )
-        };
-        if key.is_null() || conn.is_null() {
+    #[unsafe(link_section = "raw_tp/pool_sample")]
+    extern "C" fn pool_sample(ctx: *const u64) -> i32 {
+        let Some(samples) = POOL_SAMPLES.get_ptr_mut(0) else {
             return 0;
+        };
+        // SAFETY: the verifier allows twelve arguments, and the kernel wants as many as are read; a map value; the
+        // callback has the signature that the helper wants.
+        unsafe {
+            let mut part = ConnPart { index: *ctx, of: *ctx.add(1) };
+            (*samples).count = 0;
+            bpf_for_each_map_elem(
+                (&raw const CONNS).cast_mut().cast(),
+                visit as *mut c_void,
+                (&raw mut part).cast(),
+                0,
+            );
         }
-        // SAFETY: the verifier knows the sizes of key and value, and the type of `meta`.
+        0
+    }
+
+    unsafe extern "C" fn visit(
+        _map: *mut c_void,
+        key: *const u64,
+        conn: *mut Conn,
+        part: *const ConnPart,
+    ) -> i64 {
+        let Some(samples) = POOL_SAMPLES.get_ptr_mut(0) else {
+            return 1;
+        };
+        // SAFETY: the helper passes pointers to a key and its value, and `part` of its caller; a map value that only
+        // this program writes, which the agent runs once at a time; an index below the array's length.
         unsafe {
             let flags = (*conn).flags;
-            if flags & CONN_ESTABLISHED == 0 || flags & CONN_CLOSED != 0 {
+            if flags & CONN_ESTABLISHED == 0 || flags & CONN_CLOSED != 0 || !(*part).holds(*key) {
                 return 0;
             }
             let sock = Sock(Kernel(*key as *const u8));
             if !matches!(sock.state(), ESTABLISHED | CLOSE_WAIT) {
                 return 0;
             }
-            let (sent, received) = sock.data_segments();
+            let at = (*samples).count as usize;
+            (*samples).count += 1;
+            if at >= CONN_SAMPLES {
+                return 0;
+            }
+            let sample = sample(sock, conn);
+            (&raw mut (*samples).samples).cast::<ConnSample>().add(at).write(sample);
+        }
+        0
+    }
+
+    /// An open connection as it is.
+    ///
+    /// # Safety
+    /// `conn` is the value of the connection of `sock`.
+    #[inline(always)]
+    unsafe fn sample(sock: Sock, conn: *mut Conn) -> ConnSample {
+        let (sent, received) = sock.data_segments();
+        // SAFETY: a map value.
+        unsafe {
             // Where no data moved, the answer is the one of before: segments without data (to keep a connection alive)
             // cannot change it.
             if (*conn).data_out != sent || (*conn).data_in != received {
@@ -79,36 +127,37 @@ mod bpf {
                 (*conn).data_out = sent;
                 (*conn).data_in = received;
             }
-            let (at_sent, at_received) = sock.last_times();
-            let jiffies = bpf_jiffies64() as u32;
-            let quiet = jiffies.wrapping_sub(at_sent).min(jiffies.wrapping_sub(at_received));
-            let (family, local) = sock.local();
-            let (_, remote) = sock.remote();
-            let sample = ConnSample {
-                socket: *key,
-                since: (*conn).since,
-                slot: (*conn).key.slot,
-                netns: sock.netns(),
-                local,
-                remote,
-                local_port: sock.local_port(),
-                remote_port: sock.remote_port(),
-                family,
-                direction: (*conn).key.direction,
-                flags: flags as u8,
-                last: if (*conn).last == LastData::Sent as u32 {
-                    LastData::Sent as u8
-                } else if (*conn).last == LastData::Received as u32 {
-                    LastData::Received as u8
-                } else {
-                    LastData::None as u8
-                },
-                quiet,
-                jiffies,
-            };
-            let seq = *meta;
-            bpf_seq_write(seq.cast(), (&raw const sample).cast(), size_of::<ConnSample>() as u32);
         }
-        0
+        // SAFETY: a map value.
+        let (key, since, flags, last) =
+            unsafe { ((*conn).key, (*conn).since, (*conn).flags, (*conn).last) };
+        let (at_sent, at_received) = sock.last_times();
+        // SAFETY: the helper has no preconditions.
+        let jiffies = unsafe { bpf_jiffies64() } as u32;
+        let quiet = jiffies.wrapping_sub(at_sent).min(jiffies.wrapping_sub(at_received));
+        let (family, local) = sock.local();
+        let (_, remote) = sock.remote();
+        ConnSample {
+            socket: sock.0.0 as u64,
+            since,
+            slot: key.slot,
+            netns: sock.netns(),
+            local,
+            remote,
+            local_port: sock.local_port(),
+            remote_port: sock.remote_port(),
+            family,
+            direction: key.direction,
+            flags: flags as u8,
+            last: if last == LastData::Sent as u32 {
+                LastData::Sent as u8
+            } else if last == LastData::Received as u32 {
+                LastData::Received as u8
+            } else {
+                LastData::None as u8
+            },
+            quiet,
+            jiffies,
+        }
     }
 }

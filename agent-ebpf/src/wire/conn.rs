@@ -81,7 +81,7 @@ pub struct Conn {
     pub pad: u32,
 }
 
-/// An open connection as it is now: what `conn_sample` writes for each.
+/// An open connection as it is now: what `pool_sample` writes for each.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct ConnSample {
@@ -115,6 +115,41 @@ pub struct ConnSample {
     pub jiffies: u32,
 }
 const _: () = assert!(size_of::<ConnSample>() == 72);
+
+/// Open connections that one run of `pool_sample` writes (288 KiB). Runs cannot be preempted, so this bounds how long they
+/// take, too; where more are open, several runs share them by [`ConnPart`].
+pub const CONN_SAMPLES: usize = 4096;
+
+/// What a run of `pool_sample` writes.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ConnSamples {
+    /// Open connections of its part; those past [`CONN_SAMPLES`] are counted only.
+    pub count: u64,
+    /// The first of them.
+    pub samples: [ConnSample; CONN_SAMPLES],
+}
+
+/// Which connections a run looks at, its arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ConnPart {
+    /// Which part, from 0.
+    pub index: u64,
+    /// Parts that there are.
+    pub of: u64,
+}
+
+impl ConnPart {
+    /// Whether the connection of the socket at an address belongs to this part. Half of it belong to each of the parts
+    /// `2 * index` and `2 * index + 1` of `2 * of`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn holds(&self, socket: u64) -> bool {
+        let hash = socket.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        (hash * self.of) >> 32 == self.index
+    }
+}
 
 /// [`Conn::flags`]: established.
 pub const CONN_ESTABLISHED: u32 = 1;

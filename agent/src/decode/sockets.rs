@@ -50,20 +50,22 @@ impl Socket {
 /// Reads samples; keeps its buffers.
 #[derive(Default)]
 pub struct Sockets {
-    bytes: Vec<u8>,
+    samples: Vec<ConnSample>,
     sockets: Vec<Socket>,
     /// Records that made no sense.
     pub malformed: u64,
+    /// Connections for which there was no room.
+    pub left_out: u64,
 }
 
 impl Sockets {
     /// Every open connection now.
     pub fn read(&mut self, loaded: &mut Loaded) -> Result<&[Socket]> {
-        self.bytes.clear();
-        loaded.read("pool", &mut self.bytes)?;
+        self.samples.clear();
+        self.left_out += loaded.connections(&mut self.samples)?;
         self.sockets.clear();
-        for record in self.bytes.chunks(size_of::<ConnSample>()) {
-            match socket(record) {
+        for sample in &self.samples {
+            match socket(sample) {
                 Some(socket) => self.sockets.push(socket),
                 None => self.malformed += 1,
             }
@@ -72,12 +74,7 @@ impl Sockets {
     }
 }
 
-fn socket(record: &[u8]) -> Option<Socket> {
-    if record.len() != size_of::<ConnSample>() {
-        return None;
-    }
-    // SAFETY: a plain record whose every bit pattern is valid; the length was checked.
-    let sample: ConnSample = unsafe { std::ptr::read_unaligned(record.as_ptr().cast()) };
+fn socket(sample: &ConnSample) -> Option<Socket> {
     let direction = Direction::from_index(sample.direction.into())?;
     let last = LastData::from_index(sample.last.into())?;
     Some(Socket {
@@ -102,7 +99,7 @@ fn socket(record: &[u8]) -> Option<Socket> {
 mod tests {
     use super::*;
 
-    fn record(direction: u8, last: LastData) -> Vec<u8> {
+    fn record(direction: u8, last: LastData) -> ConnSample {
         let mut sample = ConnSample {
             socket: 0xffff_8880_0000_1000,
             since: 5,
@@ -121,10 +118,7 @@ mod tests {
         };
         sample.local[..4].copy_from_slice(&[127, 0, 0, 1]);
         sample.remote[..4].copy_from_slice(&[127, 0, 0, 2]);
-        // SAFETY: a plain record without padding.
-        unsafe {
-            std::slice::from_raw_parts((&raw const sample).cast::<u8>(), size_of::<ConnSample>()).to_vec()
-        }
+        sample
     }
 
     #[test]
@@ -142,7 +136,9 @@ mod tests {
     #[test]
     fn a_record_that_makes_no_sense_is_none() {
         let good = record(0, LastData::None);
-        assert_eq!(socket(&good[..71]), None);
+        assert!(socket(&good).is_some());
         assert_eq!(socket(&record(9, LastData::None)), None);
+        assert_eq!(socket(&ConnSample { last: 9, ..good }), None);
+        assert_eq!(socket(&ConnSample { family: 5, ..good }), None);
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::os::fd::{AsFd as _, OwnedFd};
 
 use agent_ebpf::probe::{Attach, Hook};
 use anyhow::{Context as _, Result, anyhow};
@@ -16,7 +15,7 @@ use aya::{
     },
 };
 
-use super::{Environment, maps, status::Verdict, sys};
+use super::{Environment, sampler::Sampler, status::Verdict};
 
 /// Links by probe; dropping one detaches it.
 #[derive(Default)]
@@ -28,10 +27,10 @@ enum Link {
     Raw(RawTracePointLink),
     Perf(PerfEventLink),
     Iter,
-    IterMap(OwnedFd),
+    Run(Sampler),
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program> {
+pub(super) fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program> {
     ebpf.program_mut(name)
         .with_context(|| format!("the object has no program {name}"))
 }
@@ -84,7 +83,7 @@ pub(super) fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<(), (Verdi
                 format!("this kernel has no BTF tracepoint {}", names.join(" or ")),
             ))
         }
-        Attach::RawTp(_) => {
+        Attach::RawTp(_) | Attach::Run(_) => {
             let program: &mut RawTracePoint = program.try_into().map_err(broken)?;
             program.load().map_err(broken)
         }
@@ -92,11 +91,7 @@ pub(super) fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<(), (Verdi
             let program: &mut PerfEvent = program.try_into().map_err(broken)?;
             program.load().map_err(broken)
         }
-        Attach::Iter(_) | Attach::IterMap(_) => {
-            let target = match hook.attach {
-                Attach::Iter(target) => target,
-                _ => "bpf_map_elem",
-            };
+        Attach::Iter(target) => {
             let program: &mut Iter = program.try_into().map_err(broken)?;
             program.load(target, btf).map_err(|error| match error {
                 ProgramError::Btf(_) => (
@@ -127,9 +122,9 @@ impl Links {
     ) -> Result<()> {
         let what = || format!("attach {}", hook.program);
         let links = self.0.entry(probe).or_default();
-        if let Attach::IterMap(map) = hook.attach {
-            links.push(Link::IterMap(
-                link_over(ebpf, hook.program, map).with_context(what)?,
+        if let Attach::Run(map) = hook.attach {
+            links.push(Link::Run(
+                Sampler::new(ebpf, hook.program, map).with_context(what)?,
             ));
             return Ok(());
         }
@@ -160,31 +155,19 @@ impl Links {
                     links.push(Link::Perf(program.take_link(id)?));
                 }
             }
-            Attach::Iter(_) | Attach::IterMap(_) => links.push(Link::Iter),
+            Attach::Iter(_) | Attach::Run(_) => links.push(Link::Iter),
         }
         Ok(())
     }
 
-    /// Runs a probe's iterator over a map once and adds what it writes to `bytes`.
-    pub(super) fn read(&self, probe: &str, bytes: &mut Vec<u8>) -> Result<()> {
-        for link in self.0.get(probe).into_iter().flatten() {
-            if let Link::IterMap(link) = link {
-                sys::run_iterator(link.as_fd(), bytes)
-                    .with_context(|| format!("read the iterator of {probe}"))?;
-            }
-        }
-        Ok(())
+    /// The program of a probe that the agent runs when it wants a sample.
+    pub(super) fn sampler(&mut self, probe: &str) -> Option<&mut Sampler> {
+        let links = self.0.get_mut(probe)?;
+        links.iter_mut().find_map(|link| match link {
+            Link::Run(sampler) => Some(sampler),
+            _ => None,
+        })
     }
-}
-
-fn link_over(ebpf: &mut Ebpf, name: &str, map: &str) -> Result<OwnedFd> {
-    let map = ebpf
-        .map(map)
-        .and_then(maps::data)
-        .with_context(|| format!("the object has no map {map}"))?;
-    let map = map.fd().as_fd().try_clone_to_owned()?;
-    let program: &mut Iter = program(ebpf, name)?.try_into()?;
-    Ok(sys::link_over(program.fd()?.as_fd(), map.as_fd())?)
 }
 
 /// Runs an iterator to its end.

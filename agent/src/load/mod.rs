@@ -4,6 +4,7 @@ mod attach;
 pub mod maps;
 mod measure;
 mod object;
+mod sampler;
 pub mod status;
 mod sys;
 mod unwind;
@@ -16,7 +17,7 @@ use agent_ebpf::{
     classes::class_of,
     probe::{Attach, Probe},
     probes,
-    wire::{MAX_SLOTS, MAX_SYSCALLS, SLOT_FIRST, Tuning},
+    wire::{ConnSample, MAX_SLOTS, MAX_SYSCALLS, SLOT_FIRST, Tuning},
 };
 use anyhow::{Context as _, Result};
 use aya::{
@@ -222,9 +223,13 @@ impl Loaded {
         attach::visit(&mut self.ebpf, program)
     }
 
-    /// Runs a probe's iterator over a map once and adds what it writes to `bytes`; nothing while it is not attached.
-    pub fn read(&mut self, probe: &str, bytes: &mut Vec<u8>) -> Result<()> {
-        self.links.read(probe, bytes)
+    /// Adds a record of each open connection to `samples` and returns how many were left out; none while `pool` is
+    /// detached.
+    pub fn connections(&mut self, samples: &mut Vec<ConnSample>) -> Result<u64> {
+        match self.links.sampler("pool") {
+            Some(sampler) => sampler.read(samples),
+            None => Ok(0),
+        }
     }
 
     /// Changes the knobs of the kernel side.

@@ -1,12 +1,10 @@
 //! The bpf(2) calls that aya lacks.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
-const BPF_LINK_CREATE: libc::c_long = 28;
-const BPF_ITER_CREATE: libc::c_long = 33;
-const BPF_TRACE_ITER: u32 = 28;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
 
 /// The part of `union bpf_attr` that names an element (linux/bpf.h).
 #[repr(C)]
@@ -43,88 +41,38 @@ pub(super) fn clear(map: BorrowedFd<'_>, index: u32) -> io::Result<()> {
     }
 }
 
-/// The part of `union bpf_attr` that makes a link of an iterator.
+/// The part of `union bpf_attr` that runs a program.
 #[repr(C)]
-struct LinkCreate {
+#[derive(Default)]
+struct Run {
     prog_fd: u32,
-    target_fd: u32,
-    attach_type: u32,
+    retval: u32,
+    data: [u64; 3],
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
     flags: u32,
-    iter_info: u64,
-    iter_info_len: u32,
+    cpu: u32,
+    batch_size: u32,
     pad: u32,
 }
 
-/// `union bpf_iter_link_info`: for `bpf_map_elem`, the map.
-#[repr(C)]
-struct IterInfo {
-    map_fd: u32,
-    rest: [u32; 3],
-}
-
-/// The part of `union bpf_attr` that opens an iterator.
-#[repr(C)]
-struct IterCreate {
-    link_fd: u32,
-    flags: u32,
-}
-
-/// A descriptor that a bpf(2) call returned.
-fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
-    match libc::c_int::try_from(result) {
-        // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// Ties an iterator over the elements of maps to one map.
-pub(super) fn link_over(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let info = IterInfo {
-        map_fd: map.as_raw_fd() as u32,
-        rest: [0; 3],
-    };
-    let create = LinkCreate {
+/// Runs a program of a raw tracepoint once, here and now.
+pub(super) fn run(program: BorrowedFd<'_>, arguments: [u64; 2]) -> io::Result<()> {
+    let mut run = Run {
         prog_fd: program.as_raw_fd() as u32,
-        target_fd: 0,
-        attach_type: BPF_TRACE_ITER,
-        flags: 0,
-        iter_info: (&raw const info) as u64,
-        iter_info_len: size_of::<IterInfo>() as u32,
-        pad: 0,
+        ctx_size_in: size_of_val(&arguments) as u32,
+        ctx_in: (&raw const arguments) as u64,
+        ..Run::default()
     };
-    // SAFETY: the kernel reads `create` and `info`, which live until the call returns.
-    descriptor(unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_LINK_CREATE,
-            &raw const create,
-            size_of::<LinkCreate>(),
-        )
-    })
-}
-
-/// Runs an iterator once and adds what it writes to `bytes`.
-pub(super) fn run_iterator(link: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> io::Result<()> {
-    let create = IterCreate {
-        link_fd: link.as_raw_fd() as u32,
-        flags: 0,
-    };
-    // SAFETY: the kernel reads `create`, which lives until the call returns.
-    let iterator = descriptor(unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_ITER_CREATE,
-            &raw const create,
-            size_of::<IterCreate>(),
-        )
-    })?;
-    // As much as the kernel gathers for one read (eight pages, kernel/bpf/bpf_iter.c).
-    let mut part = [0; 32 << 10];
-    loop {
-        match rustix::io::retry_on_intr(|| rustix::io::read(&iterator, &mut part[..]))? {
-            0 => return Ok(()),
-            read => bytes.extend_from_slice(&part[..read]),
-        }
+    // SAFETY: the kernel reads `arguments`, and reads and writes `run`; both live until the call returns.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut run, size_of::<Run>()) };
+    if done < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
     }
 }

@@ -87,10 +87,11 @@ impl PoolSampling {
     }
 
     /// What was lost, by reason.
-    pub(super) fn lost(&self) -> [(&'static str, u64); 2] {
+    pub(super) fn lost(&self) -> [(&'static str, u64); 3] {
         [
             ("unreadable", self.failures),
             ("malformed", self.sockets.malformed),
+            ("full", self.sockets.left_out),
         ]
     }
 }
