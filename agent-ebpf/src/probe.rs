@@ -16,6 +16,8 @@ pub enum Attach {
     Iter(&'static str),
     /// Nowhere: the agent runs the program whenever it wants a sample, which it writes to this array.
     Run(&'static str),
+    /// Many places of a user program at once, of chosen processes only (Linux 6.6).
+    UprobeMulti,
 }
 
 /// One program of a probe.

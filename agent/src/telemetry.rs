@@ -82,6 +82,29 @@ impl FirstStacks {
     }
 }
 
+/// A service whose allocations are watched.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AllocTelemetry {
+    /// `service_name`.
+    pub service: String,
+    /// `service_namespace`.
+    pub namespace: String,
+    /// `duty` or `full`.
+    pub mode: String,
+    /// Processes that are watched.
+    pub processes: usize,
+    /// Allocators with the paths of their files.
+    pub allocators: Vec<String>,
+    /// Why some process is not watched.
+    pub refused: Vec<String>,
+    /// Share of the time that is watched, the mean of the processes.
+    pub duty: f64,
+    /// How many times slower the slowest of the processes ran; estimated from what a probe costs.
+    pub slowdown: f64,
+    /// Lowest memory limit of the processes.
+    pub memory_limit_bytes: Option<u64>,
+}
+
 /// Everything that the agent says about itself. All counters count since the agent started.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Telemetry {
@@ -133,6 +156,8 @@ pub struct Telemetry {
     pub wait_sample_budget: f64,
     /// Bytes of symbol tables and debug sections kept in memory.
     pub symbol_bytes: u64,
+    /// Services whose allocations are watched.
+    pub alloc: Vec<AllocTelemetry>,
     /// The governor.
     pub governor: GovernorTelemetry,
 }

@@ -41,3 +41,19 @@ if command -v go >/dev/null; then
     GOCACHE=${GOCACHE:-$to/.go} GO111MODULE=off GOFLAGS= go build -o "$to/chain-go" "$from/chain.go"
     GOCACHE=${GOCACHE:-$to/.go} GO111MODULE=off GOFLAGS= go build "-ldflags=-s -w" -o "$to/chain-go-stripped" "$from/chain.go"
 fi
+
+# Allocations by several allocators.
+cc $flags -g -o "$to/alloc" "$from/alloc.c" -lpthread
+cc $flags -g -static -o "$to/alloc-static" "$from/alloc.c" -lpthread
+c++ $flags -g -x c++ -o "$to/alloc-cxx" "$from/alloc.c" -lpthread
+if command -v musl-gcc >/dev/null; then
+    musl-gcc $flags -g -static -o "$to/alloc-musl" "$from/alloc.c" -lpthread
+fi
+for library in jemalloc:2 tcmalloc_minimal:4 mimalloc:2; do
+    for path in /usr/lib/*/lib${library%:*}.so.${library#*:}*; do
+        if [ -f "$path" ]; then
+            c++ $flags -g -x c++ -o "$to/alloc-${library%:*}" "$from/alloc.c" -x none "$path" -lpthread
+            break
+        fi
+    done
+done

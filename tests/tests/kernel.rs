@@ -1,5 +1,7 @@
 //! The table "What must hold": the agent on this kernel against workloads with known answers. Needs root.
 
+#[path = "kernel/alloc.rs"]
+mod alloc;
 #[path = "kernel/basics.rs"]
 mod basics;
 #[path = "kernel/chains.rs"]

@@ -47,6 +47,7 @@ fn attach(attach: Attach) -> String {
     match attach {
         Attach::TpBtf(names) => format!("BTF tracepoint {}", names.join(" or ")),
         Attach::RawTp(name) => format!("raw tracepoint {name}"),
+        Attach::UprobeMulti => "uprobes, of chosen processes".to_owned(),
         Attach::CpuClock => "CPU clock".to_owned(),
         Attach::Iter(target) => format!("iterator over {target}, on each tick"),
         Attach::Run(_) => "none: run by the agent for each sample".to_owned(),

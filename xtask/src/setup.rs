@@ -49,6 +49,16 @@ const TEST_PROGRAMS: [(&str, &str); 30] = [
     ("jcmd", "openjdk-17-jdk-headless"),
 ];
 
+/// Libraries that tests link programs with, and their Debian packages.
+const TEST_LIBRARIES: [(&str, &str); 3] = [
+    ("libjemalloc.so.2", "libjemalloc2"),
+    ("libtcmalloc_minimal.so.4", "libtcmalloc-minimal4"),
+    ("libmimalloc.so.2", "libmimalloc2.0"),
+];
+
+/// Where libraries are.
+const LIBRARY_FOLDERS: [&str; 3] = ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"];
+
 /// Those of them that may come with a running service.
 const SERVERS: [&str; 4] = ["nginx", "postgresql", "prometheus", "redis-server"];
 
@@ -62,6 +72,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let missing = TEST_PROGRAMS
             .iter()
             .filter(|(program, _)| command::find(program).is_none());
+        wanted.extend(missing.map(|&(_, package)| package.to_owned()));
+        let there = |library: &str| {
+            LIBRARY_FOLDERS
+                .iter()
+                .any(|folder| Path::new(folder).join(library).exists())
+        };
+        let missing = TEST_LIBRARIES.iter().filter(|(library, _)| !there(library));
         wanted.extend(missing.map(|&(_, package)| package.to_owned()));
     }
     wanted.sort();

@@ -5,6 +5,7 @@ pub(crate) mod conn;
 pub(crate) mod count;
 pub(crate) mod file;
 mod measure;
+pub(crate) mod random;
 pub(crate) mod sample;
 pub(crate) mod sock;
 pub(crate) mod state;

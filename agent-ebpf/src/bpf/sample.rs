@@ -11,11 +11,14 @@ use aya_ebpf::{
 use core::ffi::c_void;
 
 use super::{
+    count::lost,
     state::send,
     task::{Regs, current, now},
     unwind::{self, Room},
 };
-use crate::wire::{EVENT_STACK, GROWTH_WORDS, KERNEL_FRAMES, Program, StackHeader, StackKind, USER_FRAMES};
+use crate::wire::{
+    EVENT_STACK, GROWTH_WORDS, KERNEL_FRAMES, Lost, Program, StackHeader, StackKind, USER_FRAMES,
+};
 
 /// One record under construction, and the walk's working memory.
 #[repr(C)]
@@ -26,7 +29,7 @@ struct Scratch {
 
 /// One element a kind of context: a perf event can interrupt a tracepoint on the same CPU.
 #[btf_map]
-static SAMPLE_SCRATCH: PerCpuArray<Scratch, 4> = PerCpuArray::new();
+static SAMPLE_SCRATCH: PerCpuArray<Scratch, 5> = PerCpuArray::new();
 
 /// Which element of the scratch a program uses.
 #[derive(Clone, Copy)]
@@ -39,6 +42,30 @@ pub(crate) enum Level {
     Clock = 2,
     /// What is measured.
     Measure = 3,
+    /// Uprobes: these can be preempted, so their samples are [guarded](guarded).
+    Uprobe = 4,
+}
+
+/// Whether a uprobe of this CPU is taking a sample.
+#[btf_map]
+static SAMPLE_BUSY: PerCpuArray<u32, 1> = PerCpuArray::new();
+
+/// [`take`] where another thread may run on this CPU before it is done, which then loses its sample.
+#[inline(always)]
+pub(crate) fn guarded(ctx: *mut c_void, what: &What) {
+    let Some(busy) = SAMPLE_BUSY.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: this CPU's element; a program that is preempted here goes on here.
+    unsafe {
+        if core::ptr::read_volatile(busy) != 0 {
+            lost(what.program, Lost::Busy);
+            return;
+        }
+        core::ptr::write_volatile(busy, 1);
+        take(ctx, what);
+        core::ptr::write_volatile(busy, 0);
+    }
 }
 
 /// Where a walk of this level happens.

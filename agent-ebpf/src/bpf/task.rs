@@ -149,6 +149,12 @@ impl Regs {
         self.0.0
     }
 
+    /// Result of a function.
+    #[inline(always)]
+    pub(crate) fn result(self) -> u64 {
+        self.0.load(offset!(regs_ax))
+    }
+
     /// Instruction pointer.
     #[inline(always)]
     pub(crate) fn ip(self) -> u64 {

@@ -11,4 +11,6 @@ macro_rules! probes {
     };
 }
 
-probes!(process, wait, cpu, syscall, memory, oom, disk, conn, pool, fd);
+probes!(
+    process, wait, cpu, syscall, memory, oom, disk, conn, pool, fd, alloc
+);

@@ -55,6 +55,7 @@ mod bpf {
         bpf::{
             behind,
             count::{add, lost, run, tally},
+            random::exponential,
             sample::{self, Level, What},
             state::{adopt, emit, forget, release, sampled, slot, thread, tuning},
             task::{Kernel, Regs, offset, rq_clock},
@@ -75,10 +76,6 @@ mod bpf {
     /// Durations of finished waits by slot.
     #[btf_map]
     static WAIT_HISTS: Array<WaitHists, { MAX_SLOTS as usize }> = Array::new();
-
-    /// `-ln(i / 1024)` in 16.16 fixed point for i = 1 to 1024, to draw exponential thresholds.
-    #[btf_map]
-    static WAIT_QUANTILES: Array<u32, 1024> = Array::new();
 
     /// Mask of `in_iowait` in its byte.
     #[unsafe(no_mangle)]
@@ -221,14 +218,7 @@ mod bpf {
     /// An exponential threshold with the mean of the tuning.
     #[inline(always)]
     fn draw(tuning: &Tuning) -> u32 {
-        // SAFETY: the helper has no preconditions.
-        let random = unsafe { bpf_get_prandom_u32() };
-        let quantile = WAIT_QUANTILES.get(random & 1023).copied().unwrap_or(1 << 16);
-        let next = WAIT_QUANTILES.get((random & 1023) + 1).copied().unwrap_or(0);
-        // Between two quantiles a straight line is exact to 1e-3; the low bits of the draw choose the point on it.
-        let fraction = u64::from(random >> 10 & 0xffff);
-        let value = u64::from(quantile) - ((u64::from(quantile.saturating_sub(next)) * fraction) >> 16);
-        ((value * u64::from(tuning.wait_mean)) >> 16).min(u64::from(u32::MAX)) as u32
+        exponential(tuning.wait_mean).min(u64::from(u32::MAX)) as u32
     }
 
     #[inline(always)]

@@ -97,9 +97,9 @@ pub struct StackHeader {
     pub tid: u32,
     /// `StackKind`.
     pub stack_kind: u32,
-    /// Cause of a wait.
+    /// Cause of a wait; of an allocation, the mean distance of samples in bytes.
     pub cause: u32,
-    /// System call number, -1 for none.
+    /// System call number, -1 for none; of an allocation, the thread's count of samples.
     pub nr: i32,
     /// Frames of the user half.
     pub user_len: u16,
@@ -109,7 +109,7 @@ pub struct StackHeader {
     pub unwind: u32,
     /// Padding.
     pub pad: u32,
-    /// What the sample stands for: nanoseconds, calls, bytes, connections; the sample's id for waits.
+    /// What the sample stands for: nanoseconds, calls, bytes, connections; the sample's id for waits, the size of an allocation.
     pub weight: u64,
 }
 const _: () = assert!(size_of::<StackHeader>() == 48);
@@ -133,6 +133,10 @@ index_enum! {
         Requests = "requests_full",
         /// An event that could not be matched with its beginning.
         Unmatched = "unmatched",
+        /// The table of live allocations was full.
+        Live = "live_full",
+        /// Another thread was taking a sample on this CPU.
+        Busy = "busy",
     }
 }
 
@@ -165,6 +169,12 @@ index_enum! {
         ConnState = "conn_state",
         /// `conn_retransmit`.
         ConnRetransmit = "conn_retransmit",
+        /// `alloc_enter`.
+        AllocEnter = "alloc_enter",
+        /// `alloc_return`.
+        AllocReturn = "alloc_return",
+        /// `alloc_free`.
+        AllocFree = "alloc_free",
     }
 }
 

@@ -71,6 +71,12 @@ index_enum! {
         Memory = "memory",
         /// Opened connections; the weight is a number of connections.
         Conn = "conn",
+        /// Allocated memory; the weight is bytes.
+        Alloc = "alloc",
+        /// Allocations; the weight is a number of them.
+        AllocObjects = "alloc_objects",
+        /// Allocated memory that was not freed; the weight is bytes, at the end of a tick.
+        AllocLive = "alloc_live",
     }
 }
 
@@ -184,12 +190,14 @@ index_enum! {
     }
 }
 
+mod alloc;
 mod bucket;
 mod conn;
 mod events;
 mod state;
 pub mod unwind;
 
+pub use alloc::*;
 pub use bucket::*;
 pub use conn::*;
 pub use events::*;

@@ -83,8 +83,18 @@ pub struct Thread {
     pub sys_stack_skip: u32,
     /// 1 once growth of the process was sampled (leaders only).
     pub grown: u32,
+    /// Bytes to allocate until the next sample.
+    pub alloc_left: u64,
+    /// Stack pointer at the entry of the sampled call that runs, 0 for none.
+    pub alloc_at: u64,
+    /// Where that call stores its result, 0 where it returns it.
+    pub alloc_out: u64,
+    /// Allocations of which a sample was taken.
+    pub alloc_count: u32,
+    /// [`AllocTarget::epoch`](super::AllocTarget::epoch) that `alloc_left` was drawn in.
+    pub alloc_epoch: u32,
     /// Padding: up to a whole number of cache lines.
-    pub pad: [u32; 10],
+    pub pad: [u32; 2],
 }
 const _: () = assert!(size_of::<Thread>() == 256);
 

@@ -65,6 +65,8 @@ fn add_counters(total: &mut Totals, tick: &Totals) {
     total.faults_minor = total.faults_minor.saturating_add(tick.faults_minor);
     total.faults_major = total.faults_major.saturating_add(tick.faults_major);
     total.oom_kills = total.oom_kills.saturating_add(tick.oom_kills);
+    total.alloc_bytes = total.alloc_bytes.saturating_add(tick.alloc_bytes);
+    total.alloc_objects = total.alloc_objects.saturating_add(tick.alloc_objects);
     for (sum, more) in total.disk.iter_mut().zip(&tick.disk) {
         sum.bytes = sum.bytes.saturating_add(more.bytes);
         add_histogram(&mut sum.duration, &more.duration);
@@ -89,6 +91,7 @@ pub(super) fn join(total: &mut Totals, other: &Totals) {
         (0, limit) | (limit, 0) => limit,
         (a, b) => a.min(b),
     };
+    total.alloc_live_bytes = total.alloc_live_bytes.saturating_add(other.alloc_live_bytes);
     total.processes = total.processes.saturating_add(other.processes);
     total.threads = total.threads.saturating_add(other.threads);
 }
@@ -101,6 +104,7 @@ pub(super) fn add(total: &mut Totals, tick: &Totals, peers: &mut PeerBound, now:
     total.resident_bytes = tick.resident_bytes;
     total.fds = tick.fds;
     total.fd_limit = tick.fd_limit;
+    total.alloc_live_bytes = tick.alloc_live_bytes;
     total.processes = tick.processes;
     total.threads = tick.threads;
 }

@@ -130,7 +130,15 @@ pub(super) fn of_sample(sample: &SymbolizedSample) -> (Group, StackDetail) {
                 StackDetail::Syscall(number),
             )
         }
-        (StackKind::Cpu | StackKind::Memory | StackKind::Conn, _) => (
+        (
+            StackKind::Cpu
+            | StackKind::Memory
+            | StackKind::Conn
+            | StackKind::Alloc
+            | StackKind::AllocObjects
+            | StackKind::AllocLive,
+            _,
+        ) => (
             Group {
                 kind,
                 scope: CodeScope::Whole,
@@ -179,6 +187,8 @@ pub(super) fn exact(totals: &Totals, moved: u64, idle_share: f64) -> Vec<(Group,
         Rule::Scale,
     ));
     groups.push((whole(StackKind::Memory), totals.memory_growth_bytes, Rule::Scale));
+    groups.push((whole(StackKind::Alloc), totals.alloc_bytes, Rule::Scale));
+    groups.push((whole(StackKind::AllocObjects), totals.alloc_objects, Rule::Scale));
     for (&number, calls) in &totals.syscalls {
         let scope = CodeScope::Syscall(super::names::known_syscall(number));
         groups.push((

@@ -48,6 +48,12 @@ metrics! {
     PageFaults = "tieback_page_faults_total",
     /// Kills for memory.
     OomKills = "tieback_oom_kills_total",
+    /// Allocated bytes.
+    AllocBytes = "tieback_alloc_bytes_total",
+    /// Allocations.
+    AllocObjects = "tieback_alloc_objects_total",
+    /// Bytes that were allocated and not freed.
+    AllocLive = "tieback_alloc_live_bytes",
     /// Open descriptors.
     OpenFds = "tieback_open_fds",
     /// Limit of descriptors.
@@ -102,6 +108,10 @@ metrics! {
     CodeMemory = "tieback_code_memory_growth_bytes_total",
     /// Growth by code that is still there.
     CodeMemoryNet = "tieback_code_memory_net_bytes",
+    /// Allocated bytes by code.
+    CodeAlloc = "tieback_code_alloc_bytes_total",
+    /// Live bytes by code.
+    CodeAllocLive = "tieback_code_alloc_live_bytes",
     /// System calls by code.
     CodeSyscalls = "tieback_code_syscalls_total",
     /// Opened connections by code.
@@ -238,6 +248,10 @@ impl ServiceSnapshot {
             | Metric::MemoryGrowth
             | Metric::MemoryReturned
             | Metric::OomKills => 1,
+            Metric::AllocBytes | Metric::AllocObjects => usize::from(totals.alloc_objects > 0),
+            Metric::AllocLive => usize::from(totals.alloc_live_bytes > 0),
+            Metric::CodeAlloc => self.code_series(StackKind::Alloc).len(),
+            Metric::CodeAllocLive => self.live.code.len(),
             Metric::Wait => self.causes().count(),
             Metric::Cpu | Metric::PageFaults => 2,
             Metric::MemoryResident => MemoryKind::COUNT,
@@ -285,18 +299,18 @@ fn by_peer(totals: &Totals, pick: impl Fn(&ConnTotals) -> u64) -> Vec<(Peer, u64
 
 /// A set of metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MetricSet(u64);
+pub struct MetricSet(u128);
 
 impl MetricSet {
     /// Whether the metric is in it.
     #[must_use]
     pub const fn contains(self, metric: Metric) -> bool {
-        self.0 & (1 << metric as u8) != 0
+        self.0 & (1u128 << metric as u8) != 0
     }
 
     /// Puts a metric in.
     pub const fn insert(&mut self, metric: Metric) {
-        self.0 |= 1 << metric as u8;
+        self.0 |= 1u128 << metric as u8;
     }
 }
 

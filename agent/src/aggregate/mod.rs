@@ -20,6 +20,7 @@ mod counters;
 pub(crate) mod fixture;
 mod group;
 mod ledger;
+mod live;
 pub mod metric;
 pub mod names;
 mod net;
@@ -32,6 +33,7 @@ mod state;
 mod window;
 
 pub use group::CodeScope;
+pub use live::{Leak, LiveView};
 pub use metric::Metric;
 pub use net::NetGrowth;
 pub use oom::OomKill;
@@ -72,6 +74,8 @@ pub struct Limits {
     /// Entries of all windows together, a stack of a service each (60 bytes), and a quarter of the frames that all
     /// different stacks together may have (80 bytes): the default bounds windows to some 75 MB.
     pub window_entries: usize,
+    /// Bytes that a sample of an allocation stands for.
+    pub alloc_period: u32,
     /// After how long without a process and without news a service is forgotten.
     pub service_idle: Duration,
 }
@@ -85,6 +89,7 @@ impl Default for Limits {
             series: 50_000,
             retention: Duration::from_secs(15 * 60),
             window_entries: 200_000,
+            alloc_period: 512 << 10,
             service_idle: Duration::from_secs(3600),
         }
     }

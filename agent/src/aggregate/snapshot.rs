@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::group::CodeScope;
+use super::live::LiveView;
 use super::metric::{Metric, MetricSet};
 use super::net::NetGrowth;
 use super::oom::OomKill;
@@ -43,6 +44,8 @@ pub struct ServiceSnapshot {
     pub net: Arc<NetGrowth>,
     /// Its pools in the recent past.
     pub recent_pools: Arc<RecentPools>,
+    /// Its live allocations, where they are watched all the time.
+    pub live: Arc<LiveView>,
     /// Metrics that the series budget has room for.
     pub admitted: MetricSet,
 }
@@ -89,7 +92,15 @@ impl Snapshot {
     #[must_use]
     pub fn profile(&self, query: &ProfileQuery<'_>) -> Option<WindowProfile> {
         self.find(query.namespace, query.name).next()?;
-        profile::profile(&self.windows, query)
+        let mut profile = profile::profile(&self.windows, query)?;
+        if query.kind == StackKind::AllocLive {
+            // A gauge: as it is now, whatever was then.
+            let of_version =
+                |service: &&ServiceSnapshot| query.version.is_none_or(|v| service.service.version == v);
+            let services = self.find(query.namespace, query.name).filter(of_version);
+            profile.samples = services.flat_map(|service| service.live.stacks.clone()).collect();
+        }
+        Some(profile)
     }
 
     /// All versions of a service.

@@ -7,6 +7,7 @@ use super::Limits;
 use super::counters::{self, PeerBound};
 use super::group::{self, CodeScope, FutexShares, Group, Rule};
 use super::ledger::{Claim, Ledger};
+use super::live::{LiveStacks, LiveView};
 use super::metric::MetricSet;
 use super::net::NetGrowth;
 use super::pools::{PoolBound, RecentPools};
@@ -44,12 +45,18 @@ pub(super) struct ServiceState {
     peers: PeerBound,
     pools: PoolBound,
     recent_pools: Arc<RecentPools>,
+    live: LiveStacks,
+    live_view: Arc<LiveView>,
+    alloc_period: f64,
+    retention_ns: u64,
+    top: usize,
     ledgers: HashMap<Group, Ledger>,
     rankings: BTreeMap<StackKind, Ranking>,
 }
 
 impl ServiceState {
     pub(super) fn new(sequence: u64, now_ns: u64, limits: &Limits) -> Self {
+        let retention_ns = u64::try_from(limits.retention.as_nanos()).unwrap_or(u64::MAX);
         Self {
             sequence,
             last_news_ns: now_ns,
@@ -59,11 +66,13 @@ impl ServiceState {
             code: Arc::default(),
             net: Arc::default(),
             peers: PeerBound::new(limits.peers),
-            pools: PoolBound::new(
-                limits.peers,
-                u64::try_from(limits.retention.as_nanos()).unwrap_or(u64::MAX),
-            ),
+            pools: PoolBound::new(limits.peers, retention_ns),
             recent_pools: Arc::default(),
+            live: LiveStacks::default(),
+            live_view: Arc::default(),
+            alloc_period: f64::from(limits.alloc_period),
+            retention_ns,
+            top: limits.top,
             ledgers: HashMap::new(),
             rankings: StackKind::ALL
                 .iter()
@@ -81,6 +90,13 @@ impl ServiceState {
         now: Now,
         window: &mut WindowBuilder,
     ) -> u64 {
+        let is_live = |sample: &SymbolizedSample| sample.kind == StackKind::AllocLive;
+        let (live, samples): (Vec<_>, Vec<_>) = samples.into_iter().partition(is_live);
+        let (retention, top) = (self.retention_ns, self.top);
+        let view = self
+            .live
+            .tick(live, now.clock_ns, retention, self.alloc_period, top);
+        self.live_view = Arc::new(view);
         let mut shares = FutexShares::default();
         for sample in &samples {
             shares.add(sample);
@@ -187,6 +203,7 @@ impl ServiceState {
             code: Arc::clone(&self.code),
             net: Arc::clone(&self.net),
             recent_pools: Arc::clone(&self.recent_pools),
+            live: Arc::clone(&self.live_view),
             admitted: MetricSet::default(),
         }
     }
@@ -208,7 +225,12 @@ fn quiet_rule(kind: StackKind) -> Rule {
     match kind {
         StackKind::Wait => Rule::Ended(0),
         StackKind::Conn => Rule::Claim,
-        StackKind::Cpu | StackKind::Syscall | StackKind::Memory => Rule::Scale,
+        StackKind::Cpu
+        | StackKind::Syscall
+        | StackKind::Memory
+        | StackKind::Alloc
+        | StackKind::AllocObjects
+        | StackKind::AllocLive => Rule::Scale,
     }
 }
 

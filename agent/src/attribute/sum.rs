@@ -29,6 +29,9 @@ impl Totals {
             faults_minor,
             faults_major,
             oom_kills,
+            alloc_bytes,
+            alloc_objects,
+            alloc_live_bytes,
             disk,
             conns,
             pools,
@@ -57,6 +60,9 @@ impl Totals {
         self.faults_minor += faults_minor;
         self.faults_major += faults_major;
         self.oom_kills += oom_kills;
+        self.alloc_bytes += alloc_bytes;
+        self.alloc_objects += alloc_objects;
+        self.alloc_live_bytes += alloc_live_bytes;
         for (to, from) in self.disk.iter_mut().zip(disk) {
             to.bytes += from.bytes;
             add_histogram(&mut to.duration, &from.duration);

@@ -16,10 +16,12 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod values;
+mod watched;
 
 pub use file::RuleTable;
 pub use settings::{Flags, Settings};
 pub use values::{AbsolutePath, Bytes, Percent, Span, SyscallMode, Urls};
+pub use watched::{AllocMode, Watched};
 
 use file::File;
 
@@ -56,6 +58,14 @@ pub struct Config {
     pub service_idle: Duration,
     /// How far back profiles reach.
     pub retention: Duration,
+    /// Services whose allocations are watched.
+    pub alloc: Watched,
+    /// Allocated bytes that a sample stands for, in the mean.
+    pub alloc_period: u32,
+    /// What watching in windows may cost a program, as a share of its CPU time.
+    pub alloc_limit_ratio: f64,
+    /// By how much watching all the time may slow a program.
+    pub alloc_slowdown: f64,
     /// Servers of debug files.
     pub debuginfod_urls: Vec<String>,
     /// Where fetched debug files are kept.
@@ -127,6 +137,7 @@ impl Config {
             ("series_limit", all.series_limit, 1_000, 10_000_000),
             ("services_limit", all.services_limit, 1, 100_000),
             ("peers_limit", all.peers_limit, 1, 10_000),
+            ("alloc_slowdown", all.alloc_slowdown, 2, 10_000),
         ];
         for (key, value, least, most) in counts {
             if value < least || value > most {
@@ -141,11 +152,20 @@ impl Config {
                 all.memory_limit
             );
         }
-        if all.cpu_limit.0 <= 0.0 || all.cpu_limit.0 > 100.0 {
+        for (key, share) in [("cpu_limit", all.cpu_limit), ("alloc_limit", all.alloc_limit)] {
+            if share.0 <= 0.0 || share.0 > 100.0 {
+                bail!(
+                    "{} must be more than 0% and at most 100%, is {share}",
+                    origin(key)
+                );
+            }
+        }
+        let (least, most) = (Bytes(4 << 10), Bytes(64 << 20));
+        if all.alloc_period < least || all.alloc_period > most {
             bail!(
-                "{} must be more than 0% and at most 100%, is {}",
-                origin("cpu_limit"),
-                all.cpu_limit
+                "{} must be {least} to {most}, is {}",
+                origin("alloc_period"),
+                all.alloc_period
             );
         }
         Ok(Self {
@@ -164,6 +184,10 @@ impl Config {
             peers_limit: all.peers_limit,
             service_idle: all.service_idle.0,
             retention: all.retention.0,
+            alloc: all.alloc,
+            alloc_period: u32::try_from(all.alloc_period.0)?,
+            alloc_limit_ratio: all.alloc_limit.ratio(),
+            alloc_slowdown: all.alloc_slowdown as f64,
             debuginfod_urls: all.debuginfod_urls.0,
             debuginfod_cache: all.debuginfod_cache.0,
             host_root: all.host_root.0,

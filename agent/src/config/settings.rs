@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::values::{AbsolutePath, Bytes, Percent, Span, SyscallMode, Urls};
+use super::watched::Watched;
 
 /// Declares the settings once: flag and variable (by clap), key of the file, default.
 macro_rules! settings {
@@ -102,6 +103,15 @@ settings! {
     service_idle: Span = "1h", "TIEBACK_SERVICE_IDLE", "TIME";
     /// How far back profiles reach.
     retention: Span = "15m", "TIEBACK_RETENTION", "TIME";
+    /// Services whose allocations are watched, with commas between them: `SERVICE` or `SERVICE=duty` in short windows, at a
+    /// bounded cost; `SERVICE=full` all the time, which also shows what lives and what leaks; `off` watches nobody.
+    alloc: Watched = "off", "TIEBACK_ALLOC", "SERVICES";
+    /// Allocated bytes that one sample stands for, in the mean.
+    alloc_period: Bytes = "512KiB", "TIEBACK_ALLOC_PERIOD", "SIZE";
+    /// Most that watching allocations in windows may cost a program, as a share of its CPU time.
+    alloc_limit: Percent = "1%", "TIEBACK_ALLOC_LIMIT", "PERCENT";
+    /// Allocations are watched all the time only as long as that slows a program less than so many times.
+    alloc_slowdown: usize = "100", "TIEBACK_ALLOC_SLOWDOWN", "TIMES";
     /// debuginfod servers that are asked for debug files by build id, several with spaces between them; `off` asks nobody.
     debuginfod_urls: Urls = "off", "TIEBACK_DEBUGINFOD_URLS", "URLS";
     /// Where fetched debug files are kept, at most 512 MiB.

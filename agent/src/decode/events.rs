@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use agent_ebpf::wire::{
     self, EVENT_CLOSED, EVENT_EXITED, EVENT_OOM, EVENT_OPENED, EVENT_STACK, EVENT_WAIT_DONE,
-    FRAME_INTERRUPTED, FRAME_UPPER, GROWTH_WORDS, SLOT_FIRST, SlotEvent, StackHeader, WaitDone,
+    FRAME_INTERRUPTED, FRAME_UPPER, GROWTH_WORDS, SLOT_FIRST, SlotEvent, StackHeader, WaitDone, alloc_sample,
 };
 
 use super::harvest::{PAGE, unix_ns};
@@ -45,6 +45,14 @@ fn read<T: Copy>(bytes: &[u8]) -> Option<T> {
     }
     // SAFETY: only `agent_ebpf::wire` records are read, for which every bit pattern is valid; the length was checked.
     Some(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
+}
+
+/// Weight of a sampled allocation of `size` bytes, where samples are `mean` bytes apart in the mean: it was chosen with
+/// probability `1 - e^(-size / mean)` (jemalloc's `PROFILING_INTERNALS.md` has the derivation).
+#[must_use]
+pub fn alloc_weight(size: u64, mean: u32) -> f64 {
+    let size = size.max(1) as f64;
+    size / -(-size / f64::from(mean.max(1))).exp_m1()
 }
 
 /// Weight of a wait sample: waits are chosen with probability `1 - e^(-expect / mean)`, so dividing by it makes the sum
@@ -151,6 +159,10 @@ fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample)> {
     let detail = match kind {
         StackKind::Wait => StackDetail::Wait(Cause::from_index(header.cause)?, nr),
         StackKind::Syscall => StackDetail::Syscall(nr?),
+        StackKind::Alloc => StackDetail::Alloc {
+            id: alloc_sample(header.tid, header.nr.cast_unsigned()),
+            size: header.weight,
+        },
         _ => StackDetail::None,
     };
     let sample = StackSample {
@@ -159,7 +171,10 @@ fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample)> {
         tid: header.tid,
         kind,
         detail,
-        weight: header.weight as f64,
+        weight: match kind {
+            StackKind::Alloc => alloc_weight(header.weight, header.cause),
+            _ => header.weight as f64,
+        },
         own: 0.0,
         user,
         interrupted,

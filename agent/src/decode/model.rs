@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 
 pub use super::connections::{AGES, ConnTotals, Peer, PoolPeer, PoolTotals};
 pub use agent_ebpf::wire::unwind::UnwindResult;
+pub use agent_ebpf::wire::{
+    ALLOC_RANGES, AllocCall, AllocCounts, AllocSite, AllocTarget, LiveKey, LiveValue, MAX_ALLOC_TARGETS,
+};
 pub use agent_ebpf::wire::{Cause, ConnEnd, ConnFailure, Direction, DiskOp, FdKind, MemoryKind, StackKind};
 
 /// Identifies a program image while the agent runs; never reused within one run of the agent.
@@ -74,6 +77,12 @@ pub struct Totals {
     pub faults_major: u64,
     /// Killed for memory.
     pub oom_kills: u64,
+    /// Allocated bytes, where allocations are watched; an estimate in windows.
+    pub alloc_bytes: u64,
+    /// Allocations, likewise.
+    pub alloc_objects: u64,
+    /// Gauge: bytes that were allocated while they were watched, and not freed.
+    pub alloc_live_bytes: u64,
     /// By `DiskOp`.
     pub disk: [DiskTotals; DiskOp::COUNT],
     /// By direction and peer; `open` is a gauge.
@@ -99,6 +108,15 @@ pub enum StackDetail {
     Wait(Cause, Option<u16>),
     /// Of a system call sample: its number.
     Syscall(u16),
+    /// Of an allocation.
+    Alloc {
+        /// Which one.
+        id: u64,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// Of live allocations: their age, class `n` being less than `2^n` seconds.
+    Live(u8),
     /// Nothing more.
     None,
 }

@@ -3,6 +3,7 @@
 //! All of it is made from the last [`Snapshot`](crate::aggregate::Snapshot), so that no request ever waits for the
 //! processing of events, and nothing here changes anything.
 
+mod allocations;
 mod api;
 mod http;
 mod metrics;

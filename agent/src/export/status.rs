@@ -27,10 +27,24 @@ pub(super) struct Status {
     window: Window,
     memory: Memory,
     cpu_seconds: f64,
+    /// Services whose allocations are watched.
+    allocations: Vec<Watched>,
     losses: Vec<Loss>,
     limits: Limits,
     /// Processes that the kernel killed for memory, the newest first; `/api/v1/oom_kills` has more of them.
     oom_kills: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Watched {
+    service: String,
+    namespace: String,
+    mode: String,
+    processes: usize,
+    allocators: Vec<String>,
+    duty: f64,
+    slowdown: f64,
+    refused: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -136,6 +150,20 @@ impl Status {
                 limit_bytes: telemetry.memory_limit_bytes,
             },
             cpu_seconds: telemetry.cpu_seconds,
+            allocations: telemetry
+                .alloc
+                .iter()
+                .map(|service| Watched {
+                    service: service.service.clone(),
+                    namespace: service.namespace.clone(),
+                    mode: service.mode.clone(),
+                    processes: service.processes,
+                    allocators: service.allocators.clone(),
+                    duty: service.duty,
+                    slowdown: service.slowdown,
+                    refused: service.refused.clone(),
+                })
+                .collect(),
             losses: telemetry
                 .lost
                 .iter()
@@ -239,6 +267,23 @@ impl Status {
             mib(self.memory.limit_bytes)
         )?;
         writeln!(out, "cpu          {:.2} s", self.cpu_seconds)?;
+
+        for (at, watched) in self.allocations.iter().enumerate() {
+            let title = if at == 0 { "allocations" } else { "" };
+            writeln!(
+                out,
+                "{title:<12} {}: {}, {} processes, {:.1} % of the time, {:.2} times slower; {}",
+                watched.service,
+                watched.mode,
+                watched.processes,
+                watched.duty * 100.0,
+                watched.slowdown,
+                watched.allocators.join(", ")
+            )?;
+            for reason in &watched.refused {
+                writeln!(out, "             not watched: {reason}")?;
+            }
+        }
 
         let limits = &self.limits;
         writeln!(

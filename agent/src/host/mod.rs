@@ -3,7 +3,9 @@
 #[cfg(test)]
 pub(crate) mod damage;
 mod executable;
+mod mapped;
 mod memory;
+mod memory_limit;
 mod privileges;
 mod process;
 
@@ -12,6 +14,7 @@ use std::io::{self, Read as _};
 use std::path::PathBuf;
 
 pub use executable::{Executable, FileId};
+pub use mapped::{MappedFile, OpenFile};
 pub use memory::{Pages, ProcessMemory};
 pub use privileges::Privileges;
 #[cfg(test)]

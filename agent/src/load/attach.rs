@@ -91,6 +91,7 @@ pub(super) fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<(), (Verdi
             let program: &mut PerfEvent = program.try_into().map_err(broken)?;
             program.load().map_err(broken)
         }
+        Attach::UprobeMulti => Err((Verdict::Broken, "it is not attached to the whole host".to_owned())),
         Attach::Iter(target) => {
             let program: &mut Iter = program.try_into().map_err(broken)?;
             program.load(target, btf).map_err(|error| match error {
@@ -155,7 +156,7 @@ impl Links {
                     links.push(Link::Perf(program.take_link(id)?));
                 }
             }
-            Attach::Iter(_) | Attach::Run(_) => links.push(Link::Iter),
+            Attach::Iter(_) | Attach::Run(_) | Attach::UprobeMulti => links.push(Link::Iter),
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ mod sampler;
 pub mod status;
 mod sys;
 mod unwind;
+mod uprobe;
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -28,6 +29,7 @@ use aya::{
 pub use maps::Plain;
 pub use measure::Measured;
 pub use unwind::UnwindMaps;
+pub use uprobe::{AllocProgram, AllocSide, Place, UprobeLink};
 
 use self::status::{ProbeStatus, Verdict};
 use crate::{host::Host, kernel::Layout};
@@ -55,6 +57,8 @@ pub struct Environment {
     pub disabled: BTreeSet<String>,
     /// CPU samples a second.
     pub cpu_hz: u32,
+    /// Allocations of some service are wanted.
+    pub alloc: bool,
 }
 
 /// The loaded kernel side. Dropping it detaches and frees everything; so does the kernel when the agent is killed,
@@ -67,6 +71,7 @@ pub struct Loaded {
     tuning: Tuning,
     /// Further handles of maps that others hold, so that their memory is counted.
     taken: Vec<OwnedFd>,
+    uprobes: Option<[OwnedFd; 3]>,
 }
 
 fn quantiles() -> impl Iterator<Item = u32> {
@@ -106,6 +111,7 @@ impl Loaded {
             links: attach::Links::default(),
             tuning,
             taken: Vec::new(),
+            uprobes: None,
         };
         loaded.set_tuning(|_| ())?;
         for probe in probes::ALL {
@@ -146,6 +152,12 @@ impl Loaded {
                 );
             }
         }
+        if probe.hooks.iter().any(|hook| hook.attach == Attach::UprobeMulti) {
+            return match self.load_uprobes() {
+                Ok(()) => status(Verdict::Ok, String::new()),
+                Err((verdict, reason)) => status(verdict, reason),
+            };
+        }
         for hook in probe.hooks {
             match attach::load(&mut self.ebpf, hook, btf) {
                 Ok(()) => {}
@@ -159,6 +171,30 @@ impl Loaded {
                 status(Verdict::Broken, attach::explain(&error))
             }
         }
+    }
+
+    /// Loads what is attached process by process, later.
+    fn load_uprobes(&mut self) -> Result<(), (Verdict, String)> {
+        if !self.env.alloc {
+            return Err((
+                Verdict::Disabled,
+                "no service has it switched on: --alloc SERVICE does".to_owned(),
+            ));
+        }
+        let object = object::with_offsets(OBJECT, self.env.layout.offsets)
+            .map_err(|error| (Verdict::Broken, format!("{error:#}")))?;
+        let programs = uprobe::load(&self.ebpf, object.bytes())?;
+        uprobe::works(&programs)?;
+        self.uprobes = Some(programs);
+        Ok(())
+    }
+
+    /// Takes what watches allocators; `None` where that is switched off or does not work.
+    pub fn alloc_side(&mut self) -> Result<Option<AllocSide>> {
+        let Some(programs) = self.uprobes.take() else {
+            return Ok(None);
+        };
+        AllocSide::new(programs, |name| self.take(name)).map(Some)
     }
 
     fn attach(&mut self, probe: &'static Probe) -> Result<()> {
@@ -309,6 +345,11 @@ fn open(env: &Environment, btf: &Btf) -> Result<Ebpf> {
         .override_global("ANON_FOPS", &env.anon_fops, true)
         .map_max_entries("THREADS", if direct == 1 { env.pid_max } else { 1 })
         .map_max_entries("THREADS_HASH", if direct == 1 { 1 } else { 65_536 });
+    if !env.alloc {
+        for map in ["ALLOC_TARGETS", "ALLOC_COUNTS", "ALLOC_LIVE"] {
+            loader.map_max_entries(map, 1);
+        }
+    }
     loader.load(object.bytes()).context(
         "the kernel refused the BPF object; run as root or with CAP_BPF and CAP_PERFMON, and see `tieback doctor`",
     )
@@ -333,8 +374,8 @@ fn prepare(ebpf: &mut Ebpf, env: &Environment) -> Result<()> {
         }
     }
     let mut table: Array<_, u32> = Array::try_from(
-        ebpf.map_mut("WAIT_QUANTILES")
-            .context("the object has no map WAIT_QUANTILES")?,
+        ebpf.map_mut("QUANTILES")
+            .context("the object has no map QUANTILES")?,
     )?;
     for (i, value) in (0u32..).zip(quantiles()) {
         table.set(i, value, 0)?;

@@ -1,6 +1,7 @@
 //! The only module that knows every stage: three threads, one that reads the kernel side, one that names
 //! and sums, and one that makes unwind tables.
 
+mod alloc;
 mod first_stack;
 mod growth;
 mod kill_switch;
@@ -9,6 +10,7 @@ mod own;
 mod sampling;
 mod stack_cost;
 mod unwind;
+mod watching;
 
 pub(crate) use own::keep_little_freed_memory;
 
@@ -46,6 +48,7 @@ use self::growth::GrowthNews;
 use self::naming::{Batch, News, name_and_sum};
 use self::sampling::{PoolSampling, wait_mean};
 use self::unwind::Unwinding;
+use self::watching::Watching;
 
 /// How often the ring buffer is drained.
 const DRAIN: Duration = Duration::from_millis(100);
@@ -103,6 +106,7 @@ fn environment(host: &Host, config: &Config) -> Result<Environment> {
         syscalls: names::syscalls().collect(),
         disabled,
         cpu_hz: config.sample_cpu_hz,
+        alloc: !config.alloc.0.is_empty(),
     })
 }
 
@@ -121,6 +125,7 @@ pub fn start(
         series: config.series_limit,
         retention: config.retention,
         service_idle: config.service_idle,
+        alloc_period: config.alloc_period,
         ..Limits::default()
     };
     let owner_rules: Vec<OwnerRule> = RuleTable::read_all(&config.owner_rules)?;
@@ -179,6 +184,7 @@ struct Reader {
     unwinding: Unwinding,
     first_stacks: Waiting,
     pools: PoolSampling,
+    watching: Watching,
     send: mpsc::SyncSender<News>,
     /// Processes of which the other thread was told in this tick.
     noted: HashSet<(SlotId, u32)>,
@@ -199,6 +205,7 @@ impl Reader {
         send: mpsc::SyncSender<News>,
     ) -> Result<Self> {
         let unwinding = Unwinding::start(loaded.unwind_maps()?, symbols, config.unwind_memory_bytes)?;
+        let watching = Watching::start(&mut loaded, &host, &config)?;
         let ring = loaded.events()?;
         let cpus = host.online_cpus()?.len();
         let costs = calibrate(&mut loaded)?;
@@ -217,6 +224,7 @@ impl Reader {
             unwinding,
             first_stacks: Waiting::default(),
             pools: PoolSampling::new(),
+            watching,
             send,
             noted: HashSet::new(),
             wait_samples: 0,
@@ -250,6 +258,7 @@ impl Reader {
                 }
                 self.drain(now);
                 self.attributor.settle(now);
+                self.watching.follow(&self.attributor, &self.host, &self.config);
                 next_drain = now + DRAIN;
             }
             if !self.killed {
@@ -290,6 +299,7 @@ impl Reader {
                         self.growth
                             .sampled(&self.host, self.samples.len(), &sample, &growth);
                     }
+                    self.watching.sampled(&sample, &mut self.samples);
                     self.samples.push(sample);
                 }
                 Some(Event::Life(event)) => {
@@ -310,6 +320,7 @@ impl Reader {
                         Lifecycle::Exited { slot, pid } => {
                             self.unwinding.exited(*slot, *pid);
                             self.growth.exited.push(*pid);
+                            self.watching.gone(*pid);
                         }
                     }
                     self.attributor.apply(&event, now);
@@ -328,6 +339,7 @@ impl Reader {
         self.pools.finish(&mut self.loaded, &mut tick);
         // Before the last look at the ring: a sample is there before what it stands for is given back.
         self.growth.ranges = take_ranges(&mut self.loaded)?;
+        self.watching.finish(&mut tick, &mut self.samples);
         self.drain(now);
         let length = tick.length_ns;
         let attributed = self.attributor.attribute(tick);

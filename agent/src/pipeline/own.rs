@@ -38,6 +38,10 @@ impl Reader {
         lost.insert(("wait".to_owned(), "unmatched".to_owned()), self.events.unmatched);
         let attribute = self.attributor.stats().lost();
         lost.extend(attribute.map(|(reason, count)| (("attribute".to_owned(), reason.to_owned()), count)));
+        lost.insert(
+            ("alloc".to_owned(), "samples_full".to_owned()),
+            self.watching.lost(),
+        );
         let pool = self.pools.lost();
         lost.extend(pool.map(|(reason, count)| (("pool".to_owned(), reason.to_owned()), count)));
         let hooks: f64 = probes.values().map(|probe| probe.cost_seconds).sum();
@@ -71,6 +75,7 @@ impl Reader {
             tick_seconds: seconds,
             tick_seconds_total: self.tick_seconds_total,
             governor,
+            alloc: self.watching.telemetry(&mut self.attributor),
             ..Telemetry::default()
         })
     }

@@ -145,10 +145,8 @@ pub fn net(huge: HugePages) -> Result<()> {
             ensure!(child > 0, "fork");
             let mut status = 0;
             // SAFETY: the status is this function's.
-            ensure!(
-                unsafe { libc::waitpid(child, &raw mut status, 0) } == child,
-                "waitpid"
-            );
+            let ended = unsafe { libc::waitpid(child, &raw mut status, 0) };
+            ensure!(ended == child, "waitpid");
         }
     }
     gate::step("shared", &json!({ "anonymous": anonymous()? - before }))?;

@@ -351,6 +351,17 @@ impl Attributor {
         }
     }
 
+    /// Open slots of services that are wanted, each with the process that began it.
+    pub fn processes<'a, T>(
+        &'a self,
+        wanted: impl Fn(&Service) -> Option<T> + 'a,
+    ) -> impl Iterator<Item = (SlotId, u32, T)> + 'a {
+        self.open.iter().filter_map(move |(slot, open)| {
+            let service = &open.service.as_ref()?.service;
+            Some((*slot, open.pid, wanted(service)?))
+        })
+    }
+
     /// What is known of every service.
     #[must_use]
     pub fn infos(&self) -> Vec<(Arc<Service>, ServiceInfo)> {

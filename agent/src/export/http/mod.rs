@@ -82,6 +82,7 @@ pub fn router(sources: Sources) -> Router {
         .route("/api/v1/services", get(services))
         .route("/api/v1/pools", get(pools))
         .route("/api/v1/oom_kills", get(oom_kills))
+        .route("/api/v1/allocations", get(allocations))
         .route("/metrics", get(scrape))
         .route("/status", get(agent_status))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -168,6 +169,11 @@ async fn pools(State(server): State<Server>) -> Response {
 
 async fn oom_kills(State(server): State<Server>) -> Response {
     axum::Json(super::oom::oom_kills(&server.sources.snapshot())).into_response()
+}
+
+async fn allocations(State(server): State<Server>) -> Response {
+    let (snapshot, telemetry) = (server.sources.snapshot(), server.sources.telemetry());
+    axum::Json(super::allocations::allocations(&snapshot, &telemetry)).into_response()
 }
 
 async fn ready(State(server): State<Server>) -> Response {

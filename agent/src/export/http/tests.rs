@@ -10,7 +10,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::aggregate::fixture;
 use crate::load::status::Verdict;
-use crate::telemetry::{FirstStacks, GovernorTelemetry, ProbeTelemetry, UnwindTelemetry};
+use crate::telemetry::{AllocTelemetry, FirstStacks, GovernorTelemetry, ProbeTelemetry, UnwindTelemetry};
 
 /// Compares with a file in `fixtures/golden`; `UPDATE_GOLDEN=1` writes it instead.
 pub(in crate::export) fn assert_golden(name: &str, text: &str) {
@@ -48,6 +48,20 @@ pub(in crate::export) fn probes() -> Vec<ProbeStatus> {
         ),
         probe("syscall", "syscall_exit", Verdict::Disabled, "by configuration"),
     ]
+}
+
+fn alloc() -> AllocTelemetry {
+    AllocTelemetry {
+        service: "shop".to_owned(),
+        namespace: "prod".to_owned(),
+        mode: "full".to_owned(),
+        processes: 2,
+        allocators: vec!["glibc (/usr/lib/libc.so.6)".to_owned()],
+        refused: Vec::new(),
+        duty: 1.0,
+        slowdown: 1.25,
+        memory_limit_bytes: Some(1 << 30),
+    }
 }
 
 pub(in crate::export) fn telemetry() -> Telemetry {
@@ -89,6 +103,7 @@ pub(in crate::export) fn telemetry() -> Telemetry {
         ticks: 2,
         tick_seconds: 0.004,
         tick_seconds_total: 0.009,
+        alloc: vec![alloc()],
         governor: GovernorTelemetry {
             level: 1,
             level_name: name("fewer stacks"),

@@ -31,6 +31,18 @@ pub(super) fn family(metric: Metric) -> Family {
         ),
         Metric::PageFaults => (Counter, "Page faults by kind; major ones waited for storage."),
         Metric::OomKills => (Counter, "Processes killed for want of memory."),
+        Metric::AllocBytes => (
+            Counter,
+            "Allocated bytes of services whose allocations are watched (--alloc): exact in mode full, an estimate in mode duty.",
+        ),
+        Metric::AllocObjects => (
+            Counter,
+            "Allocations of services whose allocations are watched: exact in mode full, an estimate in mode duty.",
+        ),
+        Metric::AllocLive => (
+            Gauge,
+            "Bytes that were allocated since the process is watched in mode full and not freed; estimated from samples.",
+        ),
         Metric::OpenFds => (Gauge, "Open file descriptors by kind."),
         Metric::FdLimit => (
             Gauge,
@@ -112,6 +124,14 @@ pub(super) fn family(metric: Metric) -> Family {
         Metric::CodeMemory => (
             Counter,
             "Bytes of tieback_memory_growth_bytes_total by the code that touched them first; sampled, scaled to the exact total.",
+        ),
+        Metric::CodeAlloc => (
+            Counter,
+            "Bytes of tieback_alloc_bytes_total by the code that allocated them; sampled by bytes, scaled to the total.",
+        ),
+        Metric::CodeAllocLive => (
+            Gauge,
+            "Bytes of tieback_alloc_live_bytes by the code that allocated them; estimated from samples.",
         ),
         Metric::CodeSyscalls => (
             Counter,

@@ -6,7 +6,7 @@ use super::Scrapes;
 use super::writer::{Family, Type, Value, Writer};
 use crate::aggregate::Snapshot;
 use crate::load::status::{ProbeStatus, by_probe};
-use crate::telemetry::{FirstStacks, ProbeTelemetry, Telemetry, UnwindTelemetry};
+use crate::telemetry::{AllocTelemetry, FirstStacks, ProbeTelemetry, Telemetry, UnwindTelemetry};
 
 struct Own<'a> {
     out: &'a mut Writer,
@@ -225,6 +225,28 @@ fn probes(own: &mut Own<'_>, telemetry: &Telemetry, programs: &[ProbeStatus]) {
         Type::Gauge,
         "Share of the time or of the events that a probe looks at; counts are scaled by its inverse.",
         by(|probe| Value::Float(probe.sampling_ratio)),
+    );
+    let of = |value: fn(&AllocTelemetry) -> f64| {
+        telemetry.alloc.iter().map(move |service| {
+            let labels = vec![
+                ("service", service.service.as_str()),
+                ("namespace", service.namespace.as_str()),
+                ("mode", service.mode.as_str()),
+            ];
+            (labels, Value::Float(value(service)))
+        })
+    };
+    own.by(
+        "tieback_alloc_duty_ratio",
+        Type::Gauge,
+        "Share of the time in which the allocations of a service are watched.",
+        of(|service| service.duty),
+    );
+    own.by(
+        "tieback_alloc_slowdown_ratio",
+        Type::Gauge,
+        "How many times slower a service ran in the last window because its allocations are watched; estimated.",
+        of(|service| service.slowdown),
     );
     own.by(
         "tieback_lost_total",

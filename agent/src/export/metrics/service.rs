@@ -4,7 +4,8 @@ use super::connections::{connections, pools};
 use super::family::family;
 use super::writer::{Value, Writer, labels};
 use crate::aggregate::{
-    CodeScope, FdKind, Histogram, MemoryKind, Metric, ServiceSnapshot, Snapshot, StackKind, metric, names,
+    CodeScope, CodeSeries, FdKind, Histogram, MemoryKind, Metric, ServiceSnapshot, Snapshot, StackKind,
+    metric, names,
 };
 
 /// What stands for code that has no series of its own.
@@ -134,6 +135,11 @@ fn samples(out: &mut Series<'_>, metric: Metric, service: &ServiceSnapshot) {
             out.add(&[("kind", "minor")], Value::Int(totals.faults_minor));
             out.add(&[("kind", "major")], Value::Int(totals.faults_major));
         }
+        Metric::AllocBytes => counted(out, totals.alloc_objects, totals.alloc_bytes),
+        Metric::AllocObjects => counted(out, totals.alloc_objects, totals.alloc_objects),
+        Metric::AllocLive => counted(out, totals.alloc_live_bytes, totals.alloc_live_bytes),
+        Metric::CodeAlloc => code(out, service, StackKind::Alloc, Value::Int),
+        Metric::CodeAllocLive => code_of(out, &service.live.code, Value::Int),
         Metric::OomKills => out.add(&[], Value::Int(totals.oom_kills)),
         Metric::OpenFds => {
             for kind in FdKind::ALL {
@@ -216,8 +222,19 @@ fn samples(out: &mut Series<'_>, metric: Metric, service: &ServiceSnapshot) {
     }
 }
 
+/// A number of services whose allocations are watched: nothing where none was seen.
+fn counted(out: &mut Series<'_>, seen: u64, number: u64) {
+    if seen > 0 {
+        out.add(&[], Value::Int(number));
+    }
+}
+
 fn code(out: &mut Series<'_>, service: &ServiceSnapshot, kind: StackKind, value: fn(u64) -> Value) {
-    for series in service.code_series(kind) {
+    code_of(out, service.code_series(kind), value);
+}
+
+fn code_of(out: &mut Series<'_>, series: &[CodeSeries], value: fn(u64) -> Value) {
+    for series in series {
         let (function, file) = series
             .owner
             .as_ref()

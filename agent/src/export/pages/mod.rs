@@ -131,12 +131,21 @@ fn row(service: &ServiceSnapshot, length: f64) -> Markup {
             }
             td.number { (service.totals.processes) }
             td.links {
-                @for kind in StackKind::ALL {
+                @for kind in StackKind::ALL.iter().filter(|kind| shown(service, **kind)) {
                     a href=(profile_url(service, *kind, "svg")) { (kind.as_str()) } " "
                 }
                 a href=(profile_url(service, StackKind::Cpu, "pprof")) { "pprof" }
             }
         }
+    }
+}
+
+/// Whether a service has such a profile: allocations are watched of chosen services only.
+fn shown(service: &ServiceSnapshot, kind: StackKind) -> bool {
+    match kind {
+        StackKind::Alloc | StackKind::AllocObjects => service.totals.alloc_objects > 0,
+        StackKind::AllocLive => service.totals.alloc_live_bytes > 0,
+        _ => true,
     }
 }
 

@@ -37,6 +37,9 @@ pub const fn sample_type(kind: StackKind) -> (&'static str, &'static str) {
         StackKind::Syscall => ("syscalls", "count"),
         StackKind::Memory => ("growth", "bytes"),
         StackKind::Conn => ("connections", "count"),
+        StackKind::Alloc => ("alloc_space", "bytes"),
+        StackKind::AllocObjects => ("alloc_objects", "count"),
+        StackKind::AllocLive => ("inuse_space", "bytes"),
     }
 }
 
@@ -57,7 +60,7 @@ impl Profile {
 }
 
 /// A frame's name for people: its function, else its module in brackets.
-fn frame_name(frame: &Frame) -> String {
+pub(super) fn frame_name(frame: &Frame) -> String {
     match &frame.function {
         Some(function) => function.to_string(),
         None => {

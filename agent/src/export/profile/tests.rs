@@ -262,7 +262,10 @@ fn sample_types() {
             ("cpu", "nanoseconds"),
             ("syscalls", "count"),
             ("growth", "bytes"),
-            ("connections", "count")
+            ("connections", "count"),
+            ("alloc_space", "bytes"),
+            ("alloc_objects", "count"),
+            ("inuse_space", "bytes")
         ]
     );
 }

@@ -116,12 +116,11 @@ fn add(sum: &mut [u64; 4], more: [u64; 4]) {
     }
 }
 
-/// The address of the next bucket, the stack and the four groups of counts of one.
-fn bucket(
-    memory: &ProcessMemory,
-    record: usize,
-    address: u64,
-) -> Result<(u64, Vec<u64>, [[u64; 4]; 4]), Refused> {
+/// Address of the next bucket, the stack, and four groups of counts.
+type Found = (u64, Vec<u64>, [[u64; 4]; 4]);
+
+/// Reads one bucket.
+fn bucket(memory: &ProcessMemory, record: usize, address: u64) -> Result<Found, Refused> {
     let early = Refused::Malformed("a bucket ends early");
     let mut words = words(memory, address, HEAD + USUAL_STACK + record)?;
     let Some([_, next, kind, _, size, frames]) = words.first_chunk::<HEAD>().copied() else {

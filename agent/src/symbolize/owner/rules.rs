@@ -78,7 +78,8 @@ pub(super) const ROWS: &[Row] = &[
         "__poll", "__select", "__nanosleep*", "__mmap*", "__munmap", "__brk", "__fork",
     ]),
     functions("allocators", &[
-        "malloc", "calloc", "realloc", "free", "cfree", "posix_memalign", "aligned_alloc", "memalign", "valloc", "reallocarray",
+        "malloc", "calloc", "realloc", "free", "cfree", "posix_memalign", "aligned_alloc", "memalign", "valloc", "pvalloc", "reallocarray",
+        "__posix_memalign", "__libc_memalign", "__libc_malloc", "__libc_calloc", "__libc_realloc", "__libc_free", "_mid_memalign*", "default_malloc", "__libc_malloc_impl",
         "_int_malloc", "_int_free*", "_int_realloc", "_int_memalign", "malloc_consolidate", "sysmalloc*", "systrim*",
         "tcache_*", "unlink_chunk*", "arena_get*", "new_heap*", "grow_heap*", "alloc_new_heap*", "ptmalloc_*", "__malloc_*",
         "je_*", "jemalloc_*", "_rjem_*", "tc_malloc*", "tc_free*", "tc_new*", "tc_delete*", "tcmalloc::*", "mi_malloc*", "mi_calloc*", "mi_zalloc*", "mi_realloc*", "mi_free*",

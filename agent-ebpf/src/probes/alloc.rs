@@ -1,0 +1,260 @@
+//! Allocations of chosen processes, by probes in their allocators' functions.
+//!
+//! Which instruction a probe sits on is the agent's choice: the first of the function that the kernel emulates, with the
+//! arguments still in their registers. What the function does is in the probe's cookie.
+
+use crate::{
+    offsets::Field,
+    probe::{Attach, Hook, Probe},
+};
+
+/// What it is.
+pub const PROBE: Probe = Probe {
+    name: "alloc",
+    help: "Allocations of chosen services by code, sampled by bytes, and those that live on.",
+    hooks: &[
+        Hook { program: "alloc_enter", attach: Attach::UprobeMulti },
+        Hook { program: "alloc_return", attach: Attach::UprobeMulti },
+        Hook { program: "alloc_free", attach: Attach::UprobeMulti },
+    ],
+    fields: &[
+        Field::TaskPid,
+        Field::TaskTgid,
+        Field::RegsArg0,
+        Field::RegsArg1,
+        Field::RegsArg2,
+        Field::RegsAx,
+        Field::RegsIp,
+        Field::RegsSp,
+        Field::RegsFp,
+    ],
+    metrics: &[
+        "tieback_alloc_bytes_total",
+        "tieback_alloc_objects_total",
+        "tieback_alloc_live_bytes",
+        "tieback_code_alloc_bytes_total",
+        "tieback_code_alloc_live_bytes",
+    ],
+};
+
+#[cfg(target_arch = "bpf")]
+mod bpf {
+    use aya_ebpf::{
+        btf_maps::{Array, HashMap},
+        helpers::{bpf_probe_read_user, generated::bpf_get_attach_cookie},
+        macros::{btf_map, uprobe},
+        programs::ProbeContext,
+    };
+
+    use crate::{
+        bpf::{
+            count::{add, lost, run},
+            random::exponential,
+            sample::{self, Level, What},
+            state::thread,
+            task::{Regs, current, now, offset},
+        },
+        wire::{
+            ALLOC_RANGES, AllocCall, AllocCounts, AllocTarget, COOKIE_EXITS, COOKIE_FORWARDS_ALIGNED,
+            COOKIE_FORWARDS_NULL, COOKIE_LIVE,
+            LiveKey, LiveValue, Lost, MAX_ALLOC_LIVE, MAX_ALLOC_TARGETS, Program, SLOT_KERNEL, StackKind,
+            Thread, alloc_sample, cookie_call, cookie_pushed, cookie_target,
+        },
+    };
+
+    /// Watched allocators; one entry while none is.
+    #[btf_map]
+    static ALLOC_TARGETS: Array<AllocTarget, { MAX_ALLOC_TARGETS as usize }> = Array::new();
+
+    /// What they did.
+    #[btf_map]
+    static ALLOC_COUNTS: Array<AllocCounts, { MAX_ALLOC_TARGETS as usize }> = Array::new();
+
+    /// Sampled allocations that were not freed; one entry while none is watched.
+    #[btf_map]
+    static ALLOC_LIVE: HashMap<LiveKey, LiveValue, { MAX_ALLOC_LIVE as usize }> = HashMap::new();
+
+    /// Alignment of every allocation: glibc's `MALLOC_ALIGNMENT`, and what `max_align_t` asks of the others.
+    const ALIGNED_ANYWAY: u64 = 16;
+
+    #[uprobe]
+    fn alloc_enter(ctx: ProbeContext) -> u32 {
+        run(Program::AllocEnter);
+        // SAFETY: the helper has no preconditions.
+        let cookie = unsafe { bpf_get_attach_cookie(sample::raw(&ctx)) };
+        let index = cookie_target(cookie);
+        let (Some(target), Some(counts)) = (ALLOC_TARGETS.get(index), ALLOC_COUNTS.get_ptr_mut(index)) else {
+            return 0;
+        };
+        if target.on == 0 {
+            // SAFETY: a map value.
+            add(unsafe { &raw mut (*counts).missed }, 1);
+            return 0;
+        }
+        // SAFETY: a map value.
+        add(unsafe { &raw mut (*counts).hits }, 1);
+        let task = current();
+        let regs = Regs::of(task);
+        let entry = regs.sp().wrapping_add(cookie_pushed(cookie));
+        if called_within(target, entry) {
+            return 0;
+        }
+        let (mut old, mut out) = (0, 0);
+        let call = cookie_call(cookie);
+        let size = if call == AllocCall::Malloc as u32 {
+            regs.arg0()
+        } else if call == AllocCall::Calloc as u32 {
+            regs.arg0().wrapping_mul(regs.arg1())
+        } else if call == AllocCall::Realloc as u32 {
+            old = regs.arg0();
+            regs.arg1()
+        } else if call == AllocCall::Reallocarray as u32 {
+            old = regs.arg0();
+            regs.arg1().wrapping_mul(regs.arg2())
+        } else if call == AllocCall::Aligned as u32 {
+            if cookie & COOKIE_FORWARDS_ALIGNED != 0 && regs.arg0() <= ALIGNED_ANYWAY {
+                return 0;
+            }
+            regs.arg1()
+        } else {
+            if cookie & COOKIE_FORWARDS_ALIGNED != 0 && regs.arg1() <= ALIGNED_ANYWAY {
+                return 0;
+            }
+            out = regs.arg0();
+            regs.arg2()
+        };
+        if old == 0 && cookie & COOKIE_FORWARDS_NULL != 0 {
+            return 0;
+        }
+        let tid: u32 = task.load(offset!(task_pid));
+        let Some(thread) = thread(tid) else { return 0 };
+        // SAFETY: a map value; these fields are the running thread's own.
+        let t = unsafe { &mut *thread };
+        if t.slot <= SLOT_KERNEL {
+            return 0;
+        }
+        if old != 0 && cookie & COOKIE_LIVE != 0 {
+            freed(t.tgid, old);
+        }
+        if size == 0 && old != 0 {
+            // A way to free it.
+            return 0;
+        }
+        // SAFETY: a map value.
+        unsafe {
+            add(&raw mut (*counts).bytes, size);
+            add(&raw mut (*counts).objects, 1);
+        }
+        t.alloc_at = 0;
+        let (mean, epoch) = (target.mean, target.epoch);
+        if t.alloc_epoch != epoch {
+            // Exponential thresholds have no memory, so a new draw at any time keeps the sampling unbiased.
+            t.alloc_epoch = epoch;
+            t.alloc_left = exponential(mean);
+        }
+        if size < t.alloc_left {
+            t.alloc_left -= size;
+            return 0;
+        }
+        t.alloc_left = exponential(mean);
+        sampled(&ctx, t, tid, size, mean);
+        if cookie & COOKIE_LIVE != 0 {
+            t.alloc_at = entry;
+            t.alloc_out = out;
+        }
+        0
+    }
+
+    #[inline(always)]
+    fn sampled(ctx: &ProbeContext, t: &mut Thread, tid: u32, size: u64, mean: u32) {
+        t.alloc_count = t.alloc_count.wrapping_add(1);
+        let what = What {
+            program: Program::AllocEnter,
+            level: Level::Uprobe,
+            kind: StackKind::Alloc,
+            slot: t.slot,
+            pid: t.tgid,
+            tid,
+            cause: mean,
+            nr: t.alloc_count as i32,
+            weight: size,
+            kernel: false,
+        };
+        sample::guarded(sample::raw(ctx), &what);
+    }
+
+    /// Whether a function of the same allocator made this call: `realloc` that calls `malloc`, for example.
+    #[inline(always)]
+    fn called_within(target: &AllocTarget, entry: u64) -> bool {
+        // SAFETY: the helper checks the address.
+        let Ok(caller) = (unsafe { bpf_probe_read_user(entry as *const u64) }) else {
+            return false;
+        };
+        let mut at = 0;
+        while at < ALLOC_RANGES {
+            if at as u32 >= target.ranges {
+                return false;
+            }
+            if caller >= target.from[at] && caller < target.to[at] {
+                return true;
+            }
+            at += 1;
+        }
+        false
+    }
+
+    #[uprobe]
+    fn alloc_return(ctx: ProbeContext) -> u32 {
+        run(Program::AllocReturn);
+        let task = current();
+        let Some(thread) = thread(task.load(offset!(task_pid))) else {
+            return 0;
+        };
+        // SAFETY: a map value; these fields are the running thread's own.
+        let t = unsafe { &mut *thread };
+        let regs = Regs::of(task);
+        // Of another call, or of one that the sampled call made: its own return finds the stack as its entry did.
+        if t.alloc_at == 0 || regs.sp() != t.alloc_at {
+            return 0;
+        }
+        t.alloc_at = 0;
+        // SAFETY: the helper has no preconditions.
+        let exits = unsafe { bpf_get_attach_cookie(sample::raw(&ctx)) } == COOKIE_EXITS;
+        let mut address = if exits { regs.arg0() } else { regs.result() };
+        if t.alloc_out != 0 {
+            if address != 0 {
+                return 0;
+            }
+            // SAFETY: the helper checks the address.
+            address = unsafe { bpf_probe_read_user(t.alloc_out as *const u64) }.unwrap_or(0);
+        }
+        if address == 0 {
+            return 0;
+        }
+        let key = LiveKey { address, pid: t.tgid, pad: 0 };
+        let value = LiveValue { sample: alloc_sample(task.load(offset!(task_pid)), t.alloc_count), since: now() };
+        if ALLOC_LIVE.insert(&key, &value, 0).is_err() {
+            lost(Program::AllocReturn, Lost::Live);
+        }
+        0
+    }
+
+    #[uprobe]
+    fn alloc_free(_ctx: ProbeContext) -> u32 {
+        run(Program::AllocFree);
+        let task = current();
+        let address = Regs::of(task).arg0();
+        if address != 0 {
+            freed(task.load(offset!(task_tgid)), address);
+        }
+        0
+    }
+
+    #[inline(always)]
+    fn freed(pid: u32, address: u64) {
+        let key = LiveKey { address, pid, pad: 0 };
+        if ALLOC_LIVE.get_ptr(&key).is_some() {
+            let _ = ALLOC_LIVE.remove(&key);
+        }
+    }
+}

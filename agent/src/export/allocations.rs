@@ -1,0 +1,193 @@
+//! `/api/v1/allocations`: services whose allocations are watched, how, what lives of them, and what leaks.
+//!
+//! The shape only ever grows: fields may be added, none changes its meaning.
+
+use serde::Serialize;
+
+use super::profile::frame_name;
+use crate::aggregate::{Leak, MemoryKind, ServiceSnapshot, Snapshot};
+use crate::telemetry::{AllocTelemetry, Telemetry};
+
+/// Leaks of a service that are listed.
+const MOST_LEAKS: usize = 20;
+
+/// The document.
+#[derive(Debug, Serialize)]
+pub(super) struct Allocations<'a> {
+    services: Vec<Service<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Service<'a> {
+    service: &'a str,
+    namespace: &'a str,
+    /// `duty` or `full`.
+    mode: &'a str,
+    processes: usize,
+    /// Allocators that are watched, with the paths of their files.
+    allocators: &'a [String],
+    /// Why some process is not watched.
+    refused: &'a [String],
+    /// Share of the time that is watched.
+    duty: f64,
+    /// How many times slower the slowest of the processes ran in the last window than it would have; estimated.
+    slowdown: f64,
+    /// Bytes and allocations are estimates: they are from windows.
+    estimated: bool,
+    allocated_bytes: u64,
+    allocations: u64,
+    /// Allocated since the processes are watched, and not freed; `null` in mode `duty`, which cannot know.
+    live_bytes: Option<u64>,
+    /// Lowest memory limit of the processes: their cgroup's, else the host's memory.
+    memory_limit_bytes: Option<u64>,
+    leaks: Vec<LeakEntry>,
+}
+
+#[derive(Debug, Serialize)]
+struct LeakEntry {
+    function: String,
+    file: String,
+    /// Innermost first.
+    stack: Vec<String>,
+    live_bytes: u64,
+    bytes_per_hour: f64,
+    /// Length of the time that this is told from.
+    seconds: f64,
+    /// When the memory limit is reached if all else stays as it is.
+    limit_in_seconds: Option<f64>,
+    finding: String,
+}
+
+/// The document for a snapshot.
+pub(super) fn allocations<'a>(snapshot: &'a Snapshot, telemetry: &'a Telemetry) -> Allocations<'a> {
+    let services = telemetry.alloc.iter().map(|watched| {
+        let found: Vec<&ServiceSnapshot> = snapshot.find(&watched.namespace, &watched.service).collect();
+        service(watched, &found)
+    });
+    Allocations {
+        services: services.collect(),
+    }
+}
+
+fn service<'a>(watched: &'a AllocTelemetry, found: &[&ServiceSnapshot]) -> Service<'a> {
+    let sum = |pick: fn(&ServiceSnapshot) -> u64| found.iter().map(|service| pick(service)).sum::<u64>();
+    let resident = sum(|service| {
+        let kinds = [MemoryKind::Anon, MemoryKind::Shmem];
+        kinds
+            .iter()
+            .map(|kind| service.totals.resident_bytes[kind.index()])
+            .sum()
+    });
+    let mut leaks: Vec<&Leak> = found.iter().flat_map(|service| &service.live.leaks).collect();
+    leaks.sort_by(|a, b| b.bytes_per_second.total_cmp(&a.bytes_per_second));
+    let full = watched.mode == "full";
+    Service {
+        service: &watched.service,
+        namespace: &watched.namespace,
+        mode: &watched.mode,
+        processes: watched.processes,
+        allocators: &watched.allocators,
+        refused: &watched.refused,
+        duty: watched.duty,
+        slowdown: watched.slowdown,
+        estimated: !full,
+        allocated_bytes: sum(|service| service.totals.alloc_bytes),
+        allocations: sum(|service| service.totals.alloc_objects),
+        live_bytes: full.then(|| sum(|service| service.totals.alloc_live_bytes)),
+        memory_limit_bytes: watched.memory_limit_bytes,
+        leaks: leaks
+            .into_iter()
+            .take(MOST_LEAKS)
+            .map(|leak| entry(leak, watched.memory_limit_bytes, resident))
+            .collect(),
+    }
+}
+
+fn entry(leak: &Leak, limit: Option<u64>, resident: u64) -> LeakEntry {
+    let owner = &leak.stack.owner;
+    let per_hour = leak.bytes_per_second * 3600.0;
+    let limit_in = limit.map(|limit| limit.saturating_sub(resident) as f64 / leak.bytes_per_second);
+    let own = leak
+        .stack
+        .frames
+        .iter()
+        .find(|frame| frame.function.as_ref() == Some(&owner.function));
+    let place = match own {
+        Some(frame) if frame.line > 0 && !owner.file.is_empty() => {
+            format!(" ({}:{})", owner.file, frame.line)
+        }
+        _ if !owner.file.is_empty() => format!(" ({})", owner.file),
+        _ => String::new(),
+    };
+    let mut finding = format!(
+        "leaks {}/h from `{}`{place}: {} live, none of it freed for long",
+        bytes(per_hour),
+        owner.function,
+        bytes(leak.live_bytes as f64)
+    );
+    if let (Some(seconds), Some(limit)) = (limit_in, limit) {
+        finding += &format!(
+            "; the limit of {} is reached in {}",
+            bytes(limit as f64),
+            time(seconds)
+        );
+    }
+    LeakEntry {
+        function: owner.function.to_string(),
+        file: owner.file.to_string(),
+        stack: leak.stack.frames.iter().map(frame_name).collect(),
+        live_bytes: leak.live_bytes,
+        bytes_per_hour: per_hour,
+        seconds: leak.seconds,
+        limit_in_seconds: limit_in,
+        finding,
+    }
+}
+
+/// Bytes with a unit, for people.
+fn bytes(amount: f64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut amount, mut at) = (amount, 0);
+    while amount >= 1024.0 && at + 1 < units.len() {
+        amount /= 1024.0;
+        at += 1;
+    }
+    if at == 0 || amount >= 100.0 {
+        format!("{amount:.0} {}", units[at])
+    } else {
+        format!("{amount:.1} {}", units[at])
+    }
+}
+
+/// A time to come, for people: no more precise than an estimate is.
+fn time(seconds: f64) -> String {
+    match seconds {
+        seconds if seconds < 90.0 => format!("{seconds:.0} s"),
+        seconds if seconds < 5400.0 => format!("{:.0} min", seconds / 60.0),
+        seconds if seconds < 172_800.0 => format!("{:.0} h", seconds / 3600.0),
+        seconds => format!("{:.0} days", seconds / 86400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::aggregate::fixture::stack;
+
+    #[test]
+    fn a_leak_is_told_as_a_person_would() {
+        let leak = Leak {
+            stack: stack("cache::remember", false),
+            live_bytes: 300 << 20,
+            bytes_per_second: 1024.0 * 1024.0,
+            seconds: 300.0,
+        };
+        let found = entry(&leak, Some(1 << 30), 512 << 20);
+        assert_eq!(found.limit_in_seconds, Some(512.0));
+        assert_eq!(
+            found.finding,
+            "leaks 3.5 GiB/h from `cache::remember` (shop.rs): 300 MiB live, none of it freed for long; \
+             the limit of 1.0 GiB is reached in 9 min"
+        );
+    }
+}

@@ -1,0 +1,396 @@
+//! The thread that watches the allocators of chosen processes: it attaches and detaches, which takes milliseconds each time,
+//! and counts in windows.
+
+mod calibrate;
+mod process;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use agent_ebpf::wire::{LiveKey, LiveValue, MAX_ALLOC_TARGETS};
+use anyhow::Result;
+
+use self::calibrate::calibrate;
+use self::process::{Costs, Counted, Process, Target};
+use crate::attribute::SlotId;
+use crate::config::{AllocMode, Config};
+use crate::host::{Host, MappedFile};
+use crate::load::AllocSide;
+use crate::signals::alloc::{Allocator, Duty};
+
+/// How often the mappings of watched processes are looked at again: an allocator may come with a library.
+const LOOK: Duration = Duration::from_secs(2);
+/// Files that are remembered.
+const MOST_FILES: usize = 256;
+/// How long an answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Windows of all processes together have at least this much time each: closing one takes 25 to 40 ms.
+const BETWEEN: Duration = Duration::from_millis(100);
+
+/// What the thread is told.
+enum Order {
+    /// A process of a service that is watched.
+    Follow(SlotId, u32, AllocMode),
+    /// A process ended, or became another program.
+    Gone(u32),
+    /// A tick ended.
+    Take(Sender<Taken>),
+}
+
+/// What happened since the last tick.
+#[derive(Default)]
+pub(super) struct Taken {
+    /// Allocations by slot.
+    pub(super) counted: HashMap<SlotId, Counted>,
+    /// Sampled allocations that live.
+    pub(super) live: Vec<(LiveKey, LiveValue)>,
+    /// Each watched process.
+    pub(super) watched: Vec<WatchedProcess>,
+}
+
+/// How a process is watched.
+#[derive(Clone, Debug)]
+pub(super) struct WatchedProcess {
+    pub(super) slot: SlotId,
+    pub(super) mode: AllocMode,
+    /// Allocators with the paths of their files.
+    pub(super) allocators: Vec<(&'static str, String)>,
+    /// Share of time with probes.
+    pub(super) duty: f64,
+    /// How many times slower it ran.
+    pub(super) slowdown: f64,
+    /// Why it is not watched, or not any more.
+    pub(super) refused: Option<String>,
+    /// Its memory limit.
+    pub(super) memory_limit_bytes: Option<u64>,
+}
+
+/// A handle to the thread. Everything is detached when it is dropped.
+pub(super) struct Allocations {
+    send: Sender<Order>,
+    followed: HashMap<u32, SlotId>,
+}
+
+impl Allocations {
+    pub(super) fn start(side: AllocSide, host: Host, config: &Config) -> Result<Self> {
+        let (send, receive) = mpsc::channel();
+        let watcher = Watcher {
+            side,
+            host,
+            period: config.alloc_period,
+            limit: config.alloc_limit_ratio,
+            slowest: config.alloc_slowdown,
+            costs: Costs::default(),
+            files: HashMap::new(),
+            processes: BTreeMap::new(),
+            free: (0..MAX_ALLOC_TARGETS).rev().collect(),
+            looked: Instant::now(),
+        };
+        thread::Builder::new()
+            .name("alloc".to_owned())
+            .spawn(move || watcher.run(&receive))?;
+        Ok(Self {
+            send,
+            followed: HashMap::new(),
+        })
+    }
+
+    /// A process is to be watched; saying so again changes nothing.
+    pub(super) fn follow(&mut self, slot: SlotId, pid: u32, mode: AllocMode) {
+        if self.followed.insert(pid, slot) != Some(slot) {
+            // The thread ends with this handle only.
+            let _ = self.send.send(Order::Gone(pid));
+            let _ = self.send.send(Order::Follow(slot, pid, mode));
+        }
+    }
+
+    /// A child of a watched process that runs the same program; one that is known by a slot of its own is left alone.
+    pub(super) fn follow_child(&mut self, slot: SlotId, pid: u32, mode: AllocMode) {
+        if !self.followed.contains_key(&pid) {
+            self.follow(slot, pid, mode);
+        }
+    }
+
+    /// A process ended.
+    pub(super) fn gone(&mut self, pid: u32) {
+        if self.followed.remove(&pid).is_some() {
+            let _ = self.send.send(Order::Gone(pid));
+        }
+    }
+
+    /// Processes that are watched, with their slots.
+    pub(super) fn followed(&self) -> Vec<(u32, SlotId)> {
+        self.followed.iter().map(|(pid, slot)| (*pid, *slot)).collect()
+    }
+
+    /// What happened since the last time; nothing where the thread is busy for too long.
+    pub(super) fn take(&self) -> Taken {
+        let (reply, answer) = mpsc::channel();
+        let _ = self.send.send(Order::Take(reply));
+        answer.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+            tracing::warn!("no answer from the thread that watches allocations");
+            Taken::default()
+        })
+    }
+}
+
+/// A file by inode, size and time, with what is in it.
+type Files = HashMap<(u64, u64, i64), Result<Option<Arc<Allocator>>, String>>;
+
+struct Watcher {
+    side: AllocSide,
+    host: Host,
+    period: u32,
+    limit: f64,
+    slowest: f64,
+    costs: Costs,
+    files: Files,
+    processes: BTreeMap<u32, Process>,
+    /// Indexes of targets that nobody has.
+    free: Vec<u32>,
+    looked: Instant,
+}
+
+impl Watcher {
+    fn run(mut self, orders: &Receiver<Order>) {
+        match calibrate(&self.side, &self.host) {
+            Ok(costs) => self.costs = costs,
+            Err(error) => {
+                // What a trap costs on common hardware (COST.md 1.2).
+                self.costs = Costs {
+                    enter: 0.4e-6,
+                    leave: 1e-6,
+                };
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "cost of probes of allocations not measured"
+                );
+            }
+        }
+        loop {
+            let wake = self.next_turn();
+            match orders.recv_timeout(wake.saturating_duration_since(Instant::now())) {
+                Ok(Order::Follow(slot, pid, mode)) => self.follow(slot, pid, mode),
+                Ok(Order::Gone(pid)) => self.gone(pid),
+                Ok(Order::Take(reply)) => {
+                    // Who asked may have given up.
+                    let _ = reply.send(self.take());
+                }
+                Err(RecvTimeoutError::Timeout) => self.turn(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn follow(&mut self, slot: SlotId, pid: u32, mode: AllocMode) {
+        let Ok(cpu) = self.host.cpu_seconds(pid) else {
+            return;
+        };
+        let duty = Duty::new(self.limit, self.costs.enter, u64::from(pid));
+        let process = Process::new(slot, mode, duty, cpu, Instant::now());
+        self.processes.insert(pid, process);
+        self.look(pid);
+    }
+
+    fn gone(&mut self, pid: u32) {
+        if let Some(mut process) = self.processes.remove(&pid) {
+            process.detach();
+            self.free
+                .extend(process.targets.iter().map(|target| target.index));
+            self.forget(|key| key.pid == pid);
+        }
+    }
+
+    /// Removes live allocations from the kernel side's table.
+    fn forget(&mut self, dead: impl Fn(&LiveKey) -> bool) {
+        for (key, _) in self.side.live().unwrap_or_default() {
+            if dead(&key) {
+                self.side.forget(key);
+            }
+        }
+    }
+
+    /// Looks for allocators that a process has mapped since the last time.
+    fn look(&mut self, pid: u32) {
+        let Ok(mapped) = self.host.mapped_files(pid) else {
+            return;
+        };
+        for file in mapped {
+            let known =
+                |process: &Process| process.looked.contains_key(&file.inode) || process.stopped.is_some();
+            if self.processes.get(&pid).is_none_or(known) {
+                continue;
+            }
+            let found = self.find(pid, &file);
+            let Some(process) = self.processes.get_mut(&pid) else {
+                return;
+            };
+            let said = match found {
+                Ok(None) => String::new(),
+                Ok(Some(target)) => {
+                    process.targets.push(target);
+                    let at = process.targets.len() - 1;
+                    match process.mode {
+                        AllocMode::Duty => String::new(),
+                        AllocMode::Full => process
+                            .watch(&mut self.side, pid, self.period, at)
+                            .map_or_else(|error| format!("{error:#}"), |()| String::new()),
+                    }
+                }
+                Err(why) => why,
+            };
+            if !said.is_empty() {
+                tracing::warn!(pid, path = file.path, reason = said, "allocator not watched");
+            }
+            process.looked.insert(file.inode, said);
+        }
+    }
+
+    fn find(&mut self, pid: u32, mapped: &MappedFile) -> Result<Option<Target>, String> {
+        let file = self
+            .host
+            .open_mapped(pid, mapped)
+            .map_err(|error| error.to_string())?;
+        let key = Host::file_state(&file).map_err(|error| error.to_string())?;
+        if self.files.len() >= MOST_FILES && !self.files.contains_key(&key) {
+            self.files.clear();
+        }
+        let read = || -> Result<Option<Arc<Allocator>>, String> {
+            let again = file.try_clone().map_err(|error| error.to_string())?;
+            Ok(Allocator::read(again)?.map(Arc::new))
+        };
+        let Some(allocator) = self.files.entry(key).or_insert_with(read).clone()? else {
+            return Ok(None);
+        };
+        let bias = allocator
+            .bias(mapped.start, mapped.offset)
+            .ok_or("its code is not mapped as the file says")?;
+        let index = self.free.pop().ok_or("too many allocators are watched")?;
+        Ok(Some(Target::new(
+            index,
+            allocator,
+            mapped.path.clone(),
+            file,
+            bias,
+        )))
+    }
+
+    fn next_turn(&self) -> Instant {
+        let windows = self.processes.values().filter(|process| process.windowed());
+        windows
+            .map(|process| process.next)
+            .chain([self.looked + LOOK])
+            .min()
+            .unwrap_or_else(Instant::now)
+    }
+
+    /// Opens and closes windows that are due, and looks for new allocators.
+    fn turn(&mut self) {
+        let now = Instant::now();
+        if now >= self.looked + LOOK {
+            self.looked = now;
+            for pid in self.processes.keys().copied().collect::<Vec<_>>() {
+                self.look(pid);
+            }
+        }
+        let windowed = self
+            .processes
+            .values()
+            .filter(|process| process.windowed())
+            .count();
+        let due = self
+            .processes
+            .iter_mut()
+            .filter(|(_, process)| process.windowed() && process.next <= now)
+            .min_by_key(|(_, process)| (!process.open, process.next));
+        let Some((&pid, process)) = due else { return };
+        let host = &self.host;
+        // A process that is gone used none.
+        let cpu = || host.cpu_seconds(pid).unwrap_or(0.0);
+        let done = if process.open {
+            let done = process.close(&mut self.side, cpu);
+            let pause = process.duty.pause().max(BETWEEN * windowed as u32 / 2);
+            process.next = Instant::now() + pause;
+            done
+        } else {
+            let done = process.open(&mut self.side, pid, self.period, cpu);
+            process.next = Instant::now() + process.duty.window();
+            done
+        };
+        if let Err(error) = done {
+            process.detach();
+            process.stopped = Some(format!("{error:#}"));
+        }
+    }
+
+    fn take(&mut self) -> Taken {
+        let mut taken = Taken {
+            live: self.side.live().unwrap_or_else(|error| {
+                tracing::warn!(error = format!("{error:#}"), "live allocations");
+                Vec::new()
+            }),
+            ..Taken::default()
+        };
+        let mut stopped = Vec::new();
+        for (pid, process) in &mut self.processes {
+            let cpu = self.host.cpu_seconds(*pid).unwrap_or(process.cpu);
+            let counted = process.take(&self.side, self.costs, cpu).unwrap_or_default();
+            let sum = taken.counted.entry(process.slot).or_default();
+            sum.bytes += counted.bytes;
+            sum.objects += counted.objects;
+            if process.mode == AllocMode::Full && process.stopped.is_none() && process.slowdown > self.slowest
+            {
+                let why = format!(
+                    "it ran {:.0} times slower than without, more than --alloc-slowdown {}",
+                    process.slowdown, self.slowest
+                );
+                tracing::warn!(pid, reason = why, "allocations are watched no more");
+                process.detach();
+                process.stopped = Some(why);
+                stopped.push(*pid);
+            }
+            taken.watched.push(process.status(self.host.memory_limit(*pid)));
+        }
+        if !stopped.is_empty() {
+            self.forget(|key| stopped.contains(&key.pid));
+        }
+        taken
+    }
+}
+
+impl Process {
+    /// It is watched in windows.
+    fn windowed(&self) -> bool {
+        self.mode == AllocMode::Duty && self.stopped.is_none() && !self.targets.is_empty()
+    }
+
+    fn status(&self, memory_limit_bytes: Option<u64>) -> WatchedProcess {
+        let why = self.looked.values().find(|said| !said.is_empty());
+        let refused = match (&self.stopped, self.targets.is_empty(), why) {
+            (Some(why), ..) => Some(why.clone()),
+            (None, true, Some(why)) => Some(why.clone()),
+            (None, true, None) => Some("none of its files defines an allocator that is known".to_owned()),
+            (None, false, _) => None,
+        };
+        WatchedProcess {
+            slot: self.slot,
+            mode: self.mode,
+            allocators: self
+                .targets
+                .iter()
+                .map(|target| (target.allocator.family.as_str(), target.path.clone()))
+                .collect(),
+            duty: match self.mode {
+                _ if refused.is_some() => 0.0,
+                AllocMode::Duty => self.duty.share(),
+                AllocMode::Full => 1.0,
+            },
+            slowdown: self.slowdown,
+            refused,
+            memory_limit_bytes,
+        }
+    }
+}

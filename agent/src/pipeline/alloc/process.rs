@@ -1,0 +1,290 @@
+//! One process whose allocations are watched.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use agent_ebpf::wire::{ALLOC_RANGES, AllocCall, AllocCounts, AllocSite, AllocTarget, COOKIE_EXITS};
+use anyhow::{Context as _, Result};
+
+use crate::attribute::SlotId;
+use crate::config::AllocMode;
+use crate::host::{Host, OpenFile};
+use crate::load::{AllocProgram, AllocSide, Place, UprobeLink};
+use crate::signals::alloc::{Allocator, Duty, Scale, Windows};
+
+/// What probes cost, in seconds a hit.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Costs {
+    pub(super) enter: f64,
+    pub(super) leave: f64,
+}
+
+/// A mapped allocator with its probes.
+pub(super) struct Target {
+    pub(super) index: u32,
+    pub(super) allocator: Arc<Allocator>,
+    pub(super) path: String,
+    file: OpenFile,
+    bias: u64,
+    links: Vec<UprobeLink>,
+    epoch: u32,
+    /// What was counted when it was looked at last.
+    seen: AllocCounts,
+}
+
+impl Target {
+    pub(super) fn new(
+        index: u32,
+        allocator: Arc<Allocator>,
+        path: String,
+        file: OpenFile,
+        bias: u64,
+    ) -> Self {
+        Self {
+            index,
+            allocator,
+            path,
+            file,
+            bias,
+            links: Vec::new(),
+            epoch: 0,
+            seen: AllocCounts::default(),
+        }
+    }
+
+    /// Offsets of the program's places.
+    fn places(&self, program: AllocProgram, live: bool) -> Vec<Place> {
+        let mut places = BTreeMap::new();
+        for function in &self.allocator.functions {
+            let sites = &function.sites;
+            let mut add = |address: u64, cookie: u64| {
+                if let Some(offset) = self.allocator.offset(address) {
+                    places.insert(offset, cookie);
+                }
+            };
+            let frees = function.call == AllocCall::Free;
+            let site = AllocSite {
+                call: function.call,
+                pushed: sites.pushed,
+                target: self.index as u16,
+                forwards_null: function.forwards_null,
+                forwards_aligned: function.forwards_aligned,
+                live,
+            };
+            match program {
+                AllocProgram::Enter if !frees => add(sites.entry, site.cookie()),
+                AllocProgram::Free if frees => add(sites.entry, 0),
+                AllocProgram::Return if !frees => {
+                    sites.returns.iter().for_each(|address| add(*address, 0));
+                    sites.exits.iter().for_each(|address| add(*address, COOKIE_EXITS));
+                }
+                _ => {}
+            }
+        }
+        places
+            .into_iter()
+            .map(|(offset, cookie)| Place { offset, cookie })
+            .collect()
+    }
+
+    fn attach(&mut self, side: &AllocSide, pid: u32, live: bool) -> Result<()> {
+        // The very file that was looked at, whatever has its path now.
+        let path = Host::own_path(&self.file);
+        let programs: &[AllocProgram] = if live {
+            // Frees first: what is allocated from now on must not be missed when it goes.
+            &[AllocProgram::Free, AllocProgram::Return, AllocProgram::Enter]
+        } else {
+            &[AllocProgram::Enter]
+        };
+        for program in programs {
+            let places = self.places(*program, live);
+            if !places.is_empty() {
+                let link = side
+                    .attach(*program, &path, &places, pid)
+                    .with_context(|| format!("attach to {} of process {pid}", self.path))?;
+                self.links.push(link);
+            }
+        }
+        Ok(())
+    }
+
+    fn describe(&mut self, side: &mut AllocSide, on: bool, mean: u32) -> Result<()> {
+        self.epoch += u32::from(on);
+        let mut target = AllocTarget {
+            ranges: self.allocator.ranges.len().min(ALLOC_RANGES) as u32,
+            mean,
+            epoch: self.index << 16 | self.epoch & 0xffff,
+            on: u32::from(on),
+            ..AllocTarget::default()
+        };
+        let both = target.from.iter_mut().zip(&mut target.to);
+        for ((from, to), range) in both.zip(&self.allocator.ranges) {
+            (*from, *to) = (range.0.wrapping_add(self.bias), range.1.wrapping_add(self.bias));
+        }
+        side.set_target(self.index, target)
+    }
+
+    /// What was counted since the last time.
+    fn counted(&mut self, side: &AllocSide) -> Result<AllocCounts> {
+        let now = side.counts(self.index)?;
+        let before = std::mem::replace(&mut self.seen, now);
+        Ok(AllocCounts {
+            hits: now.hits.wrapping_sub(before.hits),
+            bytes: now.bytes.wrapping_sub(before.bytes),
+            objects: now.objects.wrapping_sub(before.objects),
+            missed: now.missed.wrapping_sub(before.missed),
+        })
+    }
+}
+
+/// Allocations since the last tick.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(in super::super) struct Counted {
+    pub(in super::super) bytes: f64,
+    pub(in super::super) objects: f64,
+}
+
+pub(super) struct Process {
+    pub(super) slot: SlotId,
+    pub(super) mode: AllocMode,
+    pub(super) targets: Vec<Target>,
+    /// Files that were looked at, by inode.
+    pub(super) looked: BTreeMap<u64, String>,
+    pub(super) duty: Duty,
+    /// When its window opens or closes next.
+    pub(super) next: Instant,
+    pub(super) open: bool,
+    /// CPU time and time when the window opened.
+    opened: (f64, Instant),
+    scale: Scale,
+    /// When the last tick ended.
+    ticked: Instant,
+    /// What windows saw since the last tick.
+    windows: Windows,
+    counted: Counted,
+    /// CPU time at the last tick.
+    pub(super) cpu: f64,
+    /// How many times slower the process ran in the last tick than it would have.
+    pub(super) slowdown: f64,
+    /// Why it is watched no more.
+    pub(super) stopped: Option<String>,
+}
+
+impl Process {
+    pub(super) fn new(slot: SlotId, mode: AllocMode, duty: Duty, cpu: f64, now: Instant) -> Self {
+        Self {
+            slot,
+            mode,
+            targets: Vec::new(),
+            looked: BTreeMap::new(),
+            duty,
+            next: now,
+            open: false,
+            opened: (0.0, now),
+            scale: Scale::default(),
+            ticked: now,
+            windows: Windows::default(),
+            counted: Counted::default(),
+            cpu,
+            slowdown: 1.0,
+            stopped: None,
+        }
+    }
+
+    /// Probes of one target for good.
+    pub(super) fn watch(&mut self, side: &mut AllocSide, pid: u32, period: u32, at: usize) -> Result<()> {
+        if let Some(target) = self.targets.get_mut(at) {
+            target.seen = side.counts(target.index)?;
+            target.describe(side, true, period)?;
+            target.attach(side, pid, true)?;
+        }
+        Ok(())
+    }
+
+    /// Opens a window.
+    pub(super) fn open(
+        &mut self,
+        side: &mut AllocSide,
+        pid: u32,
+        period: u32,
+        cpu: impl Fn() -> f64,
+    ) -> Result<()> {
+        for target in &mut self.targets {
+            target.attach(side, pid, false)?;
+        }
+        let mean = self.duty.mean(period);
+        for target in &mut self.targets {
+            target.describe(side, true, mean)?;
+        }
+        self.opened = (cpu(), Instant::now());
+        self.open = true;
+        Ok(())
+    }
+
+    /// Closes it.
+    pub(super) fn close(&mut self, side: &mut AllocSide, cpu: impl Fn() -> f64) -> Result<()> {
+        self.open = false;
+        let mut window = Windows {
+            cpu: cpu() - self.opened.0,
+            wall: self.opened.1.elapsed().as_secs_f64(),
+            ..Windows::default()
+        };
+        for target in &mut self.targets {
+            target.describe(side, false, 1)?;
+            target.links.clear();
+            let counted = target.counted(side)?;
+            window.hits += counted.hits as f64;
+            window.bytes += counted.bytes as f64;
+            self.counted.bytes += counted.bytes as f64;
+            self.counted.objects += counted.objects as f64;
+        }
+        self.duty.learn(window);
+        self.windows.add(window);
+        Ok(())
+    }
+
+    /// Removes all probes.
+    pub(super) fn detach(&mut self) {
+        self.open = false;
+        for target in &mut self.targets {
+            target.links.clear();
+        }
+    }
+
+    /// What it allocated since the last time this was asked; `cpu` is its CPU time now.
+    pub(super) fn take(&mut self, side: &AllocSide, costs: Costs, cpu: f64) -> Result<Counted> {
+        let used = (cpu - self.cpu).max(0.0);
+        self.cpu = cpu;
+        let mut counted = std::mem::take(&mut self.counted);
+        if self.mode == AllocMode::Full {
+            let mut cost = 0.0;
+            for target in &mut self.targets {
+                let now = target.counted(side)?;
+                counted.bytes += now.bytes as f64;
+                counted.objects += now.objects as f64;
+                // What is allocated is freed, sooner or later.
+                cost += now.hits as f64 * (2.0 * costs.enter + costs.leave);
+            }
+            self.slowdown = used / (used - cost).max(used * 1e-3).max(1e-9);
+            return Ok(counted);
+        }
+        let windows = std::mem::take(&mut self.windows);
+        if windows.cpu <= 0.0 {
+            // No window saw it run: what it did is part of the next tick, and so are they.
+            self.cpu -= used;
+            self.windows = windows;
+            self.counted = counted;
+            return Ok(Counted::default());
+        }
+        let wall = std::mem::replace(&mut self.ticked, Instant::now())
+            .elapsed()
+            .as_secs_f64();
+        let scale = self.scale.tick(windows, used, wall, costs.enter);
+        counted.bytes *= scale;
+        counted.objects *= scale;
+        let cost = windows.hits * costs.enter;
+        self.slowdown = used / (used - cost).max(used * 1e-3).max(1e-9);
+        Ok(counted)
+    }
+}

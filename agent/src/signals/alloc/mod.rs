@@ -1,0 +1,15 @@
+//! Allocations: which allocator a process has, where to probe it, how long the probes may stay, and what lives on.
+
+mod code;
+mod duty;
+mod functions;
+mod live;
+mod module;
+
+pub use code::Sites;
+pub use duty::{Duty, Scale, Windows};
+pub use functions::Family;
+pub use live::Live;
+pub use module::{Allocator, Function};
+
+use crate::decode::model::{ALLOC_RANGES, AllocCall};

@@ -1,0 +1,235 @@
+//! Allocations of a program that tells what it allocates, by several allocators.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tieback_tests::agent::Agent;
+use tieback_tests::chains::Chains;
+use tieback_tests::metrics::Scrape;
+use tieback_tests::program::{Program, unique_service};
+
+/// Functions of the program, each with allocations of its own.
+const FUNCTIONS: [&str; 8] = [
+    "small", "middle", "zeroed", "grown", "aligned", "leak", "cache", "churn",
+];
+/// Bytes that a sample stands for in these tests.
+const PERIOD: f64 = 16384.0;
+/// Deviations that a single estimate may be off: some hundred are looked at.
+const SINGLE: f64 = 4.5;
+
+/// Points by which a share told from windows may be off after half a minute.
+const SHARE_POINTS: f64 = 6.0;
+
+struct Watched {
+    program: Program,
+    name: &'static str,
+}
+
+impl Watched {
+    fn start(programs: &Chains, name: &'static str, service: String, plan: [&str; 3]) -> Result<Self> {
+        let mut command = Command::new(programs.path(name));
+        command.args(plan).env("OTEL_SERVICE_NAME", &service);
+        let (program, _) = Program::spawn(command, service)?;
+        Ok(Self { program, name })
+    }
+
+    fn labels(&self) -> [(&str, &str); 1] {
+        [("service_name", self.program.service.as_str())]
+    }
+
+    /// What the API says of its service.
+    fn api(&self, agent: &Agent) -> Result<Option<Value>> {
+        let document: Value = serde_json::from_str(&agent.get("/api/v1/allocations")?)?;
+        let services = document["services"].as_array().context("no services")?;
+        let of_service = |service: &&Value| service["service"] == self.program.service.as_str();
+        Ok(services.iter().find(of_service).cloned())
+    }
+}
+
+/// Starts these programs and an agent that watches them, and waits until it does.
+fn watch(
+    names: &[&'static str],
+    mode: &str,
+    plan: [&str; 3],
+    options: &[&str],
+) -> Result<(Agent, Vec<Watched>)> {
+    let programs = Chains::build()?;
+    let services: Vec<String> = names.iter().map(|name| unique_service(name)).collect();
+    let wanted: Vec<String> = services
+        .iter()
+        .map(|service| format!("{service}={mode}"))
+        .collect();
+    let wanted = wanted.join(",");
+    let agent = Agent::start(&[&["--alloc", &wanted, "--alloc-slowdown", "10000"], options].concat())?;
+    let mut watched = Vec::new();
+    for (name, service) in names.iter().zip(services) {
+        watched.push(Watched::start(&programs, name, service, plan)?);
+    }
+    for program in &watched {
+        agent.wait_for_service(&program.program.service)?;
+        agent.wait_for("allocator watched", |_| {
+            let service = program.api(&agent).ok().flatten();
+            service.is_some_and(|service| {
+                service["allocators"]
+                    .as_array()
+                    .is_some_and(|list| !list.is_empty())
+            })
+        })?;
+    }
+    agent.settled()?;
+    Ok((agent, watched))
+}
+
+fn truth(facts: &Value, function: &str, what: &str) -> Result<f64> {
+    facts[function][what]
+        .as_f64()
+        .with_context(|| format!("no {what} of {function}"))
+}
+
+/// By how many standard errors an estimate of bytes is off: a sample of probability `size / PERIOD` stands for a period, so
+/// that the variance is about period times bytes.
+fn off(estimate: f64, truth: f64) -> f64 {
+    (estimate - truth) / (PERIOD * truth.max(PERIOD)).sqrt()
+}
+
+#[test]
+fn full_mode_is_exact_in_total_and_unbiased_by_code() -> Result<()> {
+    let names = [
+        "alloc",
+        "alloc-static",
+        "alloc-cxx",
+        "alloc-musl",
+        "alloc-jemalloc",
+        "alloc-tcmalloc_minimal",
+        "alloc-mimalloc",
+    ];
+    let options = ["--alloc-period", "16KiB"];
+    // 60 rounds, 600 allocations, and a pause of 40 ms or more: some thousand a second each.
+    let (agent, mut programs) = watch(&names, "full", ["4", "60", "40000"], &options)?;
+    let before = agent.settled()?;
+    let mut errors = Vec::new();
+    let mut last = Vec::new();
+    for phase in 0..3 {
+        for program in &mut programs {
+            program.program.go()?;
+        }
+        last.clear();
+        for program in &mut programs {
+            last.push(program.program.expect("counted")?);
+        }
+        let scrape = agent.settled()?;
+        for (program, facts) in programs.iter().zip(&last) {
+            let labels = program.labels();
+            for (what, name) in [
+                ("bytes", "tieback_alloc_bytes_total"),
+                ("objects", "tieback_alloc_objects_total"),
+            ] {
+                let all = FUNCTIONS.iter().map(|function| truth(facts, function, what));
+                let all: f64 = all.sum::<Result<f64>>()?;
+                let got = scrape.sum(name, &labels) - before.sum(name, &labels);
+                assert_eq!(got, all, "{what} of {} in phase {phase}", program.name);
+            }
+            for function in FUNCTIONS {
+                let labels = program.labels();
+                let code = |name| scrape.code(name, &labels, function);
+                let mut compare = |what, got: f64| -> Result<()> {
+                    let want = truth(facts, function, what)?;
+                    let error = off(got, want);
+                    assert!(
+                        error.abs() < SINGLE,
+                        "{what} of {function} in {} in phase {phase}: {got}, not {want}, {error:.1} standard errors",
+                        program.name
+                    );
+                    errors.push(error);
+                    Ok(())
+                };
+                if phase == 2 {
+                    compare("bytes", code("tieback_code_alloc_bytes_total"))?;
+                }
+                if ["leak", "cache", "churn"].contains(&function) {
+                    compare("live", code("tieback_code_alloc_live_bytes"))?;
+                }
+            }
+        }
+    }
+    let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+    assert!(
+        mean.abs() < 3.0 / (errors.len() as f64).sqrt(),
+        "{} estimates are off by {mean:.2} standard errors in the mean",
+        errors.len()
+    );
+    leaks(&agent, &mut programs)
+}
+
+/// While the programs go on, the leak and nothing else is reported.
+fn leaks(agent: &Agent, programs: &mut [Watched]) -> Result<()> {
+    for _ in 0..2 {
+        for program in &mut *programs {
+            program.program.go()?;
+        }
+        for program in &mut *programs {
+            program.program.expect("counted")?;
+        }
+    }
+    agent.settled()?;
+    for program in programs {
+        let service = program.api(agent)?.context("no service")?;
+        let found = service["leaks"].as_array().context("no leaks")?;
+        let functions: Vec<&str> = found
+            .iter()
+            .filter_map(|leak| leak["function"].as_str())
+            .collect();
+        assert_eq!(functions, ["leak"], "leaks of {}: {service}", program.name);
+        let finding = found[0]["finding"].as_str().unwrap_or_default();
+        ensure!(finding.contains("(alloc.c:"), "no line: {finding}");
+    }
+    Ok(())
+}
+
+/// Bytes of a service by function.
+fn by_function(scrape: &Scrape, labels: &[(&str, &str)]) -> Vec<f64> {
+    let name = "tieback_code_alloc_bytes_total";
+    FUNCTIONS
+        .iter()
+        .map(|function| scrape.code(name, labels, function))
+        .collect()
+}
+
+#[test]
+fn windows_tell_shares_by_code_whatever_the_rate() -> Result<()> {
+    // One that pauses, and one that does nothing but allocate.
+    let (agent, mut slow) = watch(&["alloc"], "duty", ["30", "100", "20000"], &[])?;
+    let (other, mut fast) = watch(&["alloc-cxx"], "duty", ["30", "1000", "0"], &[])?;
+    for program in slow.iter_mut().chain(&mut fast) {
+        program.program.go()?;
+    }
+    for (agent, program) in [(&agent, &mut slow[0]), (&other, &mut fast[0])] {
+        let facts = program.program.expect("counted")?;
+        let scrape = agent.settled()?;
+        let labels = program.labels();
+        let found = by_function(&scrape, &labels);
+        let wanted: Vec<f64> = FUNCTIONS
+            .iter()
+            .map(|function| truth(&facts, function, "bytes"))
+            .collect::<Result<_>>()?;
+        let (all, truth): (f64, f64) = (found.iter().sum(), wanted.iter().sum());
+        eprintln!(
+            "{}: {all} of {truth} bytes, {found:?} of {wanted:?}",
+            program.name
+        );
+        for ((function, found), wanted) in FUNCTIONS.iter().zip(&found).zip(&wanted) {
+            let (found, wanted) = (100.0 * found / all, 100.0 * wanted / truth);
+            assert!(
+                (found - wanted).abs() <= SHARE_POINTS,
+                "{function} in {}: {found:.1} %, not {wanted:.1} %",
+                program.name
+            );
+        }
+        let service = program.api(agent)?.context("no service")?;
+        assert_eq!(service["estimated"], true);
+        assert_eq!(service["live_bytes"], Value::Null);
+        assert_eq!(service["leaks"], Value::Array(Vec::new()));
+    }
+    Ok(())
+}
