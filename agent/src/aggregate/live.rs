@@ -233,8 +233,11 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
     const MIB: f64 = 1048576.0;
 
+    /// Bytes that live at a time (of this tick, of this age).
+    type Lives = fn(u64, u64) -> f64;
+
     /// Runs stacks for some ticks of a second, each with the bytes of each age that live at a time.
-    fn run(ticks: u64, lives: &[(&str, fn(u64, u64) -> f64)]) -> LiveView {
+    fn run(ticks: u64, lives: &[(&str, Lives)]) -> LiveView {
         let mut live = LiveStacks::default();
         let stacks: Vec<SharedStack> = lives.iter().map(|(name, _)| stack(name, false)).collect();
         let mut view = LiveView::default();

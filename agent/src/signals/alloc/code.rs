@@ -60,11 +60,13 @@ fn decode(text: &impl Text, address: u64) -> Option<Instruction> {
 
 /// Whether the kernel emulates it.
 fn is_emulated(bytes: &[u8], length: usize) -> bool {
-    match (length, bytes) {
-        (1, [0x90 | 0x50..=0x57, ..]) | (2, [0x41, 0x50..=0x57, ..] | [0xeb | 0x70..=0x7f, ..]) => true,
-        (5, [0xe8 | 0xe9, ..]) | (6, [0x0f, 0x80..=0x8f, ..]) => true,
-        _ => false,
-    }
+    matches!(
+        (length, bytes),
+        (1, [0x90 | 0x50..=0x57, ..])
+            | (2, [0x41, 0x50..=0x57, ..] | [0xeb | 0x70..=0x7f, ..])
+            | (5, [0xe8 | 0xe9, ..])
+            | (6, [0x0f, 0x80..=0x8f, ..])
+    )
 }
 
 fn arguments(call: AllocCall) -> &'static [Register] {

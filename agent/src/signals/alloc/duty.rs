@@ -212,7 +212,7 @@ mod tests {
             let (lost, estimate, share) = run(rate);
             assert!(lost <= 0.0105, "{rate}: {lost}");
             assert!((estimate - 1.0).abs() < 0.01, "{rate}: {estimate}");
-            assert!(share <= 0.51 && share >= 0.009, "{rate}: {share}");
+            assert!((0.009..=0.51).contains(&share), "{rate}: {share}");
         }
     }
 

@@ -18,6 +18,9 @@ pub struct Live {
     pub lost: u64,
 }
 
+/// Slot, process, stack and age.
+type StackKey<'a> = (SlotId, u32, &'a [u64], u8);
+
 struct Kept {
     sample: Arc<StackSample>,
     bytes: f64,
@@ -64,7 +67,7 @@ impl Live {
         self.kept
             .retain(|id, kept| alive.contains_key(id) || kept.round + 1 >= round);
         let mut slots: HashMap<SlotId, f64> = HashMap::new();
-        let mut stacks: HashMap<(SlotId, u32, &[u64], u8), (&Arc<StackSample>, f64)> = HashMap::new();
+        let mut stacks: HashMap<StackKey<'_>, (&Arc<StackSample>, f64)> = HashMap::new();
         for (id, kept) in &self.kept {
             let Some(since) = alive.get(id) else { continue };
             let age = age_class(now_ns.saturating_sub(*since));

@@ -164,7 +164,7 @@ impl Allocator {
                 .collect();
             match call {
                 AllocCall::Realloc if to == BTreeSet::from([AllocCall::Malloc]) => {
-                    function.forwards_null = true
+                    function.forwards_null = true;
                 }
                 AllocCall::Aligned | AllocCall::PosixMemalign
                     if to == BTreeSet::from([AllocCall::Malloc]) =>
