@@ -199,7 +199,7 @@ fn by_function(scrape: &Scrape, labels: &[(&str, &str)]) -> Vec<f64> {
 #[test]
 fn windows_tell_shares_by_code_whatever_the_rate() -> Result<()> {
     // One that pauses, and one that does nothing but allocate.
-    let (agent, mut slow) = watch(&["alloc"], "duty", ["30", "100", "20000"], &[])?;
+    let (agent, mut slow) = watch(&["alloc"], "duty", ["30", "10", "2000"], &[])?;
     let (other, mut fast) = watch(&["alloc-cxx"], "duty", ["30", "1000", "0"], &[])?;
     for program in slow.iter_mut().chain(&mut fast) {
         program.program.go()?;

@@ -69,7 +69,9 @@ fn confined<'a>(user: &str, capabilities: impl IntoIterator<Item = &'a String>) 
 fn deploy_capabilities_suffice() -> Result<()> {
     let capabilities = capabilities();
     for user in USERS {
-        let agent = Agent::start_by(confined(user, &capabilities)?, &[], &[])?;
+        // All probes, also the one that is switched on by name.
+        let options = ["--alloc", "no-such-service"];
+        let agent = Agent::start_by(confined(user, &capabilities)?, &options, &[])?;
         let (program, _) = Program::start(&["syscalls"])?;
         agent.wait_for_service(&program.service)?;
         let scrape = agent.settled()?;
