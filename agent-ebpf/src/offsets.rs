@@ -57,6 +57,8 @@ offsets! {
     task_pid: TaskPid = ["task_struct.pid"],
     /// Process id.
     task_tgid: TaskTgid = ["task_struct.tgid"],
+    /// What the scheduler may do with the thread (`TASK_*`).
+    task_state: TaskState = ["task_struct.__state"],
     /// `PF_*` flags.
     task_flags: TaskFlags = ["task_struct.flags"],
     /// Name of the thread.

@@ -17,6 +17,7 @@ pub const PROBE: Probe = Probe {
     fields: &[
         Field::TaskPid,
         Field::TaskTgid,
+        Field::TaskState,
         Field::TaskFlags,
         Field::TaskComm,
         Field::TaskRunDelay,
@@ -135,6 +136,10 @@ mod bpf {
         }
     }
 
+    /// A child that is in the list of threads but not yet woken: the hook of its fork may still have to run.
+    const TASK_NEW: u32 = 0x800;
+    /// A thread that has left its CPU for good, and waits for its parent to ask.
+    const TASK_DEAD: u32 = 0x80;
     const RLIMIT_NOFILE: u32 = 7;
 
     /// Visits every thread on each tick: takes up the unseen ones and sums the live ones into their slots.
@@ -153,12 +158,18 @@ mod bpf {
         if visited == 0 {
             conn::bpf::harvest();
         }
+        // Read before the thread is looked up: when a child is no longer new, the hook of its fork has taken it up.
+        let state: u32 = task.load(offset!(task_state));
         let known = match thread(tid) {
             // SAFETY: a map value.
             Some(thread) => unsafe { (*thread).state != STATE_UNSEEN },
             None => false,
         };
         if !known {
+            // With a slot of its own, a new child would be charged to a process that is gone when it is asked for.
+            if state & (TASK_NEW | TASK_DEAD) != 0 {
+                return 0;
+            }
             adopt(task.0, false, Program::ProcessFork);
         }
         let Some(thread) = thread(tid) else { return 0 };

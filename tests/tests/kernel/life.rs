@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tieback_tests::agent::Agent;
 use tieback_tests::assert_within;
+use tieback_tests::metrics::Scrape;
 use tieback_tests::program::Program;
 
 #[test]
@@ -62,6 +63,34 @@ fn short_lived_children_are_all_charged() -> Result<()> {
         warm = Some(memory);
     }
     ensure!(storms == 3, "no memory was compared");
+    Ok(())
+}
+
+#[test]
+fn children_that_nobody_waits_for_are_no_processes() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let unknown = |scrape: &Scrape| scrape.sum("tieback_processes", &[("service_name", "(unknown)")]);
+    let before = unknown(&agent.settled()?);
+    let mut zombies = Vec::new();
+    for _ in 0..50 {
+        zombies.push(Command::new("true").spawn()?);
+    }
+    for child in &zombies {
+        let stat = format!("/proc/{}/stat", child.id());
+        let start = Instant::now();
+        while !std::fs::read_to_string(&stat)?.contains(") Z ") {
+            ensure!(start.elapsed() < Duration::from_secs(30), "a child does not end");
+        }
+    }
+    let during = unknown(&agent.settled()?);
+    for mut child in zombies {
+        child.wait()?;
+    }
+    // Half of them are room for what else begins and ends on this host.
+    assert!(
+        during < before + 25.0,
+        "{before} unknown processes became {during}"
+    );
     Ok(())
 }
 
