@@ -134,7 +134,37 @@ FRAME void leaf_connect(double end) {
     STAY();
 }
 
-FRAME void warm_up(double end) {
+static int told(int patience) {
+    char byte = 0;
+    struct pollfd wait = {0, POLLIN, 0};
+    if (poll(&wait, 1, patience) <= 0) return 0;
+    do
+        if (read(0, &byte, 1) != 1) exit(1);
+    while (byte != '\n');
+    return 1;
+}
+
+static void say(const char *step) {
+    printf("{\"step\":\"%s\",\"pid\":%d,\"facts\":{}}\n", step, (int)getpid());
+    fflush(stdout);
+}
+
+// Spins until the test says that it has seen whole stacks of this function, which tell where it is in the run.
+#define WARM(name)                                    \
+    FRAME void name(double unused) {                  \
+        (void)unused;                                 \
+        say("warming");                               \
+        do                                            \
+            for (int i = 0; i < 100; i++) spin(100000); \
+        while (!told(0));                             \
+        /* Not the same code as another one's, or the compiler makes one function of both. */ \
+        __asm__ volatile("# " #name ::: "memory");    \
+    }
+WARM(warm_up)
+WARM(warm_again)
+WARM(warm_other)
+
+FRAME void warm_before_exec(double end) {
     while (now() < end) spin(100000);
     STAY();
 }
@@ -351,8 +381,9 @@ FRAME void loaded(double end) {
     void (*through)(void (*)(double), double) = (void (*)(void (*)(double), double))dlsym(handle, "through");
     if (!through) abort();
     // Until the agent has seen the new library.
-    through(warm_up, now() + 3);
-    through(first, end + 3);
+    end -= now();
+    through(warm_again, 0);
+    through(first, now() + end);
     STAY();
     dlclose(handle);
 #endif
@@ -368,7 +399,8 @@ FRAME void loaded_again(double end) {
     if (!handle) abort();
     void (*through)(void (*)(double), double) = (void (*)(void (*)(double), double))dlsym(handle, "through");
     if (!through) abort();
-    through(warm_up, now() + 1.5);
+    end -= now();
+    through(warm_again, 0);
     dlclose(handle);
     // The same functions with other frames: libother.so.
     static char other[4096];
@@ -377,8 +409,8 @@ FRAME void loaded_again(double end) {
     if (!handle) abort();
     through = (void (*)(void (*)(double), double))dlsym(handle, "through");
     if (!through) abort();
-    through(warm_up, now() + 3);
-    through(first, end + 4.5);
+    through(warm_other, 0);
+    through(first, now() + end);
     STAY();
     dlclose(handle);
 #endif
@@ -387,7 +419,7 @@ FRAME void loaded_again(double end) {
 // Becomes another program (`library`), which does the work.
 static void become(char **arguments) {
     char *next[] = {arguments[4], (char *)"plain", arguments[2], arguments[3], NULL};
-    warm_up(now() + 2);
+    warm_before_exec(now() + 2);
     execv(arguments[4], next);
     abort();
 }
@@ -424,17 +456,6 @@ static void prepare(void) {
     }
 }
 
-static void gate(const char *step) {
-    char byte = 0;
-    struct pollfd wait = {0, POLLIN, 0};
-    printf("{\"step\":\"%s\",\"pid\":%d,\"facts\":{}}\n", step, (int)getpid());
-    fflush(stdout);
-    do {
-        while (poll(&wait, 1, -1) <= 0);
-        if (read(0, &byte, 1) != 1) exit(1);
-    } while (byte != '\n');
-}
-
 int main(int count, char **arguments) {
     static const struct {
         const char *name;
@@ -454,9 +475,9 @@ int main(int count, char **arguments) {
     seconds = atof(arguments[3]);
     library = count > 4 ? arguments[4] : NULL;
     if (!strcmp(shape, "exec")) become(arguments);
-    gate("ready");
-    warm_up(now() + 3);
-    gate("warm");
+    say("ready");
+    while (!told(-1));
+    warm_up(0);
     prepare();
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (!strcmp(all[i].name, shape)) all[i].shape(now() + seconds);

@@ -42,7 +42,7 @@ impl Agent {
             .args(["agent", "--interval", "1s", "--listen", &address.to_string()])
             .args(args)
             // Ticks of a second on a busy or emulated machine cost more than the default; detail must not be given up.
-            .env("TIEBACK_CPU_LIMIT", "50%")
+            .env("TIEBACK_CPU_LIMIT", "100%")
             .envs(environment.iter().copied())
             .spawn()
             .context("starting the agent")?;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tieback_tests::agent::Agent;
@@ -17,6 +18,8 @@ pub(super) struct Case {
     pub(super) profile: &'static str,
     /// Frames from the entry point to the leaf; `*` is a frame of the C library, which has no symbols for all of them.
     pub(super) chain: Vec<&'static str>,
+    /// Functions in which the program waits, one after the other, until their stacks are whole.
+    pub(super) warm: &'static [&'static str],
     /// The frame below the leaf when the leaf called something; `None`: it calls nothing that waits.
     pub(super) callee: Option<&'static str>,
 }
@@ -60,6 +63,11 @@ impl Programs {
             command: command.into(),
             profile,
             chain,
+            warm: match shape_name {
+                "dlopen" => &["warm_up", "warm_again"],
+                "dlclose" => &["warm_up", "warm_again", "warm_other"],
+                _ => &["warm_up"],
+            },
             callee,
         }
     }
@@ -93,6 +101,7 @@ impl Programs {
             command,
             profile,
             chain: chain.into(),
+            warm: &[],
             callee,
         }
     }
@@ -247,6 +256,25 @@ fn frames(stack: &str) -> Vec<&str> {
         .collect()
 }
 
+/// Longest time to get warm: an emulator shares one slow CPU among all programs and the agent.
+const DEADLINE: Duration = Duration::from_secs(240);
+
+/// Waits for a whole stack of this function among the samples of the CPU.
+fn whole_stack(agent: &Agent, service: &str, function: &str) -> Result<()> {
+    let path = format!("/services/-/{service}/profile/cpu?format=folded&since=5m");
+    let start = Instant::now();
+    loop {
+        let text = agent.get(&path).unwrap_or_default();
+        let stacks = text.lines().map(frames);
+        let whole = |frames: &Vec<&str>| frames.first() != Some(&"[truncated]") && frames.contains(&function);
+        if stacks.into_iter().any(|frames| whole(&frames)) {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < DEADLINE, "no whole stack of {function}: {text}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
 /// Runs all programs at once, and compares each stack with what is known.
 pub(super) fn run(cases: &[Case]) -> Result<()> {
     let agent = Agent::start(&["--sample-cpu-hz", "199"])?;
@@ -258,18 +286,26 @@ pub(super) fn run(cases: &[Case]) -> Result<()> {
             .args(&case.command[1..])
             .env("OTEL_SERVICE_NAME", &service);
         let (program, _) = Program::spawn(command, service)?;
-        agent.wait_for_service(&program.service)?;
         running.push(program);
+    }
+    for program in &running {
+        agent.wait_for_service(&program.service)?;
     }
     // While they warm up, their tables are loaded.
     for program in &mut running {
         program.go()?;
     }
-    for program in &mut running {
-        program.expect("warm")?;
-    }
-    for program in &mut running {
-        program.go()?;
+    for (case, program) in cases.iter().zip(&mut running) {
+        for function in case.warm {
+            program.expect("warming")?;
+            let seen = whole_stack(&agent, &program.service, function);
+            seen.with_context(|| format!("{} does not get warm", case.name))?;
+            program.go()?;
+        }
+        if case.warm.is_empty() {
+            program.expect("warm")?;
+            program.go()?;
+        }
     }
     for program in &mut running {
         program.expect("truth")?;
@@ -301,6 +337,9 @@ const BESIDE: &[&str] = &[
     // Where a compiler did not make it part of `warm_up`: the first stacks of a process end at once.
     "spin",
     "warm_up",
+    "warm_again",
+    "warm_other",
+    "warm_before_exec",
     "gate",
     "holder",
     "prepare",
