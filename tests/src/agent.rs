@@ -6,6 +6,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::metrics::Scrape;
 use crate::program::built;
@@ -133,10 +134,13 @@ impl Agent {
     }
 
     /// Asks the agent to end (SIGTERM) and returns how it did.
-    pub fn stop(mut self) -> Result<ExitStatus> {
-        // A positive child id is always a valid pid.
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+    pub fn stop(self) -> Result<ExitStatus> {
+        self.stop_by(Signal::TERM)
+    }
+
+    /// The same by another signal.
+    pub fn stop_by(mut self, signal: Signal) -> Result<ExitStatus> {
+        kill_process(Pid::from_child(&self.child), signal)?;
         self.child.wait().context("waiting for the agent")
     }
 }

@@ -1,6 +1,7 @@
 //! System calls, memory, disk, processes, descriptors, verdicts and a clean end.
 
 use anyhow::{Context, Result};
+use rustix::process::Signal;
 use tieback_tests::agent::Agent;
 use tieback_tests::assert_within;
 use tieback_tests::program::Program;
@@ -100,13 +101,21 @@ fn a_bogus_field_stops_one_probe_only() -> Result<()> {
         |probe, verdict| scrape.sum("tieback_probe_status", &[("probe", probe), ("verdict", verdict)]);
     assert_eq!(verdict("disk", "unsupported"), 1.0);
     assert_eq!(verdict("wait", "ok"), 1.0);
-    assert!(agent.get("/status")?.contains("unsupported"));
+    let status = agent.get("/status")?;
+    let line = status.lines().find(|line| line.starts_with("disk"));
+    let line = line.with_context(|| format!("no line of disk in {status}"))?;
+    assert!(
+        line.contains("unsupported") && line.contains("request.__data_len_bogus"),
+        "{line}"
+    );
     Ok(())
 }
 
 #[test]
 fn sigterm_ends_the_agent_cleanly() -> Result<()> {
-    let status = Agent::start(&[])?.stop()?;
-    assert_eq!(status.code(), Some(0));
+    for signal in [Signal::TERM, Signal::INT] {
+        let status = Agent::start(&[])?.stop_by(signal)?;
+        assert_eq!(status.code(), Some(0), "{signal:?}");
+    }
     Ok(())
 }
