@@ -7,6 +7,19 @@ pub const MISSING: u32 = u32::MAX;
 /// constant of the programs is near it. (An offset as data costs a load for each field that a program reads, which is a
 /// quarter of what a context switch costs.)
 pub const MARK: u32 = 0x7eba_0000;
+/// Stands for an offset in the loads of the object as it was compiled, in the same way. No structure that the programs read
+/// otherwise is that large.
+pub const MARK_LOAD: i16 = 0x7000;
+/// Stands for `bpf_rdonly_cast` in the calls of the object as it was compiled.
+pub const MARK_CAST: u32 = 0x7ebb_0000;
+/// Stands for the type of the saved registers.
+pub const MARK_REGS: u32 = 0x7ebb_0001;
+/// Stands for 1 where the kernel has `bpf_rdonly_cast`, else 0.
+pub const MARK_CASTS: u32 = 0x7ebb_0002;
+/// Stands for 1 where threads are in an array by their id, else 0.
+pub const MARK_DIRECT: u32 = 0x7ebb_0003;
+/// Stands for the mask of `in_iowait` in its byte.
+pub const MARK_IOWAIT: u32 = 0x7ebb_0004;
 
 macro_rules! offsets {
     ($($(#[$meta:meta])* $field:ident : $variant:ident = $paths:expr,)+) => {

@@ -8,23 +8,30 @@ use super::{
 use crate::wire::{Cause, Thread};
 
 /// Waits for a descriptor until it is looked up anew, however short they are.
-const REMEMBERED: u32 = 64;
+const REMEMBERED: u16 = 64;
 
 /// A wait from which on what was remembered is to be [checked](check), in nanoseconds: what a stale memory can charge
 /// to a wrong cause is at most [`REMEMBERED`] times this after a descriptor was reused.
 pub(crate) const CHECKED: u64 = 100_000;
 
+/// Cause of this thread's wait in this call for this descriptor, where it is remembered. That the call does wait for a
+/// descriptor is remembered as well.
+#[inline(always)]
+pub(crate) fn recall(nr: i32, fd: u64, t: &mut Thread) -> Option<u8> {
+    if t.kind_of != key(nr, fd) || t.kind_left == 0 {
+        return None;
+    }
+    t.kind_left -= 1;
+    t.remembered = 1;
+    Some(t.kind as u8)
+}
+
 /// Cause of a wait of this thread for a descriptor.
 #[inline(always)]
-pub(crate) fn cause(task: Kernel, fd: u64, t: &mut Thread) -> u8 {
-    if t.kind >> 8 == fd && t.kind_left != 0 {
-        t.kind_left -= 1;
-        t.remembered = 1;
-        return t.kind as u8;
-    }
+pub(crate) fn cause(task: Kernel, nr: i32, fd: u64, t: &mut Thread) -> Cause {
     let cause = File::of(task, fd).map_or(Cause::Other, File::cause);
-    learn(fd, cause, t);
-    cause as u8
+    learn(nr, fd, cause, t);
+    cause
 }
 
 /// Looks up after all what was taken from memory, where the descriptor is still open.
@@ -34,16 +41,24 @@ pub(crate) fn check(task: Kernel, regs: Regs, t: &mut Thread) {
         return;
     }
     t.remembered = 0;
-    let fd = regs.arg0();
+    let (nr, fd) = (regs.nr(), regs.arg0());
     if let Some(file) = File::of(task, fd) {
         let cause = file.cause();
-        learn(fd, cause, t);
+        learn(nr, fd, cause, t);
         t.cause = cause as u8;
     }
 }
 
 #[inline(always)]
-fn learn(fd: u64, cause: Cause, t: &mut Thread) {
-    t.kind = fd << 8 | cause as u64;
+fn learn(nr: i32, fd: u64, cause: Cause, t: &mut Thread) {
+    t.kind = cause as u16;
+    t.kind_of = key(nr, fd);
     t.kind_left = REMEMBERED;
+}
+
+/// A call and its descriptor, of which the kernel takes 32 bits, too. No call that exists has a number of more than 16 bits
+/// (the x32 calls' mark is above them, and these wait for descriptors where the others do).
+#[inline(always)]
+fn key(nr: i32, fd: u64) -> u64 {
+    fd << 16 | u64::from(nr as u16)
 }

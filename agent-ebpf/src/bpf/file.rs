@@ -2,7 +2,7 @@
 
 use aya_ebpf::{Global, btf_maps::Array, macros::btf_map};
 
-use super::task::{Kernel, offset};
+use super::task::{Kernel, field, offset};
 use crate::wire::{Cause, FdKind};
 
 const S_IFMT: u16 = 0o170_000;
@@ -44,12 +44,12 @@ impl File {
     /// The file behind a descriptor of a task.
     #[inline(always)]
     pub(crate) fn of(task: Kernel, fd: u64) -> Option<Self> {
-        let table = task.follow(offset!(task_files)).follow(offset!(files_fdt));
-        let max: u32 = table.load(offset!(fdt_max));
+        let table = task.follow(field!(task_files)).follow(field!(files_fdt));
+        let max: u32 = table.load(field!(fdt_max));
         if fd >= u64::from(max) {
             return None;
         }
-        let files: u64 = table.load(offset!(fdt_fd));
+        let files: u64 = table.load(field!(fdt_fd));
         Kernel((files as *const u8).wrapping_add(fd as usize * 8))
             .deref(0)
             .map(Self)

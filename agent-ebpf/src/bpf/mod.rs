@@ -4,6 +4,7 @@ pub(crate) mod behind;
 pub(crate) mod conn;
 pub(crate) mod count;
 pub(crate) mod file;
+pub(crate) mod forecast;
 mod measure;
 pub(crate) mod random;
 pub(crate) mod sample;

@@ -10,8 +10,9 @@ use core::ffi::c_void;
 
 use super::{
     count::{add, lost},
-    task::{Kernel, offset, rq_clock},
+    task::{Kernel, Regs, constant, field, offset, rq_clock},
 };
+use crate::offsets::MARK_DIRECT;
 use crate::wire::{
     EVENT_CLOSED, EVENT_OPENED, Lost, MAX_SLOTS, Program, SLOT_KERNEL, SLOT_NONE, STATE_NEW, STATE_OFF,
     STATE_ON, STATE_UNSEEN, Slot, SlotEvent, Thread, Tuning,
@@ -45,10 +46,6 @@ static EVENTS: RingBuf<u8, { 4 << 20 }> = RingBuf::new();
 #[btf_map]
 static TUNING: Array<Tuning, 1> = Array::new();
 
-/// 1 when `THREADS` is indexed by the thread's id.
-#[unsafe(no_mangle)]
-static DIRECT: Global<u32> = Global::new(1);
-
 /// Process id of the agent: it is counted like any other, but not sampled.
 #[unsafe(no_mangle)]
 static AGENT_TGID: Global<u32> = Global::new(0);
@@ -70,10 +67,16 @@ pub(crate) fn sampled(tgid: u32) -> bool {
     tgid != AGENT_TGID.load()
 }
 
+/// Whether `THREADS` is indexed by the thread's id.
+#[inline(always)]
+fn direct() -> bool {
+    constant::<MARK_DIRECT>() != 0
+}
+
 /// State of a thread that is known.
 #[inline(always)]
 pub(crate) fn thread(tid: u32) -> Option<*mut Thread> {
-    if DIRECT.load() != 0 {
+    if direct() {
         THREADS.get_ptr_mut(tid)
     } else {
         THREADS_HASH.get_ptr_mut(tid)
@@ -83,7 +86,7 @@ pub(crate) fn thread(tid: u32) -> Option<*mut Thread> {
 /// State of a thread, made where it is missing.
 #[inline(always)]
 fn thread_or_insert(tid: u32) -> Option<*mut Thread> {
-    if DIRECT.load() != 0 {
+    if direct() {
         return THREADS.get_ptr_mut(tid);
     }
     if let Some(thread) = THREADS_HASH.get_ptr_mut(tid) {
@@ -97,7 +100,7 @@ fn thread_or_insert(tid: u32) -> Option<*mut Thread> {
 /// Forgets a thread.
 #[inline(always)]
 pub(crate) fn forget(tid: u32, thread: *mut Thread) {
-    if DIRECT.load() == 0 {
+    if !direct() {
         let _ = THREADS_HASH.remove(tid);
         return;
     }
@@ -177,13 +180,13 @@ pub(crate) fn send(record: *const c_void, len: u64, program: Program) {
 #[inline(never)]
 pub(crate) fn adopt(task: *const u8, on_cpu: bool, program: Program) -> u32 {
     let task = Kernel(task);
-    let tid: u32 = task.load(offset!(task_pid));
-    let tgid: u32 = task.load(offset!(task_tgid));
+    let tid: u32 = task.load(field!(task_pid));
+    let tgid: u32 = task.load(field!(task_tgid));
     let Some(thread) = thread_or_insert(tid) else {
         lost(program, Lost::Threads);
         return SLOT_NONE;
     };
-    let flags: u32 = task.load(offset!(task_flags));
+    let flags: u32 = task.load(field!(task_flags));
     let id = if flags & PF_KTHREAD != 0 {
         SLOT_KERNEL
     } else {
@@ -204,7 +207,8 @@ pub(crate) fn adopt(task: *const u8, on_cpu: bool, program: Program) -> u32 {
         (*thread).slot = id;
         (*thread).tgid = tgid;
         (*thread).since = rq_clock(super::task::current());
-        (*thread).run_delay = task.load(offset!(task_run_delay));
+        (*thread).run_delay = task.load(field!(task_run_delay));
+        (*thread).regs = Regs::of(task).address() as u64;
         (*thread).anon_pages = anon_pages(task);
         (*thread).cause = crate::wire::Cause::Other as u8;
         if (*thread).state == STATE_UNSEEN {
@@ -253,7 +257,7 @@ pub(crate) fn release(slot: *mut Slot, id: u32, pid: u32, program: Program) {
 /// Takes up a new thread at its creation.
 #[inline(always)]
 pub(crate) fn begin(child: Kernel, slot: u32, program: Program) {
-    let tid: u32 = child.load(offset!(task_pid));
+    let tid: u32 = child.load(field!(task_pid));
     let Some(thread) = thread_or_insert(tid) else {
         lost(program, Lost::Threads);
         return;
@@ -262,7 +266,8 @@ pub(crate) fn begin(child: Kernel, slot: u32, program: Program) {
     // SAFETY: a map value.
     unsafe {
         (*thread).slot = slot;
-        (*thread).tgid = child.load(offset!(task_tgid));
+        (*thread).tgid = child.load(field!(task_tgid));
+        (*thread).regs = Regs::of(child).address() as u64;
         (*thread).since = rq_clock(super::task::current());
         (*thread).anon_pages = anon_pages(child);
         (*thread).cause = crate::wire::Cause::Runqueue as u8;
@@ -274,7 +279,7 @@ pub(crate) fn begin(child: Kernel, slot: u32, program: Program) {
 /// Anonymous resident pages of a task's address space, as the kernel's own approximate counter has them.
 #[inline(always)]
 pub(crate) fn anon_pages(task: Kernel) -> i64 {
-    rss_pages(task.follow(offset!(task_mm)), 1)
+    rss_pages(task.follow(field!(task_mm)), 1)
 }
 
 /// Counter `kind` of `MM_FILEPAGES`, `MM_ANONPAGES`, `MM_SWAPENTS`, `MM_SHMEMPAGES` (linux/mm_types_task.h).

@@ -1,35 +1,91 @@
 //! Fields of tasks and saved registers.
 //!
-//! Where the verifier knows a pointer's BTF type, a field is a plain load (1 ns) at an offset that it sees as a constant,
-//! because the agent writes the offsets into the instructions; elsewhere it is `bpf_probe_read_kernel`.
+//! Where the verifier knows a pointer's BTF type, a field is a plain load (1 ns), and the agent writes the field's offset
+//! into that very instruction; elsewhere it is `bpf_probe_read_kernel`.
+
+use core::arch::asm;
 
 use aya_ebpf::helpers::{
     bpf_probe_read_kernel,
     generated::{bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_task_pt_regs},
 };
 
-use crate::offsets::MISSING;
+use crate::offsets::{MARK_CAST, MARK_CASTS, MARK_REGS, MISSING};
 
-/// An offset: a constant that neither the compiler nor anything else knows before the agent loads the object.
+/// Where a plain load finds its field.
+pub(crate) struct At<const OFFSET: i32>;
+
+/// A field for a plain load.
+macro_rules! field {
+    ($field:ident) => {
+        $crate::bpf::task::At::<
+            {
+                $crate::offsets::MARK_LOAD as i32
+                    + core::mem::offset_of!($crate::offsets::Offsets, $field) as i32
+            },
+        >
+    };
+}
+pub(crate) use field;
+
+/// An offset as a number.
 macro_rules! offset {
     ($field:ident) => {
-        $crate::bpf::task::offset_at::<
+        $crate::bpf::task::constant::<
             { $crate::offsets::MARK + core::mem::offset_of!($crate::offsets::Offsets, $field) as u32 },
-        >()
+        >() as u32
     };
 }
 pub(crate) use offset;
 
+/// A constant that neither the compiler nor anything else knows before the agent loads the object. A branch on it costs
+/// nothing, because the verifier takes the dead one away.
 #[inline(always)]
-pub(crate) fn offset_at<const MARK: u32>() -> u32 {
-    let offset: u64;
+pub(crate) fn constant<const MARK: u32>() -> u64 {
+    let constant: u64;
     // SAFETY: moves a constant into a register.
-    unsafe {
-        core::arch::asm!("{} = {}", out(reg) offset, const MARK, options(pure, nomem, nostack, preserves_flags));
-        // Spares the compiler to clear the upper half.
-        core::hint::assert_unchecked(offset <= 0x7fff_ffff || offset == u64::MAX);
-    }
-    offset as u32
+    unsafe { asm!("{} = {}", out(reg) constant, const MARK, options(pure, nomem, nostack, preserves_flags)) };
+    constant
+}
+
+/// What one instruction can load.
+pub(crate) trait Word: Copy {
+    /// Loads it; a bad address reads as zero (the kernel handles the exception).
+    ///
+    /// # Safety
+    /// The verifier must know the type of `from`, and the kernel's structure must not be one that Rust sees as well.
+    unsafe fn load<const OFFSET: i32>(from: *const u8) -> Self;
+}
+
+macro_rules! words {
+    ($($word:ty: $size:literal,)+) => {$(
+        impl Word for $word {
+            #[inline(always)]
+            unsafe fn load<const OFFSET: i32>(from: *const u8) -> Self {
+                let word: u64;
+                // SAFETY: checked by the verifier, which knows the type; no memory of Rust's is read.
+                unsafe {
+                    asm!(
+                        concat!("{} = *(", $size, " *)({} + {})"),
+                        out(reg) word,
+                        in(reg) from,
+                        const OFFSET,
+                        options(nomem, nostack, preserves_flags)
+                    );
+                    // Spares the compiler to clear the upper part.
+                    core::hint::assert_unchecked(word <= u64::MAX >> (64 - 8 * size_of::<Self>()));
+                }
+                word as Self
+            }
+        }
+    )+};
+}
+words! {
+    u8: "u8",
+    u16: "u16",
+    u32: "u32",
+    u64: "u64",
+    *const u8: "u64",
 }
 
 /// A pointer whose BTF type the verifier knows.
@@ -38,17 +94,17 @@ pub(crate) fn offset_at<const MARK: u32>() -> u32 {
 pub(crate) struct Kernel(pub(crate) *const u8);
 
 impl Kernel {
-    /// A plain load at an offset; a bad address reads as zero (the kernel handles the exception).
+    /// A plain load of a field.
     #[inline(always)]
-    pub(crate) fn load<T: Copy>(self, offset: u32) -> T {
-        // SAFETY: the verifier checks type and bounds of BTF pointers; faults are handled by the kernel.
-        unsafe { core::ptr::read_volatile(self.0.add(offset as usize).cast::<T>()) }
+    pub(crate) fn load<T: Word, const OFFSET: i32>(self, _field: At<OFFSET>) -> T {
+        // SAFETY: the verifier checks type and bounds of BTF pointers.
+        unsafe { T::load::<OFFSET>(self.0) }
     }
 
     /// Follows a pointer field to another typed pointer.
     #[inline(always)]
-    pub(crate) fn follow(self, offset: u32) -> Self {
-        Self(self.load::<*const u8>(offset))
+    pub(crate) fn follow<const OFFSET: i32>(self, field: At<OFFSET>) -> Self {
+        Self(self.load(field))
     }
 
     /// Reads through the helper: for pointers whose type the verifier does not know.
@@ -81,9 +137,9 @@ pub(crate) fn rq_clock(task: Kernel) -> u64 {
     if offset!(cfs_rq_rq) == MISSING {
         return now();
     }
-    task.follow(offset!(task_cfs_rq))
-        .follow(offset!(cfs_rq_rq))
-        .load(offset!(rq_clock))
+    task.follow(field!(task_cfs_rq))
+        .follow(field!(cfs_rq_rq))
+        .load(field!(rq_clock))
 }
 
 /// Monotonic time in nanoseconds.
@@ -107,6 +163,34 @@ impl Regs {
         ))
     }
 
+    /// Saved registers of a task whose [`address`](Self::address) was noted, which stays the same for its life: the helper's
+    /// call is a tenth of the cost of a context switch's program.
+    #[inline(always)]
+    pub(crate) fn noted(task: Kernel, address: u64) -> Self {
+        if constant::<MARK_CASTS>() == 0 {
+            return Self::of(task);
+        }
+        let typed: *const u8;
+        // SAFETY: the agent makes this a call of `bpf_rdonly_cast`, of which the verifier makes a move; loads from a bad
+        // address read zero.
+        unsafe {
+            asm!(
+                "r2 = {type}",
+                "call {cast}",
+                type = const MARK_REGS,
+                cast = const MARK_CAST,
+                inout("r1") address => _,
+                out("r0") typed,
+                out("r2") _,
+                out("r3") _,
+                out("r4") _,
+                out("r5") _,
+                options(pure, nomem, nostack)
+            );
+        }
+        Self(Kernel(typed))
+    }
+
     /// Saved registers that a tracepoint hands over.
     #[inline(always)]
     pub(crate) fn at(registers: *const u8) -> Self {
@@ -116,31 +200,31 @@ impl Regs {
     /// System call number; negative outside of system calls. Only 32 bits count, as in the kernel.
     #[inline(always)]
     pub(crate) fn nr(self) -> i32 {
-        self.0.load::<u64>(offset!(regs_nr)) as i32
+        self.0.load::<u64, _>(field!(regs_nr)) as i32
     }
 
     /// First argument.
     #[inline(always)]
     pub(crate) fn arg0(self) -> u64 {
-        self.0.load(offset!(regs_arg0))
+        self.0.load(field!(regs_arg0))
     }
 
     /// Second argument.
     #[inline(always)]
     pub(crate) fn arg1(self) -> u64 {
-        self.0.load(offset!(regs_arg1))
+        self.0.load(field!(regs_arg1))
     }
 
     /// Third argument.
     #[inline(always)]
     pub(crate) fn arg2(self) -> u64 {
-        self.0.load(offset!(regs_arg2))
+        self.0.load(field!(regs_arg2))
     }
 
     /// Fourth argument.
     #[inline(always)]
     pub(crate) fn arg3(self) -> u64 {
-        self.0.load(offset!(regs_arg3))
+        self.0.load(field!(regs_arg3))
     }
 
     /// Where they are saved.
@@ -152,24 +236,24 @@ impl Regs {
     /// Result of a function.
     #[inline(always)]
     pub(crate) fn result(self) -> u64 {
-        self.0.load(offset!(regs_ax))
+        self.0.load(field!(regs_ax))
     }
 
     /// Instruction pointer.
     #[inline(always)]
     pub(crate) fn ip(self) -> u64 {
-        self.0.load(offset!(regs_ip))
+        self.0.load(field!(regs_ip))
     }
 
     /// Stack pointer.
     #[inline(always)]
     pub(crate) fn sp(self) -> u64 {
-        self.0.load(offset!(regs_sp))
+        self.0.load(field!(regs_sp))
     }
 
     /// Frame pointer.
     #[inline(always)]
     pub(crate) fn fp(self) -> u64 {
-        self.0.load(offset!(regs_fp))
+        self.0.load(field!(regs_fp))
     }
 }

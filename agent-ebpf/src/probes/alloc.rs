@@ -52,7 +52,7 @@ mod bpf {
             random::exponential,
             sample::{self, Level, What},
             state::thread,
-            task::{Regs, current, now, offset},
+            task::{Regs, current, now, field},
         },
         wire::{
             ALLOC_RANGES, AllocCall, AllocCounts, AllocTarget, COOKIE_EXITS, COOKIE_FORWARDS_ALIGNED,
@@ -126,7 +126,7 @@ mod bpf {
         if old == 0 && cookie & COOKIE_FORWARDS_NULL != 0 {
             return 0;
         }
-        let tid: u32 = task.load(offset!(task_pid));
+        let tid: u32 = task.load(field!(task_pid));
         let Some(thread) = thread(tid) else { return 0 };
         // SAFETY: a map value; these fields are the running thread's own.
         let t = unsafe { &mut *thread };
@@ -207,7 +207,7 @@ mod bpf {
     fn alloc_return(ctx: ProbeContext) -> u32 {
         run(Program::AllocReturn);
         let task = current();
-        let Some(thread) = thread(task.load(offset!(task_pid))) else {
+        let Some(thread) = thread(task.load(field!(task_pid))) else {
             return 0;
         };
         // SAFETY: a map value; these fields are the running thread's own.
@@ -232,7 +232,7 @@ mod bpf {
             return 0;
         }
         let key = LiveKey { address, pid: t.tgid, pad: 0 };
-        let value = LiveValue { sample: alloc_sample(task.load(offset!(task_pid)), t.alloc_count), since: now() };
+        let value = LiveValue { sample: alloc_sample(task.load(field!(task_pid)), t.alloc_count), since: now() };
         if ALLOC_LIVE.insert(&key, &value, 0).is_err() {
             lost(Program::AllocReturn, Lost::Live);
         }
@@ -245,7 +245,7 @@ mod bpf {
         let task = current();
         let address = Regs::of(task).arg0();
         if address != 0 {
-            freed(task.load(offset!(task_tgid)), address);
+            freed(task.load(field!(task_tgid)), address);
         }
         0
     }

@@ -66,7 +66,7 @@ pub(crate) mod bpf {
                 CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT, Sock,
             },
             state::{sampled, thread, tuning},
-            task::{Kernel, current, now, offset},
+            task::{Kernel, current, field, now},
         },
         wire::{
             CONN_ADOPTED, CONN_CLOSED, CONN_ESTABLISHED, Conn, ConnEnd, ConnFailure, ConnKey, Direction, LastData,
@@ -129,7 +129,7 @@ pub(crate) mod bpf {
     /// Slot of the running thread, `None` for the kernel's own.
     #[inline(always)]
     fn own_slot() -> Option<u32> {
-        let thread = thread(current().load(offset!(task_pid)))?;
+        let thread = thread(current().load(field!(task_pid)))?;
         // SAFETY: a map value.
         let slot = unsafe { (*thread).slot };
         (slot > SLOT_KERNEL).then_some(slot)
@@ -190,7 +190,7 @@ pub(crate) mod bpf {
             return;
         }
         let task = current();
-        let tgid: u32 = task.load(offset!(task_tgid));
+        let tgid: u32 = task.load(field!(task_tgid));
         if !sampled(tgid) {
             return;
         }
@@ -200,7 +200,7 @@ pub(crate) mod bpf {
             kind: StackKind::Conn,
             slot,
             pid: tgid,
-            tid: task.load(offset!(task_pid)),
+            tid: task.load(field!(task_pid)),
             cause: 0,
             nr: -1,
             weight: u64::from(every),
@@ -253,7 +253,7 @@ pub(crate) mod bpf {
     /// `Death` while the running thread ends: closing is its own doing only where it does not.
     #[inline(always)]
     fn abandoned() -> Option<ConnEnd> {
-        let flags: u32 = current().load(offset!(task_flags));
+        let flags: u32 = current().load(field!(task_flags));
         (flags & PF_EXITING != 0).then_some(ConnEnd::Death)
     }
 

@@ -23,7 +23,7 @@ mod bpf {
             count::run,
             sample::{self, Level, What},
             state::{sampled, thread, tuning},
-            task::{current, offset},
+            task::{current, field},
         },
         wire::{Program, SLOT_KERNEL, StackKind},
     };
@@ -32,7 +32,7 @@ mod bpf {
     fn cpu_clock(ctx: PerfEventContext) -> u32 {
         run(Program::CpuClock);
         let task = current();
-        let tid: u32 = task.load(offset!(task_pid));
+        let tid: u32 = task.load(field!(task_pid));
         if tid == 0 {
             return 0;
         }

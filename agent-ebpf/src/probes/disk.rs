@@ -29,7 +29,7 @@ mod bpf {
         bpf::{
             count::{add, lost, observe, run},
             state::thread,
-            task::{Kernel, current, now, offset},
+            task::{Kernel, current, field, now},
         },
         wire::{BUCKETS, DiskKey, DiskOp, DiskRequest, DiskStats, Hist, Lost, Program, SLOT_KERNEL},
     };
@@ -58,13 +58,13 @@ mod bpf {
     fn disk_start(ctx: BtfTracePointContext) -> i32 {
         run(Program::DiskStart);
         let request = Kernel(ctx.arg::<*const u8>(0));
-        let tid: u32 = current().load(offset!(task_pid));
+        let tid: u32 = current().load(field!(task_pid));
         let mut slot = SLOT_KERNEL;
         if let Some(thread) = thread(tid) {
             // SAFETY: a map value.
             slot = unsafe { (*thread).slot }.max(SLOT_KERNEL);
         }
-        let op = operation(request.load(offset!(rq_cmd_flags))) as u32;
+        let op = operation(request.load(field!(rq_cmd_flags))) as u32;
         let value = DiskRequest { at: now(), slot, op };
         if DISK_REQUESTS.insert(request.0 as u64, &value, 0).is_err() {
             lost(Program::DiskStart, Lost::Requests);
@@ -81,7 +81,7 @@ mod bpf {
         let Some(found) = DISK_REQUESTS.get_ptr_mut(address) else { return 0 };
         // SAFETY: a map value; the request is only completed once at a time.
         let started = unsafe { *found };
-        let left: u32 = request.load(offset!(rq_data_len));
+        let left: u32 = request.load(field!(rq_data_len));
         let finished = u64::from(left) <= bytes;
         if finished {
             let _ = DISK_REQUESTS.remove(address);

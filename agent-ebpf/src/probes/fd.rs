@@ -32,7 +32,7 @@ mod bpf {
             file::File,
             sock::Sock,
             state::{slot, thread, tuning},
-            task::{Kernel, offset},
+            task::{Kernel, field},
         },
         probes::conn,
         wire::{FdKind, SLOT_KERNEL},
@@ -50,7 +50,7 @@ mod bpf {
             return 0;
         }
         let Some(tuning) = tuning() else { return 0 };
-        let Some(thread) = thread(task.load(offset!(task_pid))) else { return 0 };
+        let Some(thread) = thread(task.load(field!(task_pid))) else { return 0 };
         // SAFETY: a map value.
         let id = unsafe { (*thread).slot };
         if id <= SLOT_KERNEL {

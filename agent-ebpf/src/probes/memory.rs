@@ -54,7 +54,7 @@ mod bpf {
             count::{add, lost, run},
             sample::{self, Level, What},
             state::{anon_pages, sampled, slot, thread, tuning},
-            task::{Regs, current, now, offset},
+            task::{Regs, current, field, now},
         },
         wire::{ABOVE_HEAP, Lost, Program, RangeKey, SLOT_KERNEL, StackKind},
     };
@@ -101,10 +101,10 @@ mod bpf {
         run(Program::MemoryGrowth);
         let task = current();
         // Others than the owner count, too: fork for the child, reclaim, khugepaged. None of that is growth.
-        if task.load::<u64>(offset!(task_mm)) != ctx.arg::<*const u8>(0) as u64 {
+        if task.load::<u64, _>(field!(task_mm)) != ctx.arg::<*const u8>(0) as u64 {
             return 0;
         }
-        let tgid: u32 = task.load(offset!(task_tgid));
+        let tgid: u32 = task.load(field!(task_tgid));
         let Some(leader) = thread(tgid) else { return 0 };
         let pages = anon_pages(task);
         // SAFETY: a map value.
@@ -144,7 +144,7 @@ mod bpf {
             kind: StackKind::Memory,
             slot: t.slot,
             pid: tgid,
-            tid: task.load(offset!(task_pid)),
+            tid: task.load(field!(task_pid)),
             cause: 0,
             nr: -1,
             weight: pending * 4096,
@@ -194,7 +194,7 @@ mod bpf {
             return 0;
         }
         let to = ctx.arg::<u64>(0);
-        let pid: u32 = task.load(offset!(task_tgid));
+        let pid: u32 = task.load(field!(task_tgid));
         let Some(leader) = thread(pid) else { return 0 };
         // SAFETY: a map value.
         if unsafe { (*leader).grown } != 0 && to & 0xfff == 0 {

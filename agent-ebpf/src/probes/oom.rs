@@ -22,7 +22,7 @@ mod bpf {
         bpf::{
             count::{add, lost, run},
             state::{emit, rss_pages, slot, thread},
-            task::{Kernel, current, offset},
+            task::{Kernel, current, field, offset},
         },
         wire::{EVENT_OOM, Lost, OomVictim, Program, SLOT_KERNEL},
     };
@@ -40,7 +40,7 @@ mod bpf {
             (task.read::<u32>(offset!(task_pid)), Some(task))
         } else {
             let task = current();
-            let itself = task.load::<u32>(offset!(task_tgid)) == argument as u32;
+            let itself = task.load::<u32, _>(field!(task_tgid)) == argument as u32;
             (Some(argument as u32), itself.then_some(task))
         };
         if let Some(thread) = pid.and_then(thread) {

@@ -43,7 +43,7 @@ mod bpf {
         bpf::{
             count::{add, run},
             state::{adopt, begin, hold, open_slot, release, reset, rss_pages, slot, thread, tuning},
-            task::{Kernel, current, offset, rq_clock},
+            task::{At, Kernel, current, field, offset, rq_clock},
         },
         probes::conn,
         wire::{Cause, MemoryKind, Program, SLOT_KERNEL, SLOT_NONE, STATE_ON, STATE_UNSEEN, Slot, Sums, Thread},
@@ -54,7 +54,7 @@ mod bpf {
         run(Program::ProcessFork);
         let parent = Kernel(ctx.arg::<*const u8>(0));
         let child = Kernel(ctx.arg::<*const u8>(1));
-        let tid: u32 = parent.load(offset!(task_pid));
+        let tid: u32 = parent.load(field!(task_pid));
         let mut id = SLOT_NONE;
         if let Some(thread) = thread(tid) {
             // SAFETY: a map value.
@@ -72,7 +72,7 @@ mod bpf {
         run(Program::ProcessExec);
         let task = Kernel(ctx.arg::<*const u8>(0));
         let old_tid: u32 = ctx.arg::<u64>(1) as u32;
-        let tid: u32 = task.load(offset!(task_pid));
+        let tid: u32 = task.load(field!(task_pid));
         let Some(now) = thread(tid) else { return 0 };
         if old_tid != tid {
             // Another thread than the leader called exec and took over the leader's id.
@@ -96,7 +96,7 @@ mod bpf {
                 adopt(task.0, true, Program::ProcessExec);
             }
             let parent = (*now).slot;
-            let tgid: u32 = task.load(offset!(task_tgid));
+            let tgid: u32 = task.load(field!(task_tgid));
             let id = open_slot(task, tgid, parent, Program::ProcessExec);
             // The past belongs to the old image; the future to the new one.
             if id != parent {
@@ -152,14 +152,14 @@ mod bpf {
             return 0;
         }
         let Some(tuning) = tuning() else { return 0 };
-        let tid: u32 = task.load(offset!(task_pid));
+        let tid: u32 = task.load(field!(task_pid));
         // SAFETY: `meta` is `{ seq, session_id, seq_num }`, include/linux/bpf.h.
-        let visited: u64 = Kernel(unsafe { *ctx.cast::<*const u8>() }).load(16);
+        let visited: u64 = Kernel(unsafe { *ctx.cast::<*const u8>() }).load(At::<16>);
         if visited == 0 {
             conn::bpf::harvest();
         }
         // Read before the thread is looked up: when a child is no longer new, the hook of its fork has taken it up.
-        let state: u32 = task.load(offset!(task_state));
+        let state: u32 = task.load(field!(task_state));
         let known = match thread(tid) {
             // SAFETY: a map value.
             Some(thread) => unsafe { (*thread).state != STATE_UNSEEN },
@@ -199,12 +199,12 @@ mod bpf {
             s.live.wait_ns[cause] += running;
             s.live.lasting_ns[cause] += running;
         }
-        s.live.utime += task.load::<u64>(offset!(task_utime));
-        s.live.stime += task.load::<u64>(offset!(task_stime));
-        s.live.min_flt += task.load::<u64>(offset!(task_min_flt));
-        s.live.maj_flt += task.load::<u64>(offset!(task_maj_flt));
+        s.live.utime += task.load::<u64, _>(field!(task_utime));
+        s.live.stime += task.load::<u64, _>(field!(task_stime));
+        s.live.min_flt += task.load::<u64, _>(field!(task_min_flt));
+        s.live.maj_flt += task.load::<u64, _>(field!(task_maj_flt));
         s.threads += 1;
-        if task.load::<u32>(offset!(task_tgid)) == tid {
+        if task.load::<u32, _>(field!(task_tgid)) == tid {
             leader(task, s);
         }
         0
@@ -214,7 +214,7 @@ mod bpf {
     #[inline(always)]
     fn leader(task: Kernel, s: &mut Slot) {
         s.processes += 1;
-        let mm = task.follow(offset!(task_mm));
+        let mm = task.follow(field!(task_mm));
         if !mm.0.is_null() {
             s.rss_pages[MemoryKind::File as usize] += rss_pages(mm, 0) as u64;
             s.rss_pages[MemoryKind::Anon as usize] += rss_pages(mm, 1) as u64;
@@ -222,7 +222,7 @@ mod bpf {
             s.rss_pages[MemoryKind::Shmem as usize] += rss_pages(mm, 3) as u64;
         }
         let limit: u64 = task
-            .follow(offset!(task_signal))
+            .follow(field!(task_signal))
             .read(offset!(signal_rlim).wrapping_add(RLIMIT_NOFILE * 16))
             .unwrap_or(0);
         if s.fd_limit == 0 || limit < s.fd_limit {

@@ -36,7 +36,7 @@ mod bpf {
             count::{add, lost, observe, run},
             sample::{self, Level, What},
             state::{sampled, thread, tuning},
-            task::{Regs, current, now, offset},
+            task::{Regs, current, field, now},
         },
         wire::{BUCKETS, Hist, Lost, MAX_SYSCALLS, Program, SLOT_KERNEL, StackKind, SyscallKey, Thread, Tuning, entered},
     };
@@ -57,7 +57,7 @@ mod bpf {
         }
         run(Program::SyscallEnter);
         let nr: u32 = ctx.arg::<u64>(1) as u32;
-        let tid: u32 = current().load(offset!(task_pid));
+        let tid: u32 = current().load(field!(task_pid));
         let Some(thread) = thread(tid) else { return 0 };
         // SAFETY: a map value; only this thread writes these fields.
         let t = unsafe { &mut *thread };
@@ -94,7 +94,7 @@ mod bpf {
         }
         run(Program::SyscallExit);
         let ret = ctx.arg::<u64>(1) as i64;
-        let tid: u32 = current().load(offset!(task_pid));
+        let tid: u32 = current().load(field!(task_pid));
         let Some(thread) = thread(tid) else { return 0 };
         // SAFETY: a map value; only this thread writes these fields.
         let t = unsafe { &mut *thread };

@@ -43,10 +43,10 @@ pub const PROBE: Probe = Probe {
 
 #[cfg(target_arch = "bpf")]
 mod bpf {
+    use core::ffi::c_void;
+
     use aya_ebpf::{
-        Global,
         btf_maps::Array,
-        helpers::generated::bpf_get_prandom_u32,
         macros::{btf_map, btf_tracepoint},
         programs::BtfTracePointContext,
     };
@@ -54,18 +54,17 @@ mod bpf {
     use crate::{
         bpf::{
             behind,
-            count::{add, lost, run, tally},
-            random::exponential,
+            count::{add, lost, tally},
+            forecast::{draw, forecast, learn, renew},
             sample::{self, Level, What},
-            state::{adopt, emit, forget, release, sampled, slot, thread, tuning},
-            task::{Kernel, Regs, offset, rq_clock},
+            state::{adopt, emit, forget, release, sampled, slot, thread},
+            task::{Kernel, Regs, constant, field, rq_clock},
         },
+        offsets::MARK_IOWAIT,
         classes::{CLASS_DISK, CLASS_FD, CLASS_IDLE, CLASS_IPC, CLASS_LOCK, CLASS_SLEEP},
         wire::{
-            BUCKETS, FORECAST_BITS, FORECAST_MAX,
-            Cause, EVENT_EXITED, EVENT_WAIT_DONE, Lost, MAX_SLOTS, MAX_SYSCALLS, Program, SITES,
-            SLOT_KERNEL, STATE_NEW, STATE_OFF, STATE_ON, STATE_UNSEEN, SlotEvent, StackKind, Thread, Tuning,
-            WaitDone, WaitHists,
+            BUCKETS, Cause, EVENT_EXITED, EVENT_WAIT_DONE, Lost, MAX_SLOTS, MAX_SYSCALLS, Program, SLOT_KERNEL,
+            STATE_NEW, STATE_OFF, STATE_ON, STATE_UNSEEN, SlotEvent, StackKind, Thread, WaitDone, WaitHists,
         },
     };
 
@@ -77,20 +76,16 @@ mod bpf {
     #[btf_map]
     static WAIT_HISTS: Array<WaitHists, { MAX_SLOTS as usize }> = Array::new();
 
-    /// Mask of `in_iowait` in its byte.
-    #[unsafe(no_mangle)]
-    static IOWAIT_MASK: Global<u32> = Global::new(1);
-
-    const TASK_STOPPED_OR_TRACED: u32 = 0x4 | 0x8;
+    /// States in which a thread waits for none of the causes that are told apart: stopped, traced, dead, a zombie.
+    const SPECIAL: u32 = 0x4 | 0x8 | 0x10 | 0x20;
     const TASK_DEAD: u32 = 0x80;
-    const EXIT_DEAD_OR_ZOMBIE: u32 = 0x10 | 0x20;
     const PF_IO_WORKER: u32 = 0x10;
-    /// Forecast of a place that was never seen: 20 ms, so that a long first wait has a fair chance.
-    const FIRST_FORECAST: u32 = 20_000_000 / 1024;
+
+    // A host spends few of its cycles here, so the code is never in the innermost cache: what is not on the common way is a
+    // function of its own, which leaves the rest in few cache lines. That saves as much as a helper call or two.
 
     #[btf_tracepoint(function = "sched_switch")]
     fn wait_switch(ctx: BtfTracePointContext) -> i32 {
-        run(Program::WaitSwitch);
         let prev = Kernel(ctx.arg::<*const u8>(1));
         let next = Kernel(ctx.arg::<*const u8>(2));
         let state: u32 = ctx.arg::<u64>(3) as u32;
@@ -102,7 +97,7 @@ mod bpf {
 
     #[inline(always)]
     fn switch_out(ctx: &BtfTracePointContext, prev: Kernel, state: u32, now: u64) {
-        let tid: u32 = prev.load(offset!(task_pid));
+        let tid: u32 = prev.load(field!(task_pid));
         if tid == 0 {
             return;
         }
@@ -114,16 +109,7 @@ mod bpf {
         };
         // SAFETY: a map value; only the CPU that switches this thread writes it.
         let t = unsafe { &mut *thread };
-        if t.state == STATE_UNSEEN {
-            if state & TASK_DEAD != 0 {
-                return;
-            }
-            adopt(prev.0, true, Program::WaitSwitch);
-        }
-        if t.slot <= SLOT_KERNEL {
-            if state & TASK_DEAD != 0 {
-                forget(tid, thread);
-            }
+        if (t.state == STATE_UNSEEN || t.slot <= SLOT_KERNEL) && !unusual(prev.0, state, thread) {
             return;
         }
         if t.state == STATE_ON {
@@ -132,45 +118,77 @@ mod bpf {
         t.since = now;
         t.state = STATE_OFF;
         if state & TASK_DEAD != 0 {
-            end(prev, tid, thread);
+            end(prev.0, thread);
             return;
         }
-        t.run_delay = prev.load(offset!(task_run_delay));
+        t.run_delay = prev.load(field!(task_run_delay));
         if state == 0 {
             t.cause = Cause::Runqueue as u8;
             return;
         }
-        block(ctx, prev, tid, state, t);
+        block(ctx, prev, state, t);
+    }
+
+    /// A thread that was not seen yet, or one that is not looked at; says whether it is to be looked at.
+    #[inline(never)]
+    fn unusual(prev: *const u8, state: u32, thread: *mut Thread) -> bool {
+        // SAFETY: a map value.
+        let t = unsafe { &mut *thread };
+        if t.state == STATE_UNSEEN {
+            if state & TASK_DEAD != 0 {
+                return false;
+            }
+            adopt(prev, true, Program::WaitSwitch);
+        }
+        if t.slot > SLOT_KERNEL {
+            return true;
+        }
+        if state & TASK_DEAD != 0 {
+            forget(Kernel(prev).load(field!(task_pid)), thread);
+        }
+        false
     }
 
     /// A thread goes to sleep: why, and is this wait sampled?
     #[inline(always)]
-    fn block(ctx: &BtfTracePointContext, prev: Kernel, tid: u32, state: u32, t: &mut Thread) {
-        let regs = Regs::of(prev);
+    fn block(ctx: &BtfTracePointContext, prev: Kernel, state: u32, t: &mut Thread) {
+        let regs = Regs::noted(prev, t.regs);
         let nr = regs.nr();
+        let argument = regs.arg0();
         t.remembered = 0;
-        let cause = classify(prev, regs, nr, state, t);
-        t.cause = cause;
-        if u32::from(cause) == Cause::Idle as u32 || !sampled(t.tgid) {
+        let plain = state & SPECIAL == 0
+            && prev.load::<u32, _>(field!(task_flags)) & PF_IO_WORKER == 0
+            && !in_iowait(prev);
+        let recalled = if plain { behind::recall(nr, argument, t) } else { None };
+        t.cause = match recalled {
+            Some(cause) => cause,
+            None => classify(prev.0, state, t) as u8,
+        };
+        if u32::from(t.cause) == Cause::Idle as u32 {
             return;
         }
-        let Some(tuning) = tuning() else { return };
         let forecast = forecast(t, sample::site(regs, nr));
-        let expect = if forecast == 0 { FIRST_FORECAST } else { forecast };
-        if t.credit_epoch != tuning.epoch {
-            // Exponential thresholds have no memory, so a new draw at any time keeps the sampling unbiased.
-            t.credit = draw(tuning);
-            t.credit_epoch = tuning.epoch;
-        }
-        if expect < t.credit {
-            t.credit -= expect;
+        if forecast < t.credit {
+            t.credit -= forecast;
             return;
         }
-        t.credit = draw(tuning);
-        behind::check(prev, regs, t);
-        t.sample = (u64::from(tid) << 32 | t.since & 0xffff_ffff) | 1;
+        choose(sample::raw(ctx), prev.0, forecast, t);
+    }
+
+    /// A thread's credit is used up: takes a sample.
+    #[inline(never)]
+    fn choose(ctx: *mut c_void, prev: *const u8, expect: u32, t: &mut Thread) {
+        if !sampled(t.tgid) {
+            return;
+        }
         t.sample_expect = expect;
-        t.sample_mean = tuning.wait_mean;
+        t.sample_mean = t.credit_mean;
+        draw(t);
+        let prev = Kernel(prev);
+        let regs = Regs::of(prev);
+        behind::check(prev, regs, t);
+        let tid: u32 = prev.load(field!(task_pid));
+        t.sample = (u64::from(tid) << 32 | t.since & 0xffff_ffff) | 1;
         let what = What {
             program: Program::WaitSwitch,
             level: Level::Switch,
@@ -179,59 +197,35 @@ mod bpf {
             pid: t.tgid,
             tid,
             cause: u32::from(t.cause),
-            nr,
+            nr: regs.nr(),
             weight: t.sample,
             kernel: true,
         };
-        sample::take(sample::raw(ctx), &what);
-    }
-
-    /// Finds the thread's forecast for a blocking place and notes where it is; 0 for a new place. A place has an entry
-    /// of its own (but for one in 256): were a rare long wait and a frequent short one to share a forecast, the long one
-    /// would hardly be chosen, and the few times it is would weigh far too much.
-    #[inline(always)]
-    fn forecast(t: &mut Thread, tag: u8) -> u32 {
-        let mut empty = SITES;
-        let mut at = 0;
-        while at < SITES {
-            let entry = t.forecast[at];
-            if entry == 0 {
-                empty = at;
-                break;
-            }
-            if entry >> FORECAST_BITS == u32::from(tag) {
-                t.site = at as u8;
-                return entry & FORECAST_MAX;
-            }
-            at += 1;
-        }
-        if empty == SITES {
-            // SAFETY: the helper has no preconditions.
-            empty = unsafe { bpf_get_prandom_u32() } as usize;
-        }
-        let at = empty & (SITES - 1);
-        t.site = at as u8;
-        t.forecast[at] = u32::from(tag) << FORECAST_BITS;
-        0
-    }
-
-    /// An exponential threshold with the mean of the tuning.
-    #[inline(always)]
-    fn draw(tuning: &Tuning) -> u32 {
-        exponential(tuning.wait_mean).min(u64::from(u32::MAX)) as u32
+        sample::take(ctx, &what);
     }
 
     #[inline(always)]
-    fn classify(prev: Kernel, regs: Regs, nr: i32, state: u32, t: &mut Thread) -> u8 {
-        if state & (TASK_STOPPED_OR_TRACED | EXIT_DEAD_OR_ZOMBIE) != 0 {
-            return Cause::Other as u8;
+    fn in_iowait(task: Kernel) -> bool {
+        u64::from(task.load::<u8, _>(field!(task_iowait))) & constant::<MARK_IOWAIT>() != 0
+    }
+
+    /// Why a thread goes to sleep, where it is not remembered.
+    #[inline(never)]
+    fn classify(prev: *const u8, state: u32, t: &mut Thread) -> u32 {
+        let prev = Kernel(prev);
+        // Every thread comes here at least once in so many waits.
+        renew(t);
+        if state & SPECIAL != 0 {
+            return Cause::Other as u32;
         }
-        let iowait = u32::from(prev.load::<u8>(offset!(task_iowait))) & IOWAIT_MASK.load() != 0;
-        if prev.load::<u32>(offset!(task_flags)) & PF_IO_WORKER != 0 {
-            return if iowait { Cause::Disk as u8 } else { Cause::Idle as u8 };
+        let iowait = in_iowait(prev);
+        if prev.load::<u32, _>(field!(task_flags)) & PF_IO_WORKER != 0 {
+            return if iowait { Cause::Disk as u32 } else { Cause::Idle as u32 };
         }
+        let regs = Regs::noted(prev, t.regs);
+        let nr = regs.nr();
         if nr < 0 {
-            return Cause::Fault as u8;
+            return Cause::Fault as u32;
         }
         let class = WAIT_CLASSES.get(nr as u32).copied().unwrap_or(0);
         let cause = match class {
@@ -241,15 +235,15 @@ mod bpf {
             CLASS_IPC => Cause::Ipc,
             _ if iowait => Cause::Disk,
             CLASS_DISK => Cause::Disk,
-            CLASS_FD => return behind::cause(prev, regs.arg0(), t),
+            CLASS_FD => behind::cause(prev, nr, regs.arg0(), t),
             _ => Cause::Other,
         };
-        cause as u8
+        cause as u32
     }
 
     #[inline(always)]
     fn switch_in(next: Kernel, now: u64) {
-        let tid: u32 = next.load(offset!(task_pid));
+        let tid: u32 = next.load(field!(task_pid));
         if tid == 0 {
             return;
         }
@@ -266,14 +260,15 @@ mod bpf {
         if t.slot <= SLOT_KERNEL {
             return;
         }
-        let queued: u64 = next.load(offset!(task_last_queued));
-        if t.state == STATE_NEW && queued != 0 {
+        let queued: u64 = next.load(field!(task_last_queued));
+        let new = t.state == STATE_NEW;
+        if new && queued != 0 {
             // The clock of the creating CPU may be a tick old; when it was queued is exact.
             t.since = queued;
         }
         let off = now.saturating_sub(t.since);
-        let mut runqueue = next.load::<u64>(offset!(task_run_delay)).wrapping_sub(t.run_delay);
-        if t.state == STATE_NEW {
+        let mut runqueue = next.load::<u64, _>(field!(task_run_delay)).wrapping_sub(t.run_delay);
+        if new {
             runqueue = 0;
         }
         if queued != 0 {
@@ -285,21 +280,21 @@ mod bpf {
         let blocked = off - runqueue;
         if blocked >= behind::CHECKED {
             // It is still inside the call.
-            behind::check(next, Regs::of(next), t);
+            check(next.0, t);
         }
         t.since = now;
         t.state = STATE_ON;
-        t.wait_ns[Cause::Runqueue as usize] += runqueue;
         let hists = WAIT_HISTS.get_ptr_mut(t.slot & (MAX_SLOTS - 1));
         let cause = t.cause as usize;
         if cause == Cause::Runqueue as usize {
-            t.wait_ns[Cause::Runqueue as usize] += blocked;
+            t.wait_ns[Cause::Runqueue as usize] += off;
             if let Some(hists) = hists {
                 // SAFETY: map value, constant index.
                 tally(unsafe { (&raw mut (*hists).causes).cast() }, off);
             }
             return;
         }
+        t.wait_ns[Cause::Runqueue as usize] += runqueue;
         if cause >= Cause::COUNT {
             return;
         }
@@ -314,31 +309,39 @@ mod bpf {
         if cause == Cause::Idle as usize {
             return;
         }
-        let site = t.site as usize & (SITES - 1);
-        let length = (blocked >> 10).clamp(1, u64::from(FORECAST_MAX)) as u32;
-        let entry = t.forecast[site];
-        let old = entry & FORECAST_MAX;
-        let new = if old == 0 { length } else { (old - old / 4 + length / 4).max(1) };
-        t.forecast[site] = entry & !FORECAST_MAX | new;
+        learn(t, blocked);
         if t.sample != 0 {
-            emit(
-                &WaitDone {
-                    kind: EVENT_WAIT_DONE,
-                    expect: t.sample_expect,
-                    mean: t.sample_mean,
-                    pad: 0,
-                    sample: t.sample,
-                    blocked_ns: blocked,
-                },
-                Program::WaitSwitch,
-            );
-            t.sample = 0;
+            done(t, blocked);
         }
     }
 
+    #[inline(never)]
+    fn check(task: *const u8, t: &mut Thread) {
+        behind::check(Kernel(task), Regs::of(Kernel(task)), t);
+    }
+
+    /// A sampled wait is over.
+    #[inline(never)]
+    fn done(t: &mut Thread, blocked_ns: u64) {
+        emit(
+            &WaitDone {
+                kind: EVENT_WAIT_DONE,
+                expect: t.sample_expect,
+                mean: t.sample_mean,
+                pad: 0,
+                sample: t.sample,
+                blocked_ns,
+            },
+            Program::WaitSwitch,
+        );
+        t.sample = 0;
+    }
+
     /// The last switch of a thread: what it did is folded into its slot.
-    #[inline(always)]
-    fn end(prev: Kernel, tid: u32, thread: *mut Thread) {
+    #[inline(never)]
+    fn end(prev: *const u8, thread: *mut Thread) {
+        let prev = Kernel(prev);
+        let tid: u32 = prev.load(field!(task_pid));
         // SAFETY: map values.
         unsafe {
             let t = &*thread;
@@ -351,11 +354,11 @@ mod bpf {
                     add((&raw mut (*dead).wait_ns).cast::<u64>().add(cause), t.wait_ns[cause]);
                     cause += 1;
                 }
-                add(&raw mut (*dead).utime, prev.load(offset!(task_utime)));
-                add(&raw mut (*dead).stime, prev.load(offset!(task_stime)));
-                add(&raw mut (*dead).min_flt, prev.load(offset!(task_min_flt)));
-                add(&raw mut (*dead).maj_flt, prev.load(offset!(task_maj_flt)));
-                let live: u32 = prev.follow(offset!(task_signal)).load(offset!(signal_live));
+                add(&raw mut (*dead).utime, prev.load(field!(task_utime)));
+                add(&raw mut (*dead).stime, prev.load(field!(task_stime)));
+                add(&raw mut (*dead).min_flt, prev.load(field!(task_min_flt)));
+                add(&raw mut (*dead).maj_flt, prev.load(field!(task_maj_flt)));
+                let live: u32 = prev.follow(field!(task_signal)).load(field!(signal_live));
                 if live == 0 {
                     let event = SlotEvent { kind: EVENT_EXITED, slot: id, pid: tgid, parent: 0, comm: [0; 16] };
                     emit(&event, Program::WaitSwitch);

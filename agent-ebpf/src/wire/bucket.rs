@@ -17,14 +17,15 @@ pub fn bucket(ns: u64) -> usize {
     if units >> (BUCKETS - 1) != 0 {
         return BUCKETS - 1;
     }
-    // An odd number: nothing takes no bit, one unit takes the first.
-    let mut bits = (units as u32) << 1 | 1;
+    // An odd number: nothing takes no bit, one unit takes the first. It has no more than 28 bits.
+    let mut bits = units << 1 | 1;
     bits |= bits >> 1;
     bits |= bits >> 2;
     bits |= bits >> 4;
     bits |= bits >> 8;
     bits |= bits >> 16;
-    let at = five_bits(u64::from(bits.wrapping_mul(0x07C4_ACDD) >> 27));
+    // The five bits below the 32nd.
+    let at = five_bits(bits.wrapping_mul(0x07C4_ACDD) >> 27);
     // SAFETY: an index of five bits.
     five_bits(u64::from(unsafe { *HIGHEST.as_ptr().add(at) }))
 }

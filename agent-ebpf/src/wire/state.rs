@@ -47,8 +47,8 @@ pub struct Thread {
     pub sample: u64,
     /// Forecast wait left until the next sample, in units of 1024 ns.
     pub credit: u32,
-    /// [`Tuning::epoch`] that `credit` was drawn in.
-    pub credit_epoch: u32,
+    /// [`Tuning::wait_mean`] that `credit` was drawn with.
+    pub credit_mean: u32,
     /// `STATE_*`.
     pub state: u8,
     /// Cause of the running wait.
@@ -58,9 +58,13 @@ pub struct Thread {
     /// 1 where `cause` is what the descriptor was when it was last looked up.
     pub remembered: u8,
     /// Waits left until a descriptor is looked up anew.
-    pub kind_left: u32,
-    /// What the descriptor of the last such wait was: the descriptor above its lowest byte, which is the cause.
-    pub kind: u64,
+    pub kind_left: u16,
+    /// What the descriptor of the last such wait was: its cause.
+    pub kind: u16,
+    /// The call and the descriptor of that wait: the number of the call in the lowest two bytes.
+    pub kind_of: u64,
+    /// Where its saved registers are.
+    pub regs: u64,
     /// Moving averages of the wait by blocking place, same unit: the place's tag above [`FORECAST_BITS`].
     pub forecast: [u32; SITES],
     /// Time off the CPU by cause.
@@ -93,8 +97,6 @@ pub struct Thread {
     pub alloc_count: u32,
     /// [`AllocTarget::epoch`](super::AllocTarget::epoch) that `alloc_left` was drawn in.
     pub alloc_epoch: u32,
-    /// Padding: up to a whole number of cache lines.
-    pub pad: [u32; 2],
 }
 const _: () = assert!(size_of::<Thread>() == 256);
 
@@ -280,8 +282,6 @@ pub const fn entered(window: u32, nr: u32) -> u32 {
 pub struct Tuning {
     /// Mean of forecast waiting between two wait samples, in units of 1024 ns.
     pub wait_mean: u32,
-    /// Changes whenever `wait_mean` does.
-    pub epoch: u32,
     /// Anonymous growth between two memory samples, in pages.
     pub memory_pages: u32,
     /// One of how many system calls is timed.

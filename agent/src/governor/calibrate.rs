@@ -11,7 +11,7 @@ use std::time::Instant;
 use agent_ebpf::wire::Program;
 use anyhow::{Context as _, Result};
 
-use crate::decode::harvest::counters;
+use crate::decode::harvest;
 use crate::load::Loaded;
 
 /// Each loop is timed this often; the best counts, because everything else that runs only makes it slower.
@@ -103,7 +103,7 @@ fn switch(loaded: &mut Loaded, probe: &str, on: bool) -> Result<()> {
 }
 
 fn runs(loaded: &mut Loaded, programs: &[Program]) -> Result<u64> {
-    let all = counters(loaded, "RUNS")?;
+    let all = harvest::runs(loaded)?;
     Ok(programs
         .iter()
         .filter_map(|program| all.get(program.index()))

@@ -63,6 +63,21 @@ impl Host {
             .map_err(io::Error::other)
     }
 
+    /// Context switches of all CPUs since the start.
+    pub fn context_switches(&self) -> io::Result<u64> {
+        let text = self.text("proc/stat")?;
+        let line = text.lines().find_map(|line| line.strip_prefix("ctxt "));
+        line.and_then(|count| count.trim().parse().ok())
+            .ok_or_else(|| io::Error::other("/proc/stat has no line ctxt"))
+    }
+
+    /// Whether BPF programs are interpreted here, which few kernels still can.
+    #[must_use]
+    pub fn interprets_bpf(&self) -> bool {
+        self.text("proc/sys/net/core/bpf_jit_enable")
+            .is_ok_and(|text| text.trim() == "0")
+    }
+
     /// Release of the kernel, like `uname -r`.
     pub fn kernel_release(&self) -> io::Result<String> {
         Ok(self.text("proc/sys/kernel/osrelease")?.trim().to_owned())

@@ -10,6 +10,7 @@ const KIND_ARRAY: u32 = 3;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_TYPEDEF: u32 = 8;
+const KIND_FUNC: u32 = 12;
 const KIND_VOLATILE: u32 = 9;
 const KIND_CONST: u32 = 10;
 const KIND_RESTRICT: u32 = 11;
@@ -110,6 +111,26 @@ impl<'a> Btf<'a> {
     #[must_use]
     pub fn has_typedef(&self, name: &str) -> bool {
         self.typedefs.contains_key(name)
+    }
+
+    /// Id of a structure.
+    #[must_use]
+    pub fn struct_id(&self, name: &str) -> Option<u32> {
+        self.structs.get(name).copied()
+    }
+
+    /// Id of a function.
+    #[must_use]
+    pub fn function_id(&self, name: &str) -> Option<u32> {
+        let named = |at: usize| {
+            let kind = word(self.types, at + 4).ok()? >> 24 & 0x1f;
+            let found = kind == KIND_FUNC && self.string(word(self.types, at).ok()?).ok()? == name;
+            Some(found)
+        };
+        // The first is void.
+        let ids = (0..).zip(&self.index).skip(1);
+        ids.map(|(id, at)| (id, *at))
+            .find_map(|(id, at)| named(at).unwrap_or(false).then_some(id))
     }
 
     fn record(&self, id: u32) -> Result<(usize, u32, usize, u32)> {
@@ -277,6 +298,8 @@ mod tests {
             1,
             (3 << 24) | 67,
         ]); // 4: s
+        put(&[0, 13 << 24, 0]); // 5: void ()
+        put(&[3, KIND_FUNC << 24, 5]); // 6: a function a
         let mut raw = Vec::new();
         raw.extend_from_slice(&0xeb9f_u16.to_ne_bytes());
         raw.extend_from_slice(&[1, 0]);
@@ -304,6 +327,8 @@ mod tests {
         assert_eq!(btf.place("s.d").unwrap(), Place { offset: 8, bit: 3 });
         assert_eq!(btf.place("s.c+8").unwrap().offset, 12);
         assert_eq!(btf.size("s").unwrap(), 12);
+        assert_eq!((btf.struct_id("s"), btf.function_id("a")), (Some(4), Some(6)));
+        assert_eq!((btf.struct_id("a"), btf.function_id("s")), (None, None));
         let error = btf.place("s.missing").unwrap_err().to_string();
         assert!(error.contains("missing"), "{error}");
     }

@@ -20,6 +20,17 @@ pub struct Layout {
     pub iowait_mask: u32,
     /// Bytes between two resident counters.
     pub rss_stride: u32,
+    /// How the kernel side tells the verifier what an address is; `None` where it must ask a helper instead.
+    pub cast: Option<Cast>,
+}
+
+/// Types of the kernel, by their ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cast {
+    /// The function `bpf_rdonly_cast` (since Linux 6.2).
+    pub function: u32,
+    /// `struct pt_regs`.
+    pub registers: u32,
 }
 
 /// Finds every field in the kernel's BTF. A field named in `bogus` is looked up under a name that no kernel has: tests
@@ -31,6 +42,10 @@ pub fn layout(btf: &Btf<'_>, bogus: Option<Field>) -> Layout {
         missing: BTreeMap::new(),
         iowait_mask: 1,
         rss_stride: 8,
+        cast: btf
+            .function_id("bpf_rdonly_cast")
+            .zip(btf.struct_id("pt_regs"))
+            .map(|(function, registers)| Cast { function, registers }),
     };
     for field in Field::ALL {
         let mut why = String::new();
@@ -44,6 +59,9 @@ pub fn layout(btf: &Btf<'_>, bogus: Option<Field>) -> Layout {
         let mut found = None;
         for path in &paths {
             match btf.place(path) {
+                Ok(place) if i16::try_from(place.offset).is_err() => {
+                    why = format!("{path}: {} bytes are too far for one instruction", place.offset);
+                }
                 Ok(place) => {
                     found = Some((place, *path));
                     break;

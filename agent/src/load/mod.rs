@@ -1,16 +1,17 @@
 //! Object → attached probes, one verdict each. The only stage that talks to the kernel's BPF side.
 
 mod attach;
+mod environment;
 pub mod maps;
 mod measure;
 mod object;
 mod sampler;
 pub mod status;
+mod switches;
 mod sys;
 mod unwind;
 mod uprobe;
 
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::time::Instant;
 
@@ -31,35 +32,15 @@ pub use measure::Measured;
 pub use unwind::UnwindMaps;
 pub use uprobe::{AllocProgram, AllocSide, Place, UprobeLink};
 
-use self::status::{ProbeStatus, Verdict};
-use crate::{host::Host, kernel::Layout};
+pub use self::environment::Environment;
+use self::{
+    status::{ProbeStatus, Verdict},
+    switches::Switches,
+};
+use crate::host::Host;
 
 /// The kernel side, compiled by `build.rs`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("TIEBACK_BPF_OBJECT"));
-
-/// Largest `pid_max` for which threads are kept in an array by their id (8.4 MB at 32,768).
-const DIRECT_PID_MAX: u32 = 65_536;
-
-/// What the loader must know of the host.
-#[derive(Clone, Debug)]
-pub struct Environment {
-    /// `/proc/sys/kernel/pid_max`.
-    pub pid_max: u32,
-    /// Online CPUs.
-    pub cpus: Vec<u32>,
-    /// Offsets.
-    pub layout: Layout,
-    /// Addresses of the file operations of eventfd, epoll, timerfd, inotify, signalfd; 0 where hidden.
-    pub anon_fops: [u64; 5],
-    /// Names of system calls by number.
-    pub syscalls: Vec<(u16, &'static str)>,
-    /// Probes that the configuration switches off.
-    pub disabled: BTreeSet<String>,
-    /// CPU samples a second.
-    pub cpu_hz: u32,
-    /// Allocations of some service are wanted.
-    pub alloc: bool,
-}
 
 /// The loaded kernel side. Dropping it detaches and frees everything; so does the kernel when the agent is killed,
 /// because nothing is pinned.
@@ -69,10 +50,14 @@ pub struct Loaded {
     statuses: Vec<ProbeStatus>,
     links: attach::Links,
     tuning: Tuning,
+    switches: Switches,
     /// Further handles of maps that others hold, so that their memory is counted.
     taken: Vec<OwnedFd>,
     uprobes: Option<[OwnedFd; 3]>,
 }
+
+/// The probe whose one program runs at each context switch.
+const WAIT: &str = "wait";
 
 fn quantiles() -> impl Iterator<Item = u32> {
     (1..=1024u32).map(|i| (-(f64::from(i) / 1024.0).ln() * 65_536.0).round() as u32)
@@ -82,7 +67,6 @@ impl Loaded {
     /// The knobs at the start: those of full detail.
     pub const DEFAULT_TUNING: Tuning = Tuning {
         wait_mean: 20_000,
-        epoch: 1,
         memory_pages: 256,
         syscall_every: 64,
         syscall_stack_every: 4096,
@@ -110,6 +94,7 @@ impl Loaded {
             statuses: Vec::new(),
             links: attach::Links::default(),
             tuning,
+            switches: Switches::default(),
             taken: Vec::new(),
             uprobes: None,
         };
@@ -181,7 +166,7 @@ impl Loaded {
                 "no service has it switched on: --alloc SERVICE does".to_owned(),
             ));
         }
-        let object = object::with_offsets(OBJECT, self.env.layout.offsets)
+        let object = object::for_kernel(OBJECT, &self.env.layout, self.env.direct())
             .map_err(|error| (Verdict::Broken, format!("{error:#}")))?;
         let programs = uprobe::load(&self.ebpf, object.bytes())?;
         uprobe::works(&programs)?;
@@ -201,7 +186,15 @@ impl Loaded {
         for hook in probe.hooks {
             self.links.attach(&mut self.ebpf, probe.name, hook, &self.env)?;
         }
+        if probe.name == WAIT {
+            self.switches.begin(&self.env.host);
+        }
         Ok(())
+    }
+
+    /// Runs of `wait_switch`: the kernel counts context switches anyway, and a counter of our own costs more than nothing.
+    pub fn switches(&mut self) -> u64 {
+        self.switches.read(&self.env.host)
     }
 
     /// Verdicts of all probes.
@@ -228,6 +221,9 @@ impl Loaded {
             return Ok(());
         }
         if !on {
+            if name == WAIT {
+                self.switches.end(&self.env.host);
+            }
             self.links.detach(name);
             return Ok(());
         }
@@ -332,19 +328,17 @@ impl Loaded {
 
 /// Creates the maps, and finishes the programs for this kernel.
 fn open(env: &Environment, btf: &Btf) -> Result<Ebpf> {
-    let direct = u32::from(env.pid_max <= DIRECT_PID_MAX);
-    let object = object::with_offsets(OBJECT, env.layout.offsets)?;
+    let direct = env.direct();
+    let object = object::for_kernel(OBJECT, &env.layout, direct)?;
     let agent = std::process::id();
     let mut loader = EbpfLoader::new();
     loader
         .btf(Some(btf))
-        .override_global("DIRECT", &direct, true)
         .override_global("AGENT_TGID", &agent, true)
-        .override_global("IOWAIT_MASK", &env.layout.iowait_mask, true)
         .override_global("RSS_STRIDE", &env.layout.rss_stride, true)
         .override_global("ANON_FOPS", &env.anon_fops, true)
-        .map_max_entries("THREADS", if direct == 1 { env.pid_max } else { 1 })
-        .map_max_entries("THREADS_HASH", if direct == 1 { 1 } else { 65_536 });
+        .map_max_entries("THREADS", if direct { env.pid_max } else { 1 })
+        .map_max_entries("THREADS_HASH", if direct { 1 } else { 65_536 });
     if !env.alloc {
         for map in ["ALLOC_TARGETS", "ALLOC_COUNTS", "ALLOC_LIVE"] {
             loader.map_max_entries(map, 1);

@@ -98,10 +98,16 @@ fn environment(host: &Host, config: &Config) -> Result<Environment> {
         "inotify_fops",
         "signalfd_fops",
     ];
+    let mut layout = layout(&btf, bogus);
+    if host.interprets_bpf() {
+        // The interpreter cannot call functions of the kernel.
+        layout.cast = None;
+    }
     Ok(Environment {
+        host: host.clone(),
         pid_max: host.pid_max().context("read pid_max")?,
         cpus: host.online_cpus().context("read the list of online CPUs")?,
-        layout: layout(&btf, bogus),
+        layout,
         anon_fops: host.kernel_symbols(fops).unwrap_or_default(),
         syscalls: names::syscalls().collect(),
         disabled,
@@ -369,10 +375,7 @@ impl Reader {
             waits as f64 / (length as f64 / 1e9),
             self.governor.wait_budget(),
         ) {
-            self.loaded.set_tuning(|tuning| {
-                tuning.wait_mean = mean;
-                tuning.epoch = tuning.epoch.wrapping_add(1);
-            })?;
+            self.loaded.set_tuning(|tuning| tuning.wait_mean = mean)?;
         }
         self.noted.clear();
         self.ticks += 1;

@@ -7,12 +7,12 @@ use agent_ebpf::wire::{Lost, Program};
 use anyhow::Result;
 
 use super::Reader;
-use crate::decode::harvest::counters;
+use crate::decode::harvest::{counters, runs};
 use crate::telemetry::{ProbeTelemetry, Telemetry};
 
 impl Reader {
     pub(super) fn telemetry(&mut self, ratio: f64, length_ns: u64, began: Instant) -> Result<Telemetry> {
-        let runs = counters(&mut self.loaded, "RUNS")?;
+        let runs = runs(&mut self.loaded)?;
         let lost_counts = counters(&mut self.loaded, "LOST")?;
         let mut probes: BTreeMap<String, ProbeTelemetry> = BTreeMap::new();
         let mut lost = BTreeMap::new();

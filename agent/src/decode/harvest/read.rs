@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use agent_ebpf::wire::{ConnKey, ConnStats, DiskKey, DiskStats, Hist, SyscallKey};
+use agent_ebpf::wire::{ConnKey, ConnStats, DiskKey, DiskStats, Hist, Program, SyscallKey};
 use anyhow::{Context as _, Result};
 use aya::maps::PerCpuArray;
 
@@ -81,6 +81,15 @@ pub(super) fn connections(loaded: &mut Loaded, views: &mut HashMap<u32, View>) -
         conn.age = histogram(&stats.age);
     }
     Ok(())
+}
+
+/// Runs of all programs, by their index.
+pub fn runs(loaded: &mut Loaded) -> Result<Vec<u64>> {
+    let mut runs = counters(loaded, "RUNS")?;
+    if let Some(runs) = runs.get_mut(Program::WaitSwitch.index()) {
+        *runs = loaded.switches();
+    }
+    Ok(runs)
 }
 
 /// Per-CPU counters of the kernel side, summed over CPUs.
