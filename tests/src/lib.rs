@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod chains;
 pub mod elf;
+pub mod leak;
 pub mod metrics;
 pub mod program;
 pub mod reference;

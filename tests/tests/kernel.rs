@@ -10,6 +10,8 @@ mod chains;
 mod conn;
 #[path = "kernel/deploy.rs"]
 mod deploy;
+#[path = "kernel/descriptors.rs"]
+mod descriptors;
 #[path = "kernel/life.rs"]
 mod life;
 #[path = "kernel/memory.rs"]

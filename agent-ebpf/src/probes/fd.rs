@@ -12,6 +12,9 @@ pub const PROBE: Probe = Probe {
     hooks: &[Hook { program: "fd_harvest", attach: Attach::Iter("task_file") }],
     fields: &[
         Field::TaskPid,
+        Field::TaskTgid,
+        Field::TaskSignal,
+        Field::SignalRlim,
         Field::FileInode,
         Field::FilePrivate,
         Field::FileOp,
@@ -20,11 +23,12 @@ pub const PROBE: Probe = Probe {
         Field::SbMagic,
         Field::SocketSk,
     ],
-    metrics: &["tieback_open_fds"],
+    metrics: &["tieback_open_fds", "tieback_fd_growth_total", "tieback_fd_limit_forecast_seconds"],
 };
 
 #[cfg(target_arch = "bpf")]
-mod bpf {
+pub(crate) mod bpf {
+    use aya_ebpf::{btf_maps::Array, helpers::generated::bpf_seq_write, macros::btf_map};
     use core::ffi::c_void;
 
     use crate::{
@@ -32,31 +36,73 @@ mod bpf {
             file::File,
             sock::Sock,
             state::{slot, thread, tuning},
-            task::{Kernel, field},
+            task::{Kernel, field, offset},
         },
-        probes::conn,
-        wire::{FdKind, SLOT_KERNEL},
+        probes::{conn, opener},
+        wire::{FdKind, FdProcess, SLOT_KERNEL},
     };
 
-    /// Threads that share their table of descriptors are visited once (kernel/bpf/task_iter.c).
+    /// The process whose descriptors are being visited; 0 once it was told.
+    #[btf_map]
+    static FD_RUNNING: Array<FdProcess, 1> = Array::new();
+
+    const RLIMIT_NOFILE: u32 = 7;
+
+    /// Soft limit of descriptors.
+    #[inline(always)]
+    pub(crate) fn limit(task: Kernel) -> u64 {
+        task.follow(field!(task_signal))
+            .read(offset!(signal_rlim).wrapping_add(RLIMIT_NOFILE * 16))
+            .unwrap_or(0)
+    }
+
+    /// Threads that share their table of descriptors are visited once, and all descriptors of a thread together
+    /// (kernel/bpf/task_iter.c).
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "iter/task_file")]
     fn fd_harvest(ctx: *mut c_void) -> i32 {
         // SAFETY: the context of `iter/task_file` is `{ meta, task, fd, file }`.
-        let (task, file) = unsafe {
-            (Kernel(*ctx.cast::<*const u8>().add(1)), Kernel(*ctx.cast::<*const u8>().add(3)))
+        let (task, fd, file) = unsafe {
+            (
+                Kernel(*ctx.cast::<*const u8>().add(1)),
+                *ctx.cast::<u32>().add(4),
+                Kernel(*ctx.cast::<*const u8>().add(3)),
+            )
         };
-        if task.0.is_null() || file.0.is_null() {
+        let Some(tuning) = tuning() else { return 0 };
+        let Some(running) = FD_RUNNING.get_ptr_mut(0) else { return 0 };
+        let at_end = task.0.is_null() || file.0.is_null();
+        let tid: u32 = if at_end { 0 } else { task.load(field!(task_pid)) };
+        // SAFETY: a map value that only this iterator writes; `meta` begins with `seq`.
+        unsafe {
+            let told = (*running).pid == 0 || (*running).round != tuning.round;
+            if !told && (*running).pid != tid {
+                // First of all: where there is no room, the kernel shows the descriptor once more, and it must count once.
+                if !tell(ctx, running) {
+                    return 0;
+                }
+                (*running).pid = 0;
+            }
+        }
+        if at_end {
             return 0;
         }
-        let Some(tuning) = tuning() else { return 0 };
-        let Some(thread) = thread(task.load(field!(task_pid))) else { return 0 };
+        let Some(thread) = thread(tid) else { return 0 };
         // SAFETY: a map value.
-        let id = unsafe { (*thread).slot };
+        let (id, pid) = unsafe { ((*thread).slot, (*thread).tgid) };
         if id <= SLOT_KERNEL {
             return 0;
         }
         let Some(slot) = slot(id) else { return 0 };
+        if task.load::<u32, _>(field!(task_tgid)) == tid {
+            // SAFETY: a map value that only this iterator writes.
+            unsafe {
+                if (*running).pid != tid || (*running).round != tuning.round {
+                    running.write(FdProcess { pid: tid, slot: id, open: 0, round: tuning.round, limit: limit(task) });
+                }
+                (*running).open += 1;
+            }
+        }
         // SAFETY: a map value; only this iterator writes these fields.
         let s = unsafe { &mut *slot };
         if s.fds_round != u64::from(tuning.round) {
@@ -71,6 +117,22 @@ mod bpf {
         if let Some(sock) = file.sock() {
             conn::bpf::adopt(Sock(sock), id);
         }
+        if opener::bpf::watched(tuning, pid) {
+            opener::bpf::visited(tuning, pid, fd, file.0, kind as u32);
+        }
         0
+    }
+
+    /// Writes how many descriptors a process has; `false` where there is no room.
+    ///
+    /// # Safety
+    /// `ctx` is the context of the iterator, and `process` a map value.
+    #[inline(always)]
+    unsafe fn tell(ctx: *mut c_void, process: *mut FdProcess) -> bool {
+        // SAFETY: `meta` begins with `seq`; the verifier knows the lengths of both.
+        unsafe {
+            let meta = *ctx.cast::<*const *mut c_void>();
+            bpf_seq_write((*meta).cast(), process.cast(), size_of::<FdProcess>() as u32) == 0
+        }
     }
 }

@@ -43,9 +43,9 @@ mod bpf {
         bpf::{
             count::{add, run},
             state::{adopt, begin, hold, open_slot, release, reset, rss_pages, slot, thread, tuning},
-            task::{At, Kernel, current, field, offset, rq_clock},
+            task::{At, Kernel, current, field, rq_clock},
         },
-        probes::conn,
+        probes::{conn, fd},
         wire::{Cause, MemoryKind, Program, SLOT_KERNEL, SLOT_NONE, STATE_ON, STATE_UNSEEN, Slot, Sums, Thread},
     };
 
@@ -140,8 +140,6 @@ mod bpf {
     const TASK_NEW: u32 = 0x800;
     /// A thread that has left its CPU for good, and waits for its parent to ask.
     const TASK_DEAD: u32 = 0x80;
-    const RLIMIT_NOFILE: u32 = 7;
-
     /// Visits every thread on each tick: takes up the unseen ones and sums the live ones into their slots.
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "iter/task")]
@@ -221,10 +219,7 @@ mod bpf {
             s.rss_pages[MemoryKind::Swap as usize] += rss_pages(mm, 2) as u64;
             s.rss_pages[MemoryKind::Shmem as usize] += rss_pages(mm, 3) as u64;
         }
-        let limit: u64 = task
-            .follow(field!(task_signal))
-            .read(offset!(signal_rlim).wrapping_add(RLIMIT_NOFILE * 16))
-            .unwrap_or(0);
+        let limit = fd::bpf::limit(task);
         if s.fd_limit == 0 || limit < s.fd_limit {
             s.fd_limit = limit;
         }

@@ -109,7 +109,8 @@ pub struct StackHeader {
     pub unwind: u32,
     /// Padding.
     pub pad: u32,
-    /// What the sample stands for: nanoseconds, calls, bytes, connections; the sample's id for waits, the size of an allocation.
+    /// What the sample stands for: nanoseconds, calls, bytes, connections; the sample's id for waits and descriptors, the
+    /// size of an allocation.
     pub weight: u64,
 }
 const _: () = assert!(size_of::<StackHeader>() == 48);
@@ -175,6 +176,8 @@ index_enum! {
         AllocReturn = "alloc_return",
         /// `alloc_free`.
         AllocFree = "alloc_free",
+        /// `opener_exit`.
+        OpenerExit = "opener_exit",
     }
 }
 

@@ -77,6 +77,8 @@ index_enum! {
         AllocObjects = "alloc_objects",
         /// Allocated memory that was not freed; the weight is bytes, at the end of a tick.
         AllocLive = "alloc_live",
+        /// Descriptors that stayed open; the weight is a number of descriptors.
+        Fd = "fd",
     }
 }
 
@@ -194,6 +196,7 @@ mod alloc;
 mod bucket;
 mod conn;
 mod events;
+mod fd;
 mod state;
 pub mod unwind;
 
@@ -201,4 +204,5 @@ pub use alloc::*;
 pub use bucket::*;
 pub use conn::*;
 pub use events::*;
+pub use fd::*;
 pub use state::*;

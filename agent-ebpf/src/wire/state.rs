@@ -1,6 +1,6 @@
 //! What the kernel side keeps: per thread, per slot, and the knobs that the agent turns.
 
-use super::{BUCKETS, Cause, FdKind, MemoryKind};
+use super::{BUCKETS, Cause, FdKind, MemoryKind, WATCHED};
 
 /// Forecast entries of a thread's blocking places.
 pub const SITES: usize = 8;
@@ -297,4 +297,6 @@ pub struct Tuning {
     pub round: u32,
     /// Nanoseconds that one CPU sample stands for.
     pub cpu_period_ns: u32,
+    /// Processes whose descriptors are watched, 0 for none.
+    pub watched: [u32; WATCHED],
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::names;
-use crate::symbolize::{ConnTotals, Direction, Histogram, Peer, SyscallTotals, Totals};
+use crate::symbolize::{ConnTotals, Direction, FdForecast, Histogram, Peer, SyscallTotals, Totals};
 
 /// Adds a histogram's observations to another.
 fn add_histogram(total: &mut Histogram, tick: &Histogram) {
@@ -67,6 +67,7 @@ fn add_counters(total: &mut Totals, tick: &Totals) {
     total.oom_kills = total.oom_kills.saturating_add(tick.oom_kills);
     total.alloc_bytes = total.alloc_bytes.saturating_add(tick.alloc_bytes);
     total.alloc_objects = total.alloc_objects.saturating_add(tick.alloc_objects);
+    total.fd_growth = total.fd_growth.saturating_add(tick.fd_growth);
     for (sum, more) in total.disk.iter_mut().zip(&tick.disk) {
         sum.bytes = sum.bytes.saturating_add(more.bytes);
         add_histogram(&mut sum.duration, &more.duration);
@@ -92,6 +93,7 @@ pub(super) fn join(total: &mut Totals, other: &Totals) {
         (a, b) => a.min(b),
     };
     total.alloc_live_bytes = total.alloc_live_bytes.saturating_add(other.alloc_live_bytes);
+    total.fd_forecast = FdForecast::first(total.fd_forecast, other.fd_forecast);
     total.processes = total.processes.saturating_add(other.processes);
     total.threads = total.threads.saturating_add(other.threads);
 }
@@ -105,6 +107,7 @@ pub(super) fn add(total: &mut Totals, tick: &Totals, peers: &mut PeerBound, now:
     total.fds = tick.fds;
     total.fd_limit = tick.fd_limit;
     total.alloc_live_bytes = tick.alloc_live_bytes;
+    total.fd_forecast = tick.fd_forecast;
     total.processes = tick.processes;
     total.threads = tick.threads;
 }

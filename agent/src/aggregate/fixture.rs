@@ -3,11 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use super::{Aggregator, AttributedTick, Limits, Snapshot};
+use super::{Aggregator, AttributedTick, Limits, OpenFd, Snapshot};
 use crate::symbolize::{
-    Cause, ConnEnd, ConnFailure, Direction, DiskOp, Frame, OomVictim, Owner, Peer, PoolPeer, PoolTotals,
-    Service, ServiceInfo, SharedStack, Stack, StackDetail, StackKind, SymbolizedSample, SyscallTotals,
-    Totals,
+    Cause, ConnEnd, ConnFailure, Direction, DiskOp, FdForecast, FdKind, Frame, OomVictim, Owner, Peer,
+    PoolPeer, PoolTotals, Service, ServiceInfo, SharedStack, Stack, StackDetail, StackKind, SymbolizedSample,
+    SyscallTotals, Totals,
 };
 
 pub(crate) const SECOND: u64 = 1_000_000_000;
@@ -57,6 +57,13 @@ pub(crate) fn stack(function: &str, idle: bool) -> SharedStack {
         idle,
         truncated: false,
     })
+}
+
+/// The same with a line of the innermost frame.
+pub(crate) fn stack_at(function: &str, line: u32) -> SharedStack {
+    let mut stack = Stack::clone(&stack(function, false));
+    stack.frames[0].line = line;
+    Arc::new(stack)
 }
 
 pub(crate) fn sample(
@@ -174,7 +181,21 @@ pub(crate) fn snapshot() -> Arc<Snapshot> {
                 2.0,
                 stack("shop::dial", false),
             ),
+            sample(
+                &shop,
+                StackKind::Fd,
+                StackDetail::None,
+                2.0,
+                stack("shop::open_it", false),
+            ),
         ];
+        aggregator.open_fds(vec![OpenFd {
+            service: Arc::clone(&shop),
+            stack: stack_at("shop::open_it", 12),
+            kind: FdKind::File,
+            count: 40,
+            age_ns: 320 * SECOND,
+        }]);
         let tick = AttributedTick {
             at_unix_ns: 1_700_000_000 * SECOND + at * 10 * SECOND,
             length_ns: 10 * SECOND,
@@ -220,6 +241,14 @@ fn everything() -> Totals {
         resident_bytes: [8 << 20, 2 << 20, 0, 4096],
         fds: [5, 4, 3, 2, 1, 0, 0, 1, 0],
         fd_limit: 1024,
+        fd_growth: 2,
+        fd_forecast: Some(FdForecast {
+            left_ns: 8064 * SECOND,
+            each_ns: 8 * SECOND,
+            open: 16,
+            limit: 1024,
+            pid: 100,
+        }),
         processes: 10,
         threads: 20,
         ..Totals::default()

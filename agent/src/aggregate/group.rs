@@ -134,6 +134,7 @@ pub(super) fn of_sample(sample: &SymbolizedSample) -> (Group, StackDetail) {
             StackKind::Cpu
             | StackKind::Memory
             | StackKind::Conn
+            | StackKind::Fd
             | StackKind::Alloc
             | StackKind::AllocObjects
             | StackKind::AllocLive,
@@ -189,6 +190,7 @@ pub(super) fn exact(totals: &Totals, moved: u64, idle_share: f64) -> Vec<(Group,
     groups.push((whole(StackKind::Memory), totals.memory_growth_bytes, Rule::Scale));
     groups.push((whole(StackKind::Alloc), totals.alloc_bytes, Rule::Scale));
     groups.push((whole(StackKind::AllocObjects), totals.alloc_objects, Rule::Scale));
+    groups.push((whole(StackKind::Fd), totals.fd_growth, Rule::Scale));
     for (&number, calls) in &totals.syscalls {
         let scope = CodeScope::Syscall(super::names::known_syscall(number));
         groups.push((

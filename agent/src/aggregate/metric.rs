@@ -58,6 +58,10 @@ metrics! {
     OpenFds = "tieback_open_fds",
     /// Limit of descriptors.
     FdLimit = "tieback_fd_limit",
+    /// Growth of the number of descriptors.
+    FdGrowth = "tieback_fd_growth_total",
+    /// Time until the limit is reached.
+    FdForecast = "tieback_fd_limit_forecast_seconds",
     /// Bytes of block I/O.
     DiskBytes = "tieback_disk_io_bytes_total",
     /// Latency of block I/O.
@@ -116,6 +120,10 @@ metrics! {
     CodeSyscalls = "tieback_code_syscalls_total",
     /// Opened connections by code.
     CodeConnections = "tieback_code_connections_opened_total",
+    /// Growth of the number of descriptors by code.
+    CodeFds = "tieback_code_fd_growth_total",
+    /// Descriptors that stay open by code.
+    CodeOpenFds = "tieback_code_open_fds",
 }
 
 /// Exponents of two (in nanoseconds) of the histogram bounds that are exported for waits, disks and connections:
@@ -247,7 +255,8 @@ impl ServiceSnapshot {
             | Metric::Processes
             | Metric::MemoryGrowth
             | Metric::MemoryReturned
-            | Metric::OomKills => 1,
+            | Metric::OomKills
+            | Metric::FdGrowth => 1,
             Metric::AllocBytes | Metric::AllocObjects => usize::from(totals.alloc_objects > 0),
             Metric::AllocLive => usize::from(totals.alloc_live_bytes > 0),
             Metric::CodeAlloc => self.code_series(StackKind::Alloc).len(),
@@ -257,6 +266,7 @@ impl ServiceSnapshot {
             Metric::MemoryResident => MemoryKind::COUNT,
             Metric::OpenFds => FdKind::COUNT,
             Metric::FdLimit => usize::from(totals.fd_limit > 0),
+            Metric::FdForecast => usize::from(totals.fd_forecast.is_some()),
             Metric::DiskBytes => self.disk().count(),
             Metric::DiskDuration => self.disk().count() * each,
             Metric::WaitDuration => self.wait_histograms().count() * each,
@@ -281,6 +291,8 @@ impl ServiceSnapshot {
             Metric::CodeMemoryNet => self.net.series(),
             Metric::CodeSyscalls => self.code_series(StackKind::Syscall).len(),
             Metric::CodeConnections => self.code_series(StackKind::Conn).len(),
+            Metric::CodeFds => self.code_series(StackKind::Fd).len(),
+            Metric::CodeOpenFds => self.openers.len(),
         }
     }
 }

@@ -25,6 +25,7 @@ pub mod metric;
 pub mod names;
 mod net;
 mod oom;
+mod openers;
 mod pools;
 mod profile;
 mod ranking;
@@ -37,6 +38,7 @@ pub use live::{Leak, LiveView};
 pub use metric::Metric;
 pub use net::NetGrowth;
 pub use oom::OomKill;
+pub use openers::{OpenFd, Opener};
 pub use pools::{RecentPool, RecentPools};
 pub use profile::{ProfileQuery, WindowProfile};
 pub use snapshot::{Bounds, CodeSeries, ServiceCode, ServiceSnapshot, Snapshot};
@@ -47,9 +49,9 @@ use window::{WindowBuilder, Windows};
 
 /// What later stages need of earlier ones: stages import only their neighbour.
 pub use crate::symbolize::{
-    AGES, AttributedTick, Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, FdKind, Frame,
-    Histogram, MemoryKind, OomVictim, Owner, Peer, PoolPeer, PoolTotals, Service, ServiceInfo, SharedStack,
-    Stack, StackDetail, StackKind, SymbolizedSample, SyscallTotals, Totals,
+    AGES, AttributedTick, Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, FdForecast, FdKind,
+    Frame, Histogram, MemoryKind, OomVictim, Owner, Peer, PoolPeer, PoolTotals, Service, ServiceInfo,
+    SharedStack, Stack, StackDetail, StackKind, SymbolizedSample, SyscallTotals, Totals,
 };
 
 /// Name of the service that stands for those past the bound.
@@ -178,6 +180,17 @@ impl Aggregator {
         self.windows.finish(window, tick.at_unix_ns, tick.length_ns);
         self.expire();
         self.publish(tick.at_unix_ns, tick.length_ns);
+    }
+
+    /// Takes the descriptors that are open now, of those whose opening was sampled; to be called before [`Self::tick`].
+    pub fn open_fds(&mut self, open: Vec<OpenFd>) {
+        let mut found = openers::by_service(open, self.limits.top);
+        for (service, state) in &mut self.services {
+            let now = found.remove(service).unwrap_or_default();
+            if *state.openers != now {
+                state.openers = Arc::new(now);
+            }
+        }
     }
 
     /// The picture after the last tick.

@@ -8,6 +8,7 @@ use super::live::LiveView;
 use super::metric::{Metric, MetricSet};
 use super::net::NetGrowth;
 use super::oom::OomKill;
+use super::openers::Opener;
 use super::pools::RecentPools;
 use super::profile::{self, ProfileQuery, WindowProfile};
 use super::window::Window;
@@ -46,6 +47,8 @@ pub struct ServiceSnapshot {
     pub recent_pools: Arc<RecentPools>,
     /// Its live allocations, where they are watched all the time.
     pub live: Arc<LiveView>,
+    /// The code that opened those descriptors which stay open, as far as it was sampled.
+    pub openers: Arc<Vec<Opener>>,
     /// Metrics that the series budget has room for.
     pub admitted: MetricSet,
 }

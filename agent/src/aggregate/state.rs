@@ -10,6 +10,7 @@ use super::ledger::{Claim, Ledger};
 use super::live::{LiveStacks, LiveView};
 use super::metric::MetricSet;
 use super::net::NetGrowth;
+use super::openers::Opener;
 use super::pools::{PoolBound, RecentPools};
 use super::ranking::{CodeKey, Ranking};
 use super::snapshot::{CodeSeries, ServiceCode, ServiceSnapshot};
@@ -50,6 +51,7 @@ pub(super) struct ServiceState {
     alloc_period: f64,
     retention_ns: u64,
     top: usize,
+    pub(super) openers: Arc<Vec<Opener>>,
     ledgers: HashMap<Group, Ledger>,
     rankings: BTreeMap<StackKind, Ranking>,
 }
@@ -73,6 +75,7 @@ impl ServiceState {
             alloc_period: f64::from(limits.alloc_period),
             retention_ns,
             top: limits.top,
+            openers: Arc::default(),
             ledgers: HashMap::new(),
             rankings: StackKind::ALL
                 .iter()
@@ -204,6 +207,7 @@ impl ServiceState {
             net: Arc::clone(&self.net),
             recent_pools: Arc::clone(&self.recent_pools),
             live: Arc::clone(&self.live_view),
+            openers: Arc::clone(&self.openers),
             admitted: MetricSet::default(),
         }
     }
@@ -228,13 +232,14 @@ fn quiet_rule(kind: StackKind) -> Rule {
         StackKind::Cpu
         | StackKind::Syscall
         | StackKind::Memory
+        | StackKind::Fd
         | StackKind::Alloc
         | StackKind::AllocObjects
         | StackKind::AllocLive => Rule::Scale,
     }
 }
 
-/// Connecting takes its time too. Plain idleness is not sampled: nothing to wait for.
+/// Connecting takes its time too, and so does it to see that a descriptor stays open. Plain idleness is not sampled: nothing to wait for.
 fn hold(group: Group) -> usize {
     match group {
         Group {
@@ -243,7 +248,7 @@ fn hold(group: Group) -> usize {
             ..
         } => 0,
         Group {
-            kind: StackKind::Wait | StackKind::Conn,
+            kind: StackKind::Wait | StackKind::Conn | StackKind::Fd,
             ..
         } => HOLD_WAIT,
         _ => HOLD,

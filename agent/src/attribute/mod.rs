@@ -22,9 +22,9 @@ pub use service::{Service, ServiceInfo};
 
 /// What later stages need of `decode`: stages import only their neighbour.
 pub use crate::decode::model::{
-    AGES, Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, DiskTotals, FdKind, HISTOGRAM_BUCKETS,
-    Histogram, Lifecycle, MemoryKind, OomVictim, Peer, PoolPeer, PoolTotals, SlotId, StackDetail, StackKind,
-    StackSample, SyscallTotals, Tick, Totals, UnwindResult,
+    AGES, Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, DiskTotals, FdForecast, FdKind,
+    HISTOGRAM_BUCKETS, Histogram, Lifecycle, MemoryKind, OomVictim, Peer, PoolPeer, PoolTotals, SlotId,
+    StackDetail, StackKind, StackSample, SyscallTotals, Tick, Totals, UnwindResult,
 };
 
 /// One tick, summed to services.

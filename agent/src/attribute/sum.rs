@@ -1,6 +1,6 @@
 //! Sums of totals: counters and gauges add up, except for the limit of descriptors, of which the lowest counts.
 
-use super::{ConnTotals, Histogram, PoolTotals, Totals};
+use super::{ConnTotals, FdForecast, Histogram, PoolTotals, Totals};
 
 fn add_histogram(to: &mut Histogram, from: &Histogram) {
     for (to, from) in to.buckets.iter_mut().zip(&from.buckets) {
@@ -38,6 +38,8 @@ impl Totals {
             resident_bytes,
             fds,
             fd_limit,
+            fd_growth,
+            fd_forecast,
             processes,
             threads,
         } = other;
@@ -79,6 +81,8 @@ impl Totals {
             (0, limit) | (limit, 0) => limit,
             (a, b) => a.min(b),
         };
+        self.fd_growth += fd_growth;
+        self.fd_forecast = FdForecast::first(self.fd_forecast, *fd_forecast);
         self.processes += processes;
         self.threads += threads;
     }

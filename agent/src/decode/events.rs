@@ -28,13 +28,24 @@ pub struct Events {
     pub unmatched: u64,
 }
 
+/// What belongs to a sample of one kind.
+#[derive(Debug, PartialEq)]
+pub enum More {
+    /// Nothing.
+    Nothing,
+    /// Where memory grew.
+    Growth(Box<Growth>),
+    /// What names an opening of descriptors.
+    Opening(u64),
+}
+
 /// What a record says.
 #[derive(Debug, PartialEq)]
 pub enum Event {
     /// A slot or process began or ended.
     Life(Lifecycle),
-    /// A complete sample; one of growth with where it was.
-    Sample(StackSample, Option<Box<Growth>>),
+    /// A complete sample.
+    Sample(StackSample, More),
     /// A process of this slot is killed for memory.
     Oom(SlotId, OomVictim),
 }
@@ -91,16 +102,22 @@ impl Events {
                 };
                 sample.weight = wait_weight(done.blocked_ns, done.expect, done.mean);
                 sample.own = done.blocked_ns as f64;
-                return Some(Event::Sample(sample, None));
+                return Some(Event::Sample(sample, More::Nothing));
             }
             EVENT_STACK => {
                 let Some((header, mut sample)) = stack(bytes) else {
                     self.malformed += 1;
                     return None;
                 };
-                if sample.kind != StackKind::Wait {
-                    let growth = (sample.kind == StackKind::Memory).then(|| growth(&mut sample));
-                    return Some(Event::Sample(sample, growth.flatten().map(Box::new)));
+                match sample.kind {
+                    StackKind::Wait => {}
+                    StackKind::Fd => return Some(Event::Sample(sample, More::Opening(header.weight))),
+                    StackKind::Memory => {
+                        let growth = growth(&mut sample);
+                        let more = growth.map_or(More::Nothing, |growth| More::Growth(Box::new(growth)));
+                        return Some(Event::Sample(sample, more));
+                    }
+                    _ => return Some(Event::Sample(sample, More::Nothing)),
                 }
                 if self.pending.len() >= MAX_PENDING {
                     self.unmatched += self.pending.len() as u64;

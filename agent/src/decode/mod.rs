@@ -1,6 +1,7 @@
 //! Map and ring bytes → plain values. What comes out here is what every later stage works on.
 
 mod connections;
+pub mod descriptors;
 pub mod events;
 pub mod harvest;
 mod keys;

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 pub use super::connections::{AGES, ConnTotals, Peer, PoolPeer, PoolTotals};
+pub use super::descriptors::{FdForecast, ProcessFds};
 pub use agent_ebpf::wire::unwind::UnwindResult;
 pub use agent_ebpf::wire::{
     ALLOC_RANGES, AllocCall, AllocCounts, AllocSite, AllocTarget, LiveKey, LiveValue, MAX_ALLOC_TARGETS,
@@ -95,6 +96,10 @@ pub struct Totals {
     pub fds: [u64; FdKind::COUNT],
     /// Gauge: the lowest soft limit of descriptors among the processes, 0 when unknown.
     pub fd_limit: u64,
+    /// Descriptors by which processes went beyond the most that they had had open at a tick before.
+    pub fd_growth: u64,
+    /// Gauge: when the first process reaches its limit of descriptors, where one has ever more of them.
+    pub fd_forecast: Option<FdForecast>,
     /// Gauge: live processes.
     pub processes: u64,
     /// Gauge: live threads.
@@ -240,4 +245,6 @@ pub struct Tick {
     pub length_ns: u64,
     /// Differences of counters, gauges as they are, by slot.
     pub slots: Vec<(SlotId, Box<Totals>)>,
+    /// Open descriptors of each process.
+    pub processes: Vec<ProcessFds>,
 }

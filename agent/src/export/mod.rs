@@ -5,6 +5,7 @@
 
 mod allocations;
 mod api;
+mod descriptors;
 mod http;
 mod metrics;
 mod oom;

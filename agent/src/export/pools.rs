@@ -221,7 +221,7 @@ fn opener(service: &ServiceSnapshot, peer: &str) -> Option<String> {
 }
 
 /// Three digits are enough to compare.
-fn digits(number: f64) -> String {
+pub(super) fn digits(number: f64) -> String {
     match number {
         n if n >= 100.0 => format!("{n:.0}"),
         n if n >= 10.0 => format!("{n:.1}"),
@@ -229,7 +229,7 @@ fn digits(number: f64) -> String {
     }
 }
 
-fn duration(seconds: f64) -> String {
+pub(super) fn duration(seconds: f64) -> String {
     match seconds {
         s if s >= 120.0 => format!("{:.0} min", s / 60.0),
         s if s >= 1.0 => format!("{s:.0} s"),

@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn errors_list_what_is_valid() {
         for (kind, query, expected) in [
-            ("waits", "", "wait, cpu, syscall, memory, conn"),
+            ("waits", "", "alloc, alloc_objects, alloc_live, fd"),
             ("wait", "format=png", "svg, pprof, folded"),
             ("wait", "since=yesterday", "5m or 90s"),
             ("wait", "since=0s", "5m or 90s"),

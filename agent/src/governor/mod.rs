@@ -224,6 +224,16 @@ impl Governor {
         Ok(())
     }
 
+    /// Whether the hook on the end of system calls may be there for a while, to see who opens descriptors.
+    #[must_use]
+    pub fn allows_openings(&self) -> bool {
+        match self.mode {
+            SyscallMode::Off => false,
+            SyscallMode::Exact => true,
+            SyscallMode::Auto => self.levels.syscalls(),
+        }
+    }
+
     /// Wait samples a second that the host may take.
     #[must_use]
     pub fn wait_budget(&self) -> f64 {

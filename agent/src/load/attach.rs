@@ -171,16 +171,20 @@ impl Links {
     }
 }
 
-/// Runs an iterator to its end.
-pub(super) fn visit(ebpf: &mut Ebpf, name: &str) -> Result<()> {
+/// Runs an iterator to its end and adds what it writes to `bytes`.
+pub(super) fn visit(ebpf: &mut Ebpf, name: &str, bytes: &mut Vec<u8>) -> Result<()> {
     let program: &mut Iter = program(ebpf, name)?.try_into()?;
     let id = program.attach()?;
     let mut file = program.take_link(id)?.into_file()?;
-    let mut buffer = [0; 4096];
-    while file
-        .read(&mut buffer)
-        .with_context(|| format!("read the iterator {name}"))?
-        > 0
-    {}
-    Ok(())
+    // As much as the kernel gathers for one read (eight pages, kernel/bpf/bpf_iter.c).
+    let mut part = [0; 32 << 10];
+    loop {
+        match file
+            .read(&mut part)
+            .with_context(|| format!("read the iterator {name}"))?
+        {
+            0 => return Ok(()),
+            read => bytes.extend_from_slice(&part[..read]),
+        }
+    }
 }

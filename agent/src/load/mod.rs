@@ -9,6 +9,7 @@ mod sampler;
 pub mod status;
 mod switches;
 mod sys;
+mod tables;
 mod unwind;
 mod uprobe;
 
@@ -16,15 +17,14 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::time::Instant;
 
 use agent_ebpf::{
-    classes::class_of,
     probe::{Attach, Probe},
     probes,
-    wire::{ConnSample, MAX_SLOTS, MAX_SYSCALLS, SLOT_FIRST, Tuning},
+    wire::{ConnSample, Tuning, WATCHED},
 };
 use anyhow::{Context as _, Result};
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{Array, Map, MapData, Queue, RingBuf},
+    maps::{Array, Map, MapData, RingBuf},
 };
 
 pub use maps::Plain;
@@ -41,6 +41,15 @@ use crate::host::Host;
 
 /// The kernel side, compiled by `build.rs`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("TIEBACK_BPF_OBJECT"));
+
+/// The probe that is attached when it is needed only.
+const OPENER: &str = "opener";
+
+/// Whether somebody else than the kill switch decides when this probe is attached.
+#[must_use]
+pub fn on_demand(probe: &str) -> bool {
+    matches!(probe, "syscall" | OPENER)
+}
 
 /// The loaded kernel side. Dropping it detaches and frees everything; so does the kernel when the agent is killed,
 /// because nothing is pinned.
@@ -59,10 +68,6 @@ pub struct Loaded {
 /// The probe whose one program runs at each context switch.
 const WAIT: &str = "wait";
 
-fn quantiles() -> impl Iterator<Item = u32> {
-    (1..=1024u32).map(|i| (-(f64::from(i) / 1024.0).ln() * 65_536.0).round() as u32)
-}
-
 impl Loaded {
     /// The knobs at the start: those of full detail.
     pub const DEFAULT_TUNING: Tuning = Tuning {
@@ -74,6 +79,7 @@ impl Loaded {
         window: 0,
         round: 0,
         cpu_period_ns: 1_000_000_000 / 19,
+        watched: [0; WATCHED],
     };
 
     /// Loads the object and attaches every probe that can be.
@@ -83,7 +89,7 @@ impl Loaded {
              Tieback needs Linux 5.18 or newer with BTF",
         )?;
         let mut ebpf = open(&env, &btf)?;
-        prepare(&mut ebpf, &env)?;
+        tables::fill(&mut ebpf, &env)?;
         let tuning = Tuning {
             cpu_period_ns: 1_000_000_000 / env.cpu_hz.max(1),
             ..Self::DEFAULT_TUNING
@@ -150,7 +156,12 @@ impl Loaded {
             }
         }
         match self.attach(probe) {
-            Ok(()) => status(Verdict::Ok, String::new()),
+            Ok(()) => {
+                if probe.name == OPENER {
+                    self.links.detach(probe.name);
+                }
+                status(Verdict::Ok, String::new())
+            }
             Err(error) => {
                 self.links.detach(probe.name);
                 status(Verdict::Broken, attach::explain(&error))
@@ -250,9 +261,9 @@ impl Loaded {
         Ok(at)
     }
 
-    /// Runs an iterator probe once.
-    pub fn visit(&mut self, program: &str) -> Result<()> {
-        attach::visit(&mut self.ebpf, program)
+    /// Runs an iterator probe once and adds what it writes to `bytes`.
+    pub fn visit(&mut self, program: &str, bytes: &mut Vec<u8>) -> Result<()> {
+        attach::visit(&mut self.ebpf, program, bytes)
     }
 
     /// Adds a record of each open connection to `samples` and returns how many were left out; none while `pool` is
@@ -347,32 +358,4 @@ fn open(env: &Environment, btf: &Btf) -> Result<Ebpf> {
     loader.load(object.bytes()).context(
         "the kernel refused the BPF object; run as root or with CAP_BPF and CAP_PERFMON, and see `tieback doctor`",
     )
-}
-
-/// Fills the tables that the programs read.
-fn prepare(ebpf: &mut Ebpf, env: &Environment) -> Result<()> {
-    let mut free: Queue<_, u32> = Queue::try_from(
-        ebpf.map_mut("FREE_SLOTS")
-            .context("the object has no map FREE_SLOTS")?,
-    )?;
-    for id in SLOT_FIRST..MAX_SLOTS {
-        free.push(id, 0).context("fill the list of free slots")?;
-    }
-    let mut classes: Array<_, u32> = Array::try_from(
-        ebpf.map_mut("WAIT_CLASSES")
-            .context("the object has no map WAIT_CLASSES")?,
-    )?;
-    for (nr, name) in &env.syscalls {
-        if u32::from(*nr) < MAX_SYSCALLS {
-            classes.set(u32::from(*nr), class_of(name), 0)?;
-        }
-    }
-    let mut table: Array<_, u32> = Array::try_from(
-        ebpf.map_mut("QUANTILES")
-            .context("the object has no map QUANTILES")?,
-    )?;
-    for (i, value) in (0u32..).zip(quantiles()) {
-        table.set(i, value, 0)?;
-    }
-    Ok(())
 }

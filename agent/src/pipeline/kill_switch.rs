@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::Reader;
 use super::naming::Batch;
+use crate::load::on_demand;
 
 impl Reader {
     /// Detaches everything while the kill switch's file exists, and attaches it again when it is gone. Returns what was
@@ -19,6 +20,7 @@ impl Reader {
         let mut last = None;
         if killed {
             self.governor.pause(&mut self.loaded)?;
+            self.descriptors.pause(&mut self.loaded)?;
             last = Some(self.tick(now)?);
         } else {
             // What happened meanwhile was not seen: everything is found anew, as at the start.
@@ -32,7 +34,7 @@ impl Reader {
         }
         self.killed = killed;
         for probe in agent_ebpf::probes::ALL {
-            if probe.name != "syscall" {
+            if !on_demand(probe.name) {
                 self.loaded.switch(probe.name, !killed)?;
             }
         }
@@ -49,7 +51,7 @@ impl Reader {
         for _ in 0..2 {
             let programs: Vec<&str> = self.loaded.iterators().collect();
             for program in programs {
-                self.loaded.visit(program)?;
+                self.loaded.visit(program, &mut Vec::new())?;
             }
         }
         Ok(())

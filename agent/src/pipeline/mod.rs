@@ -2,6 +2,7 @@
 //! and sums, and one that makes unwind tables.
 
 mod alloc;
+mod descriptors;
 mod first_stack;
 mod growth;
 mod kill_switch;
@@ -15,7 +16,6 @@ mod watching;
 pub(crate) use own::keep_little_freed_memory;
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::{Path, PathBuf};
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
@@ -32,7 +32,7 @@ use crate::aggregate::{Limits, Snapshot, names};
 use crate::attribute::{Attributor, Lifecycle, OomVictim, ServiceRule, SlotId, StackSample, UnwindResult};
 use crate::config::{Config, RuleTable, SyscallMode};
 use crate::decode::{
-    events::{Event, Events},
+    events::{Event, Events, More},
     harvest::Harvest,
     ranges::take_ranges,
 };
@@ -40,12 +40,13 @@ use crate::governor::{Governor, calibrate};
 use crate::host::Host;
 use crate::kernel::{btf::Btf, layout};
 use crate::load::{Environment, Loaded, status::ProbeStatus};
-use crate::symbolize::{DebuginfodConfig, OwnerRule, SymbolizerConfig};
+use crate::symbolize::SymbolizerConfig;
 use crate::telemetry::Telemetry;
 
+use self::descriptors::Following;
 use self::first_stack::Waiting;
 use self::growth::GrowthNews;
-use self::naming::{Batch, News, name_and_sum};
+use self::naming::{Batch, News, name_and_sum, symbols};
 use self::sampling::{PoolSampling, wait_mean};
 use self::unwind::Unwinding;
 use self::watching::Watching;
@@ -134,18 +135,7 @@ pub fn start(
         alloc_period: config.alloc_period,
         ..Limits::default()
     };
-    let owner_rules: Vec<OwnerRule> = RuleTable::read_all(&config.owner_rules)?;
-    let symbols = SymbolizerConfig {
-        proc: config.host_root.join("proc"),
-        root: root_of_host(&config.host_root),
-        owner_rules,
-        debuginfod: DebuginfodConfig {
-            urls: config.debuginfod_urls.clone(),
-            cache: config.debuginfod_cache.clone(),
-            ..DebuginfodConfig::default()
-        },
-        ..SymbolizerConfig::default()
-    };
+    let symbols = symbols(&config)?;
     let host_of_names = host.clone();
     let unwind_symbols = symbols.clone();
     let naming = thread::Builder::new()
@@ -160,16 +150,6 @@ pub fn start(
         .name("kernel".to_owned())
         .spawn(move || Reader::new(host, config, loaded, service_rules, unwind_symbols, send)?.run(&stop))?;
     Ok(vec![reading, naming])
-}
-
-/// Where the host's own debug files are: for an agent in a container without mounts, the first process has the host's root.
-fn root_of_host(configured: &Path) -> PathBuf {
-    let of_first = configured.join("proc").join("1").join("root");
-    if configured.parent().is_none() && of_first.is_dir() {
-        of_first
-    } else {
-        configured.to_owned()
-    }
 }
 
 /// The thread that reads the kernel side.
@@ -191,6 +171,7 @@ struct Reader {
     first_stacks: Waiting,
     pools: PoolSampling,
     watching: Watching,
+    descriptors: Following,
     send: mpsc::SyncSender<News>,
     /// Processes of which the other thread was told in this tick.
     noted: HashSet<(SlotId, u32)>,
@@ -231,6 +212,7 @@ impl Reader {
             first_stacks: Waiting::default(),
             pools: PoolSampling::new(),
             watching,
+            descriptors: Following::default(),
             send,
             noted: HashSet::new(),
             wait_samples: 0,
@@ -290,7 +272,7 @@ impl Reader {
     fn drain(&mut self, now: Instant) {
         while let Some(record) = self.ring.next() {
             match self.events.decode(&record) {
-                Some(Event::Sample(sample, growth)) => {
+                Some(Event::Sample(sample, more)) => {
                     *self.unwound.entry(sample.unwind).or_default() += 1;
                     if sample.slot != SlotId::KERNEL {
                         self.first_stacks.sampled(sample.slot, sample.unwind, now);
@@ -301,9 +283,16 @@ impl Reader {
                             let _ = self.send.try_send(News::Sampled(sample.slot, sample.pid));
                         }
                     }
-                    if let Some(growth) = growth {
-                        self.growth
-                            .sampled(&self.host, self.samples.len(), &sample, &growth);
+                    match more {
+                        More::Opening(id) => {
+                            self.descriptors.descriptors.opened(id, sample);
+                            continue;
+                        }
+                        More::Growth(growth) => {
+                            self.growth
+                                .sampled(&self.host, self.samples.len(), &sample, &growth);
+                        }
+                        More::Nothing => {}
                     }
                     self.watching.sampled(&sample, &mut self.samples);
                     self.samples.push(sample);
@@ -347,6 +336,9 @@ impl Reader {
         self.growth.ranges = take_ranges(&mut self.loaded)?;
         self.watching.finish(&mut tick, &mut self.samples);
         self.drain(now);
+        let openings = self.descriptors.attached();
+        let allowed = self.governor.allows_openings();
+        let fds = self.descriptors.tick(&mut self.loaded, &mut tick, allowed)?;
         let length = tick.length_ns;
         let attributed = self.attributor.attribute(tick);
         for slot in std::mem::take(&mut self.closed) {
@@ -368,6 +360,7 @@ impl Reader {
             .into_iter()
             .map(|(slot, victim)| (self.attributor.service_of(slot), victim))
             .collect();
+        let fds = descriptors::of_services(fds, |slot| self.attributor.service_of(slot));
         let waits = self.events.take_wait_samples();
         self.wait_samples += waits;
         if let Some(mean) = wait_mean(
@@ -379,12 +372,13 @@ impl Reader {
         }
         self.noted.clear();
         self.ticks += 1;
-        let telemetry = self.telemetry(ratio, length, began)?;
+        let telemetry = self.telemetry(ratio, openings, length, began)?;
         Ok(Batch {
             tick: attributed,
             samples,
             growth: std::mem::take(&mut self.growth),
             oom_victims,
+            fds,
             infos: self.attributor.infos(),
             probes: self.loaded.statuses(),
             telemetry,

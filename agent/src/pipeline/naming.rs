@@ -1,15 +1,22 @@
 //! The thread that names what was sampled and sums what was counted.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
+use anyhow::Result;
+
+use super::descriptors::{Names, OfServices};
 use super::growth::{GrowthNews, NetGrowth};
 use super::{Publish, own};
 use crate::aggregate::{Aggregator, Limits, MemoryKind, OomKill};
 use crate::attribute::{AttributedTick, OomVictim, Service, ServiceInfo, SlotId, StackSample};
+use crate::config::{Config, RuleTable};
 use crate::host::Host;
 use crate::load::status::ProbeStatus;
-use crate::symbolize::{DebugFile, Fetched, Outcome, Owned, Symbolizer, SymbolizerConfig};
+use crate::symbolize::{
+    DebugFile, DebuginfodConfig, Fetched, Outcome, Owned, OwnerRule, Symbolizer, SymbolizerConfig,
+};
 use crate::telemetry::Telemetry;
 
 /// What goes from the reading thread to the naming one.
@@ -18,6 +25,8 @@ pub(super) struct Batch {
     pub(super) samples: Vec<(StackSample, Arc<Service>)>,
     pub(super) growth: GrowthNews,
     pub(super) oom_victims: Vec<(Arc<Service>, OomVictim)>,
+    /// Descriptors that stay open.
+    pub(super) fds: OfServices,
     pub(super) infos: Vec<(Arc<Service>, ServiceInfo)>,
     pub(super) probes: Vec<ProbeStatus>,
     pub(super) telemetry: Telemetry,
@@ -42,6 +51,7 @@ pub(super) fn name_and_sum(
     let mut symbolizer = Symbolizer::new(symbols);
     let mut aggregator = Aggregator::new(limits);
     let mut net = NetGrowth::default();
+    let mut openers = Names::default();
     let (mut sheds, mut over) = (0, false);
     while let Ok(news) = receive.recv() {
         let began = Instant::now();
@@ -52,9 +62,15 @@ pub(super) fn name_and_sum(
             }
             News::Batch(batch) => *batch,
         };
-        let samples = symbolizer.resolve_batch(batch.samples);
+        let (ids, stacks): (Vec<u64>, Vec<_>) = batch.fds.stacks.into_iter().unzip();
+        let mut samples = symbolizer.resolve_batch(batch.samples);
         net.tick(host, batch.growth, &samples);
         aggregator.set_net_growth(net.all());
+        for (id, sample) in ids.into_iter().zip(symbolizer.resolve_batch(stacks)) {
+            openers.insert(id, &sample);
+            samples.push(sample);
+        }
+        aggregator.open_fds(openers.open(&batch.fds.open));
         aggregator.tick(batch.tick, samples, &batch.infos);
         for (service, victim) in batch.oom_victims {
             log_oom_kill(&aggregator.oom_kill(service, victim));
@@ -136,4 +152,30 @@ fn log_oom_kill(kill: &OomKill) {
         grown_bytes = growth.join(", "),
         "killed by the kernel for memory"
     );
+}
+
+/// How stacks are named, by the configuration.
+pub(super) fn symbols(config: &Config) -> Result<SymbolizerConfig> {
+    let owner_rules: Vec<OwnerRule> = RuleTable::read_all(&config.owner_rules)?;
+    Ok(SymbolizerConfig {
+        proc: config.host_root.join("proc"),
+        root: root_of_host(&config.host_root),
+        owner_rules,
+        debuginfod: DebuginfodConfig {
+            urls: config.debuginfod_urls.clone(),
+            cache: config.debuginfod_cache.clone(),
+            ..DebuginfodConfig::default()
+        },
+        ..SymbolizerConfig::default()
+    })
+}
+
+/// Where the host's own debug files are: for an agent in a container without mounts, the first process has the host's root.
+fn root_of_host(configured: &Path) -> PathBuf {
+    let of_first = configured.join("proc").join("1").join("root");
+    if configured.parent().is_none() && of_first.is_dir() {
+        of_first
+    } else {
+        configured.to_owned()
+    }
 }

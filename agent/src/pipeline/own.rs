@@ -11,7 +11,13 @@ use crate::decode::harvest::{counters, runs};
 use crate::telemetry::{ProbeTelemetry, Telemetry};
 
 impl Reader {
-    pub(super) fn telemetry(&mut self, ratio: f64, length_ns: u64, began: Instant) -> Result<Telemetry> {
+    pub(super) fn telemetry(
+        &mut self,
+        ratio: f64,
+        openings: bool,
+        length_ns: u64,
+        began: Instant,
+    ) -> Result<Telemetry> {
         let runs = runs(&mut self.loaded)?;
         let lost_counts = counters(&mut self.loaded, "LOST")?;
         let mut probes: BTreeMap<String, ProbeTelemetry> = BTreeMap::new();
@@ -20,7 +26,11 @@ impl Reader {
             let name = program.as_str();
             let probe = name.split('_').next().unwrap_or(name).to_owned();
             let entry = probes.entry(probe.clone()).or_insert_with(|| ProbeTelemetry {
-                sampling_ratio: if probe == "syscall" { ratio } else { 1.0 },
+                sampling_ratio: match &*probe {
+                    "syscall" => ratio,
+                    "opener" => f64::from(u8::from(openings)),
+                    _ => 1.0,
+                },
                 ..ProbeTelemetry::default()
             });
             let count = runs.get(program.index()).copied().unwrap_or(0);
@@ -44,6 +54,8 @@ impl Reader {
         );
         let pool = self.pools.lost();
         lost.extend(pool.map(|(reason, count)| (("pool".to_owned(), reason.to_owned()), count)));
+        let dropped = self.descriptors.descriptors.dropped;
+        lost.insert(("opener".to_owned(), "stacks_full".to_owned()), dropped);
         let hooks: f64 = probes.values().map(|probe| probe.cost_seconds).sum();
         let cpu_seconds = self.host.own_cpu_seconds().unwrap_or(0.0);
         self.governor

@@ -1,6 +1,7 @@
-//! Logic of single signals between decode and attribute.
+//! Userspace logic of those signals that need any, one folder each.
 
 pub mod alloc;
 pub mod conn;
+pub mod fd;
 pub mod go_heap;
 pub mod growth;

@@ -42,9 +42,9 @@ pub use stats::{DebugFile, Fetched, Outcome, Owned, SymbolizeStats};
 
 /// What later stages need of earlier ones: stages import only their neighbour.
 pub use crate::attribute::{
-    AGES, AttributedTick, Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, DiskTotals, FdKind,
-    HISTOGRAM_BUCKETS, Histogram, MemoryKind, OomVictim, Peer, PoolPeer, PoolTotals, Service, ServiceInfo,
-    SlotId, StackDetail, StackKind, StackSample, SyscallTotals, Totals, UnwindResult,
+    AGES, AttributedTick, Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, DiskTotals, FdForecast,
+    FdKind, HISTOGRAM_BUCKETS, Histogram, MemoryKind, OomVictim, Peer, PoolPeer, PoolTotals, Service,
+    ServiceInfo, SlotId, StackDetail, StackKind, StackSample, SyscallTotals, Totals, UnwindResult,
 };
 
 /// A shared, resolved stack.

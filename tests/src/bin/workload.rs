@@ -113,7 +113,9 @@ enum Command {
     },
     /// A child of the storm.
     Brief,
-    /// Opens descriptors.
+    /// Gets descriptors in every way there is, and loses them.
+    FdSteps,
+    /// Holds a known number of descriptors.
     Fds {
         #[arg(long, default_value_t = 30)]
         files: usize,
@@ -201,6 +203,7 @@ fn main() -> Result<()> {
             process::brief();
             Ok(())
         }
+        Command::FdSteps => fds::steps(),
         Command::Fds {
             files,
             pipes,

@@ -19,6 +19,7 @@ use self::{
     difference::difference,
     read::{connections, disk, syscalls},
 };
+use super::descriptors::process_fds;
 use super::model::{SlotId, Tick, Totals};
 use crate::load::{Loaded, Plain};
 
@@ -121,8 +122,9 @@ impl Harvest {
         loaded.set_tuning(|tuning| tuning.round = tuning.round.wrapping_add(1))?;
         let round = loaded.tuning().round;
         let iterators: Vec<&str> = loaded.iterators().collect();
+        let mut written = Vec::new();
         for program in iterators {
-            loaded.visit(program)?;
+            loaded.visit(program, &mut written)?;
         }
         let mut views = self.views(loaded, &ids, &dead, round)?;
         syscalls(loaded, &mut views)?;
@@ -134,6 +136,7 @@ impl Harvest {
             at_unix_ns,
             length_ns: at_unix_ns.saturating_sub(self.at_unix_ns).max(1),
             slots: Vec::with_capacity(ids.len()),
+            processes: process_fds(&written),
         };
         self.at_unix_ns = at_unix_ns;
         for id in ids {

@@ -83,6 +83,7 @@ pub fn router(sources: Sources) -> Router {
         .route("/api/v1/pools", get(pools))
         .route("/api/v1/oom_kills", get(oom_kills))
         .route("/api/v1/allocations", get(allocations))
+        .route("/api/v1/descriptors", get(descriptors))
         .route("/metrics", get(scrape))
         .route("/status", get(agent_status))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -142,8 +143,9 @@ async fn secure(mut response: Response) -> Response {
 async fn not_found() -> Response {
     refuse(
         StatusCode::NOT_FOUND,
-        "not found; there is / /metrics /status /api/v1/services /api/v1/pools /api/v1/oom_kills /healthz /readyz \
-         and /services/{namespace or -}/{service}/profile/{wait|cpu|syscall|memory|conn}",
+        "not found; there is / /metrics /status /api/v1/services /api/v1/pools /api/v1/descriptors /api/v1/oom_kills \
+         /healthz /readyz \
+         and /services/{namespace or -}/{service}/profile/{wait|cpu|syscall|memory|conn|fd}",
     )
 }
 
@@ -174,6 +176,10 @@ async fn oom_kills(State(server): State<Server>) -> Response {
 async fn allocations(State(server): State<Server>) -> Response {
     let (snapshot, telemetry) = (server.sources.snapshot(), server.sources.telemetry());
     axum::Json(super::allocations::allocations(&snapshot, &telemetry)).into_response()
+}
+
+async fn descriptors(State(server): State<Server>) -> Response {
+    axum::Json(super::descriptors::descriptors(&server.sources.snapshot())).into_response()
 }
 
 async fn ready(State(server): State<Server>) -> Response {

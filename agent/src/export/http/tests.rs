@@ -290,7 +290,7 @@ async fn errors_say_what_would_have_been_right() {
         (
             "/services/prod/shop/profile/heap",
             StatusCode::BAD_REQUEST,
-            "wait, cpu, syscall, memory, conn",
+            "wait, cpu, syscall, memory, conn, alloc, alloc_objects, alloc_live, fd",
         ),
         (
             "/services/prod/shop/profile/cpu?format=png",

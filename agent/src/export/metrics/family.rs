@@ -48,6 +48,14 @@ pub(super) fn family(metric: Metric) -> Family {
             Gauge,
             "Lowest soft limit of open file descriptors among the processes.",
         ),
+        Metric::FdGrowth => (
+            Counter,
+            "Descriptors by which processes went beyond the most that they had had open at the end of a window before.",
+        ),
+        Metric::FdForecast => (
+            Gauge,
+            "Seconds until the first process reaches its soft limit of descriptors, if their number goes on growing as it does; absent where it does not grow.",
+        ),
         Metric::DiskBytes => (Counter, "Bytes of finished block requests by operation."),
         Metric::DiskDuration => (
             Histogram,
@@ -138,6 +146,14 @@ pub(super) fn family(metric: Metric) -> Family {
             "Calls of tieback_syscalls_total by the code that made them; sampled, scaled to the exact total.",
         ),
         Metric::CodeConnections => (Counter, "Connections opened, by the code that connected."),
+        Metric::CodeFds => (
+            Counter,
+            "Descriptors of tieback_fd_growth_total by the code that opened those which stayed open; sampled while the number grows, scaled to the exact total.",
+        ),
+        Metric::CodeOpenFds => (
+            Gauge,
+            "Descriptors that are still open, of those whose opening was sampled while the number of descriptors grew, by the code that opened them.",
+        ),
     };
     Family {
         name: metric.name(),

@@ -187,6 +187,22 @@ fn samples(out: &mut Series<'_>, metric: Metric, service: &ServiceSnapshot) {
                 out.histogram(metric, &[("syscall", names::syscall(number))], histogram);
             }
         }
+        Metric::FdGrowth => out.add(&[], Value::Int(totals.fd_growth)),
+        Metric::FdForecast => {
+            if let Some(forecast) = totals.fd_forecast {
+                out.add(&[], Value::Nanos(forecast.left_ns));
+            }
+        }
+        Metric::CodeFds => code(out, service, StackKind::Fd, Value::Int),
+        Metric::CodeOpenFds => {
+            for opener in &*service.openers {
+                let (function, file) = opener
+                    .owner
+                    .as_ref()
+                    .map_or((OTHER, ""), |o| (&*o.function, &*o.file));
+                out.add(&[("function", function), ("file", file)], Value::Int(opener.open));
+            }
+        }
         Metric::CodeWait => code(out, service, StackKind::Wait, Value::Nanos),
         Metric::CodeCpu => code(out, service, StackKind::Cpu, Value::Nanos),
         Metric::CodeMemoryNet => {

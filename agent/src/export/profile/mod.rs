@@ -40,6 +40,7 @@ pub const fn sample_type(kind: StackKind) -> (&'static str, &'static str) {
         StackKind::Alloc => ("alloc_space", "bytes"),
         StackKind::AllocObjects => ("alloc_objects", "count"),
         StackKind::AllocLive => ("inuse_space", "bytes"),
+        StackKind::Fd => ("descriptors", "count"),
     }
 }
 

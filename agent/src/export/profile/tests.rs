@@ -265,7 +265,8 @@ fn sample_types() {
             ("connections", "count"),
             ("alloc_space", "bytes"),
             ("alloc_objects", "count"),
-            ("inuse_space", "bytes")
+            ("inuse_space", "bytes"),
+            ("descriptors", "count")
         ]
     );
 }
