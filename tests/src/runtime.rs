@@ -90,7 +90,7 @@ impl Runtime {
     /// Lets a Java virtual machine write the names of its generated code to `/tmp/perf-PID.map`, where tools look for them.
     pub fn write_perf_map(&self) -> Result<PerfMap> {
         let pid = self.pid().to_string();
-        let map = PerfMap(format!("/tmp/perf-{pid}.map").into());
+        let map = PerfMap::of(self.pid());
         let output = Command::new("jcmd").args([&pid, "Compiler.perfmap"]).output();
         let output = output.context("start jcmd: cargo xtask setup --tests")?;
         let text = String::from_utf8_lossy(&output.stdout);
@@ -101,6 +101,14 @@ impl Runtime {
 
 /// A perf map; removed when dropped.
 pub struct PerfMap(PathBuf);
+
+impl PerfMap {
+    /// That of a process, which writes it itself.
+    #[must_use]
+    pub fn of(pid: u32) -> Self {
+        Self(format!("/tmp/perf-{pid}.map").into())
+    }
+}
 
 impl Drop for PerfMap {
     fn drop(&mut self) {

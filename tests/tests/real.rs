@@ -4,6 +4,8 @@
 mod calls;
 #[path = "real/containers.rs"]
 mod containers;
+#[path = "real/descriptors.rs"]
+mod descriptors;
 #[path = "real/names.rs"]
 mod names;
 #[path = "real/owners.rs"]

@@ -17,19 +17,28 @@ const MAX_ENTRIES: usize = 100_000;
 /// The file is looked at for changes this often at most.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
 
+/// What a list says of a function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Function {
+    /// Its name.
+    pub(super) name: Arc<str>,
+    /// Its source file.
+    pub(super) file: Option<Arc<str>>,
+}
+
 /// The list of one process.
 #[derive(Debug, Default)]
 pub(super) struct PerfMap {
-    entries: BTreeMap<u64, (u64, Arc<str>)>,
+    entries: BTreeMap<u64, (u64, Function)>,
     identity: Option<FileIdentity>,
     checked: Option<Instant>,
 }
 
 impl PerfMap {
     /// The function at an address. Later lines win over earlier ones at the same start.
-    pub(super) fn find(&self, address: u64) -> Option<&Arc<str>> {
-        let (start, (size, name)) = self.entries.range(..=address).next_back()?;
-        (address - start < *size).then_some(name)
+    pub(super) fn find(&self, address: u64) -> Option<&Function> {
+        let (start, (size, function)) = self.entries.range(..=address).next_back()?;
+        (address - start < *size).then_some(function)
     }
 
     /// Reads the file again if it changed. Like perf, it trusts the file only if it belongs to the process's user or
@@ -77,7 +86,7 @@ fn identity_of(process: &Path) -> Option<(u32, u32)> {
     Some((owner, ids.split_whitespace().next_back()?.parse().ok()?))
 }
 
-fn parse(text: &str) -> BTreeMap<u64, (u64, Arc<str>)> {
+fn parse(text: &str) -> BTreeMap<u64, (u64, Function)> {
     let mut names = Names::default();
     let mut entries = BTreeMap::new();
     for line in text.lines() {
@@ -89,14 +98,24 @@ fn parse(text: &str) -> BTreeMap<u64, (u64, Arc<str>)> {
         let (Some(start), Some(size)) = (number(), number()) else {
             continue;
         };
-        let Some(name) = fields.next().and_then(|name| names.share(name)) else {
+        let (name, file) = python(fields.next().unwrap_or_default());
+        let Some(name) = names.share(name) else {
             continue;
         };
+        let file = file.and_then(|file| names.share(file));
         if entries.len() < MAX_ENTRIES || entries.contains_key(&start) {
-            entries.insert(start, (size, name));
+            entries.insert(start, (size, Function { name, file }));
         }
     }
     entries
+}
+
+/// What CPython writes with `-X perf` is `py::FUNCTION:FILE`.
+fn python(name: &str) -> (&str, Option<&str>) {
+    match name.strip_prefix("py::").and_then(|name| name.split_once(':')) {
+        Some((function, file)) => (function, Some(file)),
+        None => (name, None),
+    }
 }
 
 #[cfg(test)]
@@ -111,11 +130,27 @@ mod tests {
             entries,
             ..PerfMap::default()
         };
-        assert_eq!(map.find(0x100f).map(|name| &**name), Some("c d"));
+        assert_eq!(map.find(0x100f).map(|found| &*found.name), Some("c d"));
         assert_eq!(map.find(0x1010), None);
-        assert_eq!(map.find(0x2000).map(|name| &**name), Some("b"));
+        assert_eq!(map.find(0x2000).map(|found| &*found.name), Some("b"));
         assert_eq!(map.find(0xfff), None);
         assert_eq!(map.entries.len(), 2);
+    }
+
+    #[test]
+    fn python_says_the_file_too() {
+        let entries = parse("1000 b py::Shop.load.<locals>.<lambda>:/srv/shop/a:b.py\n2000 b py::odd\n");
+        let found: Vec<_> = entries
+            .values()
+            .map(|(_, function)| (&*function.name, function.file.as_deref()))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("Shop.load.<locals>.<lambda>", Some("/srv/shop/a:b.py")),
+                ("py::odd", None)
+            ]
+        );
     }
 
     #[test]
@@ -132,7 +167,7 @@ mod tests {
         };
         let mut map = PerfMap::default();
         map.refresh(&config, 77);
-        assert_eq!(map.find(0x1001).map(|name| &**name), Some("handler"));
+        assert_eq!(map.find(0x1001).map(|found| &*found.name), Some("handler"));
         let small = SymbolizerConfig {
             max_perf_map_bytes: 5,
             ..config
@@ -152,7 +187,7 @@ mod tests {
                 ..PerfMap::default()
             };
             for address in [0, 0x7f00_0000_1008, u64::MAX] {
-                let name = map.find(address).map_or("", |name| name);
+                let name = map.find(address).map_or("", |found| &found.name);
                 assert!(!name.contains(char::is_control), "{name:?}");
             }
         }

@@ -370,19 +370,21 @@ fn generated(
     if process.alive && process.perf_map.find(address).is_none() {
         process.perf_map.refresh(config, pid);
     }
-    let function = process.perf_map.find(address).cloned();
+    let found = process.perf_map.find(address).cloned();
     let module: Arc<str> = if path.is_empty() {
         "[jit]".into()
     } else {
         Arc::clone(path)
     };
-    let outcome = if function.is_some() {
+    let outcome = if found.is_some() {
         Outcome::Ok
     } else {
         Outcome::NoModule
     };
+    let (function, file) = found.map_or((None, None), |found| (Some(found.name), found.file));
     frames.push(Frame {
         function,
+        file,
         ..bare(&module, address)
     });
     (outcome, false)

@@ -175,6 +175,12 @@ pub(super) const ROWS: &[Row] = &[
         files: &[],
     },
     modules("CPython", &["*/libpython*.so*", "*/lib-dynload/*.so"]),
+    Row {
+        runtime: "CPython, standard library and packages",
+        modules: GENERATED,
+        functions: &[],
+        files: &["<frozen *", "*/lib/python3*", "*/site-packages/*", "*/dist-packages/*"],
+    },
     modules("Ruby, Perl, PHP, .NET", &["*/libruby*.so*", "*/libperl.so*", "*/libphp*.so*", "*/libcoreclr.so", "*/libclrjit.so", "*/libSystem.Native.so"]),
     Row {
         runtime: "Ruby, PHP",

@@ -238,6 +238,28 @@ fn interpreters_as_far_as_native_frames_allow() {
 }
 
 #[test]
+fn python_with_a_perf_map_owns_by_its_functions() {
+    let python = "/usr/local/bin/python3.12";
+    let stack = [
+        (LIBC, "open64", ""),
+        (python, "os_open", ""),
+        (python, "_PyEval_EvalFrameDefault", ""),
+        ("[jit]", "open", "/usr/local/lib/python3.12/pathlib.py"),
+        (python, "_PyEval_EvalFrameDefault", ""),
+        (
+            "[jit]",
+            "get",
+            "/srv/shop/venv/lib/python3.12/site-packages/client/api.py",
+        ),
+        (python, "_PyEval_EvalFrameDefault", ""),
+        ("[jit]", "Orders.load", "/srv/shop/orders.py"),
+        (python, "_PyEval_EvalFrameDefault", ""),
+        ("[jit]", "<module>", "/srv/shop/main.py"),
+    ];
+    assert_eq!(owner_in(python, &stack), is("Orders.load", "orders.py"));
+}
+
+#[test]
 fn drivers_of_databases_are_libraries() {
     let python = "/srv/shop/venv/bin/python3";
     for (module, function) in [

@@ -13,7 +13,7 @@ use super::super::maps::{self, Mapping};
 use super::super::module::{Via, open, own_vdso};
 use super::super::{SlotId, SymbolizerConfig};
 use super::tables::{Mapped, Sink, Tables};
-use super::{Refused, Rules, build};
+use super::{Refused, Rules, build, python};
 
 /// Largest `/proc/PID/maps` that is read, in bytes.
 const MAX_MAPS: u64 = 32 << 20;
@@ -40,6 +40,8 @@ pub(super) enum FileKey {
     Build(String),
     /// Device, inode, size and time of the last change.
     Identity(FileIdentity),
+    /// None: trampolines of CPython.
+    Trampolines,
 }
 
 /// What was done so far.
@@ -228,7 +230,7 @@ impl<S: Sink> Loader<S> {
     /// The file behind a mapping, its table being there, and what to add to an address for that of the file.
     fn table(&mut self, pid: u32, mapping: &Mapping) -> Result<Option<(FileKey, u64)>> {
         let Some((file, identity)) = self.open(pid, mapping) else {
-            return Ok(None);
+            return self.trampolines(pid, mapping);
         };
         let Ok(headers) = Headers::read(&file) else {
             return Ok(None);
@@ -271,6 +273,23 @@ impl<S: Sink> Loader<S> {
                 Ok(None)
             }
         }
+    }
+
+    fn trampolines(&mut self, pid: u32, mapping: &Mapping) -> Result<Option<(FileKey, u64)>> {
+        if !python::is_trampolines(&self.config.proc, pid, mapping) {
+            return Ok(None);
+        }
+        let found = (FileKey::Trampolines, mapping.range.start.wrapping_neg());
+        if self.tables.has(&found.0) {
+            return Ok(Some(found));
+        }
+        let Some(table) = python::table(&mut self.rules) else {
+            return Ok(None);
+        };
+        self.tables.rules(&mut self.sink, self.rules.all())?;
+        let placed = self.tables.place(&mut self.sink, FileKey::Trampolines, &table)?;
+        self.stats.full += u64::from(!placed);
+        Ok(placed.then_some(found))
     }
 
     fn open(&self, pid: u32, mapping: &Mapping) -> Option<(File, FileIdentity)> {

@@ -7,6 +7,7 @@ mod effect;
 mod functions;
 mod limited;
 mod loader;
+mod python;
 mod read;
 mod rules;
 mod table;
