@@ -13,6 +13,8 @@ struct Elf {
     segments: Vec<(Range<u64>, u64)>,
     /// Offsets of functions that say that nobody called them: their return address is undefined.
     entries: Vec<Range<u64>>,
+    /// Offsets of all functions with call frame information, in order.
+    described: Vec<Range<u64>>,
 }
 
 /// Files that were asked for.
@@ -29,6 +31,14 @@ impl Files {
     pub fn is_entry(&mut self, module: &str, offset: u64) -> Result<bool> {
         let entries = &self.get(module)?.entries;
         Ok(entries.iter().any(|range| range.contains(&offset)))
+    }
+
+    /// Whether there is call frame information for a place: not for code that a program made itself, nor for V8's built-in functions.
+    pub fn is_described(&mut self, module: &str, offset: u64) -> Result<bool> {
+        let described = &self.get(module)?.described;
+        let after = described.partition_point(|range| range.start <= offset);
+        let found = after.checked_sub(1).and_then(|at| described.get(at));
+        Ok(module == "[vdso]" || found.is_some_and(|range| range.contains(&offset)))
     }
 
     fn get(&mut self, module: &str) -> Result<&Elf> {
@@ -48,13 +58,21 @@ impl Elf {
     fn read(path: &str) -> Result<Self> {
         let mut elf = Self {
             segments: segments(&readelf(&["--program-headers"], path)?),
-            entries: Vec::new(),
+            ..Self::default()
         };
-        let entries = entries(&readelf(&["--debug-dump=frames-interp"], path)?);
-        elf.entries = entries
-            .into_iter()
-            .map(|range| elf.offset(range.start)..elf.offset(range.end))
-            .collect();
+        let text = readelf(&["--debug-dump=frames-interp"], path)?;
+        let offsets = |ranges: Vec<Range<u64>>| -> Vec<Range<u64>> {
+            ranges
+                .into_iter()
+                .map(|range| {
+                    let start = elf.offset(range.start);
+                    start..start + (range.end - range.start)
+                })
+                .collect()
+        };
+        let (entries, mut described) = (offsets(entries(&text)), offsets(functions(&text)));
+        described.sort_by_key(|range| range.start);
+        (elf.entries, elf.described) = (entries, described);
         Ok(elf)
     }
 
@@ -89,6 +107,18 @@ fn segments(text: &str) -> Vec<(Range<u64>, u64)> {
         Some((address..address + size, address.wrapping_sub(offset)))
     };
     text.lines().filter_map(segment).collect()
+}
+
+/// The addresses that a line of a function's says it is for.
+fn function(line: &str) -> Option<Range<u64>> {
+    let (_, range) = line.split_once(" FDE ")?.1.split_once("pc=")?;
+    let (from, to) = range.split_once("..")?;
+    Some(hex(from)?..hex(to.trim())?)
+}
+
+/// All functions with a table.
+fn functions(text: &str) -> Vec<Range<u64>> {
+    text.lines().filter_map(function).collect()
 }
 
 /// Functions in whose table the last column, that of the return address, says `u`: there, or in what they have in common.
@@ -149,6 +179,10 @@ mod tests {
     #[test]
     fn entries_are_where_the_return_address_is_undefined() {
         assert_eq!(entries(FRAMES), [0x25410..0x25432, 0x26000..0x26040]);
+        assert_eq!(
+            functions(FRAMES),
+            [0x25410..0x25432, 0x25020..0x25380, 0x26000..0x26040]
+        );
     }
 
     #[test]
@@ -157,7 +191,7 @@ mod tests {
             "  LOAD           0x020000 0x0000000000420000 0x0000000000420000 0x2b1000 0x2b1000 R E 0x1000\n";
         let elf = Elf {
             segments: segments(text),
-            entries: Vec::new(),
+            ..Elf::default()
         };
         assert_eq!((elf.offset(0x42_0f10), elf.offset(0x10)), (0x2_0f10, 0x10));
     }

@@ -2,7 +2,8 @@
 //!
 //! The reference is `perf record --call-graph dwarf`: it copies each stack and walks it later, by libunwind or elfutils. A chain
 //! begins at the entry point and ends with the last call; the running frame itself is left out, because no two samples have it
-//! in the same place.
+//! in the same place. Code that a program made itself has no call frame information, so that the reference ends there: chains
+//! begin there, too, and what called that code is not compared.
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -18,6 +19,9 @@ use crate::server::Guard;
 
 /// Bytes of each stack that perf copies; deeper ones are cut off.
 const STACK_BYTES: &str = "24576";
+
+/// Stands for all code that has no call frame information.
+const GENERATED: &str = "[generated]";
 
 /// Where a call is: a file (or `[vdso]`) and the offset in it of the call's last byte.
 pub type Place = (String, u64);
@@ -58,9 +62,22 @@ impl Chains {
 
     fn add(&mut self, files: &mut Files, mut chain: Vec<Place>, weight: f64) -> Result<()> {
         // Innermost first, until here.
+        let mut generated = false;
+        for at in 0..chain.len() {
+            let (module, offset) = &chain[at];
+            if module != "[truncated]" && !files.is_described(module, *offset)? {
+                chain.truncate(at);
+                chain.push((GENERATED.to_owned(), 0));
+                generated = true;
+                break;
+            }
+        }
         chain.reverse();
-        chain.pop();
+        if chain.len() > 1 {
+            chain.pop();
+        }
         match chain.first() {
+            Some(_) if generated => *self.whole.entry(chain).or_default() += weight,
             Some((module, offset)) if files.is_entry(module, *offset)? => {
                 *self.whole.entry(chain).or_default() += weight;
             }

@@ -124,3 +124,18 @@ fn chains_are_those_of_an_independent_unwinder() -> Result<()> {
     assert_eq!(wrong, 0, "chains that only one of the two has");
     Ok(())
 }
+
+/// Of programs that make code themselves: what that code calls, and threads without any of it.
+#[test]
+fn native_chains_of_node_and_java_are_those_of_an_independent_unwinder() -> Result<()> {
+    let options = ["--sample-cpu-hz", AGENT_HZ, "--min-age", "0s"];
+    let mut files = Files::default();
+    let mut wrong = 0;
+    for start in [Runtime::node, || Runtime::java(false)] {
+        let runtime = start()?;
+        let agent = Server::watched_with(&[], &options)?;
+        wrong += compare(&agent, &mut files, &runtime.service, &[runtime.pid()])?;
+    }
+    assert_eq!(wrong, 0, "chains that only one of the two has");
+    Ok(())
+}
