@@ -57,9 +57,12 @@ fn line(fd: &OpenFd) -> u32 {
         .map_or(0, |frame| frame.line)
 }
 
+/// How many were opened at each line.
+type Lines = BTreeMap<u32, u64>;
+
 /// At most `top` of each service, those with most open descriptors first, and the rest together.
 pub(super) fn by_service(open: Vec<OpenFd>, top: usize) -> HashMap<Arc<Service>, Vec<Opener>> {
-    let mut services: HashMap<Arc<Service>, BTreeMap<Owner, (Opener, BTreeMap<u32, u64>)>> = HashMap::new();
+    let mut services: HashMap<Arc<Service>, BTreeMap<Owner, (Opener, Lines)>> = HashMap::new();
     for fd in open {
         let owners = services.entry(Arc::clone(&fd.service)).or_default();
         let (opener, lines) = owners.entry(fd.stack.owner.clone()).or_default();

@@ -47,10 +47,8 @@ pub fn steps() -> Result<()> {
     let own = std::process::id();
     // What a test happens to have open is inherited.
     // SAFETY: nothing of this process is open yet.
-    ensure!(
-        unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) } == 0,
-        "close_range"
-    );
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+    ensure!(closed == 0, "close_range");
     let (near, far) = UnixStream::pair()?;
     gate::step("ready", &json!({ "pids": [own] }))?;
 
@@ -74,10 +72,8 @@ pub fn steps() -> Result<()> {
     gate::step("fork", &json!({ "pids": [own, child] }))?;
 
     // SAFETY: nobody uses these numbers any more.
-    ensure!(
-        unsafe { libc::syscall(libc::SYS_close_range, SECOND, THIRD, 0) } == 0,
-        "close_range"
-    );
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, SECOND, THIRD, 0) };
+    ensure!(closed == 0, "close_range");
     gate::step("close_range", &json!({ "pids": [own, child] }))?;
 
     // Inherits the first copy, not the fourth.
