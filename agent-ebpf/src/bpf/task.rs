@@ -68,7 +68,7 @@ macro_rules! words {
                     asm!(
                         concat!("{} = *(", $size, " *)({} + {})"),
                         out(reg) word,
-                        in(reg) from,
+                        in(reg) from as u64,
                         const OFFSET,
                         options(nomem, nostack, preserves_flags)
                     );
