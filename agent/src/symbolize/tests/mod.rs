@@ -202,11 +202,15 @@ fn start(dir: &Path, options: &[&str]) -> (Child, u64) {
 
 /// Starts a program that writes an address and waits for its input to end.
 fn start_program(program: &Path) -> (Child, u64) {
-    let mut child = Command::new(program)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut command = Command::new(program);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = loop {
+        // Another test that started a program just when this file was written holds it open until it calls exec.
+        match command.spawn() {
+            Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+            other => break other.unwrap(),
+        }
+    };
     let address = read_address(&mut child);
     (child, address)
 }
