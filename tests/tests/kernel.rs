@@ -24,5 +24,7 @@ mod pool;
 mod rules;
 #[path = "kernel/stacks.rs"]
 mod stacks;
+#[path = "kernel/stall.rs"]
+mod stall;
 #[path = "kernel/wait.rs"]
 mod wait;

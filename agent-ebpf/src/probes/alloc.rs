@@ -150,19 +150,25 @@ mod bpf {
         if t.alloc_epoch != epoch {
             // Exponential thresholds have no memory, so a new draw at any time keeps the sampling unbiased.
             t.alloc_epoch = epoch;
-            t.alloc_left = exponential(mean);
+            t.alloc_left = threshold(mean);
         }
-        if size < t.alloc_left {
-            t.alloc_left -= size;
+        if size < u64::from(t.alloc_left) {
+            t.alloc_left -= size as u32;
             return 0;
         }
-        t.alloc_left = exponential(mean);
+        t.alloc_left = threshold(mean);
         sampled(&ctx, t, tid, size, mean);
         if cookie & COOKIE_LIVE != 0 {
             t.alloc_at = entry;
             t.alloc_out = out;
         }
         0
+    }
+
+    /// Bytes until the next sample: some seven times the mean at most, which is no more than 64 MiB.
+    #[inline(always)]
+    fn threshold(mean: u32) -> u32 {
+        exponential(mean) as u32
     }
 
     #[inline(always)]

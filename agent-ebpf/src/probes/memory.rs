@@ -130,10 +130,10 @@ mod bpf {
         }
         // SAFETY: a map value.
         add(unsafe { &raw mut (*slot).growth_pages }, grown as u64);
-        let pending = t.growth_pages + grown as u64;
+        let pending = u64::from(t.growth_pages) + grown as u64;
         let Some(tuning) = tuning() else { return 0 };
         if pending < u64::from(tuning.memory_pages) || !sampled(tgid) {
-            t.growth_pages = pending;
+            t.growth_pages = pending as u32;
             return 0;
         }
         t.growth_pages = 0;

@@ -160,6 +160,8 @@ index_enum! {
         MemoryGrowth = "memory_growth",
         /// `memory_moved`.
         MemoryMoved = "memory_moved",
+        /// The beginnings of `stall_...`.
+        Stall = "stall_begin",
         /// `memory_oom`.
         MemoryOom = "memory_oom",
         /// `disk_start`.

@@ -192,6 +192,18 @@ index_enum! {
     }
 }
 
+index_enum! {
+    /// Why a thread had to free memory before it got any.
+    Stall {
+        /// The host had too little.
+        Reclaim = "reclaim",
+        /// Its cgroup was at its limit.
+        Limit = "limit",
+        /// There was no piece that was large enough.
+        Compaction = "compaction",
+    }
+}
+
 mod alloc;
 mod bucket;
 mod conn;

@@ -1,6 +1,6 @@
 //! What the kernel side keeps: per thread, per slot, and the knobs that the agent turns.
 
-use super::{BUCKETS, Cause, FdKind, MemoryKind, WATCHED};
+use super::{BUCKETS, Cause, FdKind, MemoryKind, Stall, WATCHED};
 
 /// Forecast entries of a thread's blocking places.
 pub const SITES: usize = 8;
@@ -75,8 +75,6 @@ pub struct Thread {
     pub sample_mean: u32,
     /// Anonymous pages of the process at its last fault (leaders only).
     pub anon_pages: i64,
-    /// Growth of anonymous memory not sampled yet, in pages (leaders only).
-    pub growth_pages: u64,
     /// When the running system call was entered, 0 when it is not timed.
     pub sys_at: u64,
     /// [`Tuning::window`] and number (plus one) of the running system call, packed by [`entered`]; 0 for none.
@@ -87,8 +85,12 @@ pub struct Thread {
     pub sys_stack_skip: u32,
     /// 1 once growth of the process was sampled (leaders only).
     pub grown: u32,
+    /// Growth of anonymous memory not sampled yet, in pages (leaders only).
+    pub growth_pages: u32,
     /// Bytes to allocate until the next sample.
-    pub alloc_left: u64,
+    pub alloc_left: u32,
+    /// When it began to free memory, 0 while it does not.
+    pub stall_at: u64,
     /// Stack pointer at the entry of the sampled call that runs, 0 for none.
     pub alloc_at: u64,
     /// Where that call stores its result, 0 where it returns it.
@@ -151,6 +153,10 @@ pub struct Slot {
     pub growth_pages: u64,
     /// Anonymous memory that shrank, in pages.
     pub returned_pages: u64,
+    /// Time in which threads freed memory, by `Stall`.
+    pub stall_ns: [u64; Stall::COUNT],
+    /// How often, by `Stall`.
+    pub stalls: [u64; Stall::COUNT],
     /// Processes killed for memory.
     pub oom_kills: u64,
     /// Live processes at the last harvest.
@@ -176,6 +182,8 @@ impl Slot {
         live: Sums::ZERO,
         growth_pages: 0,
         returned_pages: 0,
+        stall_ns: [0; Stall::COUNT],
+        stalls: [0; Stall::COUNT],
         oom_kills: 0,
         processes: 0,
         threads: 0,
@@ -185,7 +193,8 @@ impl Slot {
         fds_round: 0,
     };
 }
-const _: () = assert!(size_of::<Slot>() == 16 + 2 * size_of::<Sums>() + 8 * (5 + 4 + 1 + 9 + 1));
+const _: () =
+    assert!(size_of::<Slot>() == 16 + 2 * size_of::<Sums>() + 8 * (5 + 2 * Stall::COUNT + 4 + 1 + 9 + 1));
 
 /// Duration histogram with its sum.
 #[derive(Clone, Copy, Debug, Default)]

@@ -62,6 +62,8 @@ fn add_counters(total: &mut Totals, tick: &Totals) {
     total.memory_returned_bytes = total
         .memory_returned_bytes
         .saturating_add(tick.memory_returned_bytes);
+    add_each(&mut total.stall_ns, &tick.stall_ns);
+    add_each(&mut total.stalls, &tick.stalls);
     total.faults_minor = total.faults_minor.saturating_add(tick.faults_minor);
     total.faults_major = total.faults_major.saturating_add(tick.faults_major);
     total.oom_kills = total.oom_kills.saturating_add(tick.oom_kills);

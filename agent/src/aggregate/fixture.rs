@@ -232,6 +232,8 @@ fn everything() -> Totals {
         cpu_system_ns: SECOND / 2,
         memory_growth_bytes: 1 << 20,
         memory_returned_bytes: 1 << 18,
+        stall_ns: [0, SECOND / 4, 0],
+        stalls: [0, 9, 0],
         faults_minor: 256,
         faults_major: 1,
         oom_kills: 1,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::snapshot::{CodeSeries, ServiceSnapshot};
 use crate::symbolize::{
     Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, FdKind, HISTOGRAM_BUCKETS, Histogram,
-    MemoryKind, Peer, StackKind, Totals,
+    MemoryKind, Peer, StackKind, Stall, Totals,
 };
 
 macro_rules! metrics {
@@ -44,6 +44,10 @@ metrics! {
     MemoryGrowth = "tieback_memory_growth_bytes_total",
     /// Anonymous memory given back.
     MemoryReturned = "tieback_memory_returned_bytes_total",
+    /// Time held up by the freeing of memory.
+    MemoryStall = "tieback_memory_stall_seconds_total",
+    /// How often.
+    MemoryStalls = "tieback_memory_stalls_total",
     /// Page faults.
     PageFaults = "tieback_page_faults_total",
     /// Kills for memory.
@@ -180,6 +184,15 @@ impl ServiceSnapshot {
             .filter(|(_, ns)| *ns > 0)
     }
 
+    /// Kinds of stalls that happened, with their time and number.
+    pub fn stalls(&self) -> impl Iterator<Item = (Stall, u64, u64)> {
+        let totals = &self.totals;
+        Stall::ALL
+            .iter()
+            .map(|&kind| (kind, totals.stall_ns[kind.index()], totals.stalls[kind.index()]))
+            .filter(|(.., count)| *count > 0)
+    }
+
     /// Histograms of causes with observations.
     pub fn wait_histograms(&self) -> impl Iterator<Item = (Cause, &Histogram)> {
         Cause::ALL
@@ -262,6 +275,7 @@ impl ServiceSnapshot {
             Metric::CodeAlloc => self.code_series(StackKind::Alloc).len(),
             Metric::CodeAllocLive => self.live.code.len(),
             Metric::Wait => self.causes().count(),
+            Metric::MemoryStall | Metric::MemoryStalls => self.stalls().count(),
             Metric::Cpu | Metric::PageFaults => 2,
             Metric::MemoryResident => MemoryKind::COUNT,
             Metric::OpenFds => FdKind::COUNT,

@@ -51,7 +51,7 @@ use window::{WindowBuilder, Windows};
 pub use crate::symbolize::{
     AGES, AttributedTick, Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, FdForecast, FdKind,
     Frame, Histogram, MemoryKind, OomVictim, Owner, Peer, PoolPeer, PoolTotals, Service, ServiceInfo,
-    SharedStack, Stack, StackDetail, StackKind, SymbolizedSample, SyscallTotals, Totals,
+    SharedStack, Stack, StackDetail, StackKind, Stall, SymbolizedSample, SyscallTotals, Totals,
 };
 
 /// Name of the service that stands for those past the bound.

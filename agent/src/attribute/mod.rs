@@ -24,7 +24,7 @@ pub use service::{Service, ServiceInfo};
 pub use crate::decode::model::{
     AGES, Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, DiskTotals, FdForecast, FdKind,
     HISTOGRAM_BUCKETS, Histogram, Lifecycle, MemoryKind, OomVictim, Peer, PoolPeer, PoolTotals, SlotId,
-    StackDetail, StackKind, StackSample, SyscallTotals, Tick, Totals, UnwindResult,
+    StackDetail, StackKind, StackSample, Stall, SyscallTotals, Tick, Totals, UnwindResult,
 };
 
 /// One tick, summed to services.

@@ -26,6 +26,8 @@ impl Totals {
             syscalls,
             memory_growth_bytes,
             memory_returned_bytes,
+            stall_ns,
+            stalls,
             faults_minor,
             faults_major,
             oom_kills,
@@ -59,6 +61,8 @@ impl Totals {
         }
         self.memory_growth_bytes += memory_growth_bytes;
         self.memory_returned_bytes += memory_returned_bytes;
+        add_array(&mut self.stall_ns, stall_ns);
+        add_array(&mut self.stalls, stalls);
         self.faults_minor += faults_minor;
         self.faults_major += faults_major;
         self.oom_kills += oom_kills;

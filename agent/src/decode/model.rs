@@ -10,6 +10,7 @@ pub use super::descriptors::{FdForecast, ProcessFds};
 pub use agent_ebpf::wire::unwind::UnwindResult;
 pub use agent_ebpf::wire::{
     ALLOC_RANGES, AllocCall, AllocCounts, AllocSite, AllocTarget, LiveKey, LiveValue, MAX_ALLOC_TARGETS,
+    Stall,
 };
 pub use agent_ebpf::wire::{Cause, ConnEnd, ConnFailure, Direction, DiskOp, FdKind, MemoryKind, StackKind};
 
@@ -72,6 +73,10 @@ pub struct Totals {
     pub memory_growth_bytes: u64,
     /// Anonymous memory shrunk, in bytes.
     pub memory_returned_bytes: u64,
+    /// Nanoseconds in which threads freed memory, by `Stall`.
+    pub stall_ns: [u64; Stall::COUNT],
+    /// How often, by `Stall`.
+    pub stalls: [u64; Stall::COUNT],
     /// Minor faults.
     pub faults_minor: u64,
     /// Major faults.

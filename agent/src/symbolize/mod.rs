@@ -44,7 +44,7 @@ pub use stats::{DebugFile, Fetched, Outcome, Owned, SymbolizeStats};
 pub use crate::attribute::{
     AGES, AttributedTick, Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, DiskTotals, FdForecast,
     FdKind, HISTOGRAM_BUCKETS, Histogram, MemoryKind, OomVictim, Peer, PoolPeer, PoolTotals, Service,
-    ServiceInfo, SlotId, StackDetail, StackKind, StackSample, SyscallTotals, Totals, UnwindResult,
+    ServiceInfo, SlotId, StackDetail, StackKind, StackSample, Stall, SyscallTotals, Totals, UnwindResult,
 };
 
 /// A shared, resolved stack.

@@ -1,13 +1,14 @@
 //! Memory and storage.
 
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use tieback_tests::agent::Agent;
 use tieback_tests::metrics::Scrape;
 use tieback_tests::program::Program;
 use tieback_tests::{assert_within, nearest};
+
+use super::stall::MemoryGroup;
 
 #[test]
 fn growth_is_exact_and_split_by_function() -> Result<()> {
@@ -129,36 +130,6 @@ fn direct_writes_are_charged_to_the_byte() -> Result<()> {
     let want = truth["written_bytes"].as_f64().context("no written_bytes")?;
     assert_eq!(scrape.sum("tieback_disk_io_bytes_total", &labels), want);
     Ok(())
-}
-
-/// A cgroup with a limit of memory, removed when dropped.
-struct MemoryGroup(PathBuf);
-
-impl MemoryGroup {
-    fn new(bytes: u64) -> Result<Self> {
-        let name = format!("tieback-test-{}", std::process::id());
-        let v1 = Path::new("/sys/fs/cgroup/memory");
-        let (root, limit) = if v1.is_dir() {
-            (v1, "memory.limit_in_bytes")
-        } else {
-            (Path::new("/sys/fs/cgroup"), "memory.max")
-        };
-        let group = Self(root.join(name));
-        std::fs::create_dir(&group.0).context("create a memory cgroup")?;
-        std::fs::write(group.0.join(limit), bytes.to_string())?;
-        Ok(group)
-    }
-
-    fn add(&self, pid: u32) -> Result<()> {
-        Ok(std::fs::write(self.0.join("cgroup.procs"), pid.to_string())?)
-    }
-}
-
-impl Drop for MemoryGroup {
-    fn drop(&mut self) {
-        // Fails only where a process is left in it, which the test has ended.
-        let _removed = std::fs::remove_dir(&self.0);
-    }
 }
 
 /// Anonymous memory of a process that was killed for memory, by the kernel's log.

@@ -34,6 +34,14 @@ pub(super) fn difference(view: View, last: &mut Last, syscall_ratio: f64) -> Box
         &mut totals.memory_returned_bytes,
         &mut before.memory_returned_bytes,
     );
+    for (now, before) in [
+        (&mut totals.stall_ns, &mut before.stall_ns),
+        (&mut totals.stalls, &mut before.stalls),
+    ] {
+        for (now, before) in now.iter_mut().zip(before) {
+            step(now, before);
+        }
+    }
     step(&mut totals.faults_minor, &mut before.faults_minor);
     step(&mut totals.faults_major, &mut before.faults_major);
     step(&mut totals.oom_kills, &mut before.oom_kills);

@@ -194,6 +194,7 @@ fn view(slot: &Slot, dead: &Sums, live: &Sums, round: u32) -> View {
     totals.memory_returned_bytes = slot.returned_pages * PAGE;
     totals.faults_minor = dead.min_flt + live.min_flt;
     totals.faults_major = dead.maj_flt + live.maj_flt;
+    (totals.stall_ns, totals.stalls) = (slot.stall_ns, slot.stalls);
     totals.oom_kills = slot.oom_kills;
     if slot.round == round {
         totals.resident_bytes = slot.rss_pages.map(|pages| pages * PAGE);

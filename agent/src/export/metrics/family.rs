@@ -29,6 +29,15 @@ pub(super) fn family(metric: Metric) -> Family {
             Counter,
             "Bytes by which anonymous resident memory shrank while the process lived; swapped out counts as well.",
         ),
+        Metric::MemoryStall => (
+            Counter,
+            "Seconds in which threads had to free memory before they got any, for want of the host's (reclaim), at the limit of their \
+             cgroup (limit), or of one piece (compaction). They passed on the CPU or waiting and are part of those seconds, too.",
+        ),
+        Metric::MemoryStalls => (
+            Counter,
+            "Times that threads had to free memory before they got any.",
+        ),
         Metric::PageFaults => (Counter, "Page faults by kind; major ones waited for storage."),
         Metric::OomKills => (Counter, "Processes killed for want of memory."),
         Metric::AllocBytes => (

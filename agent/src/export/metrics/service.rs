@@ -131,6 +131,16 @@ fn samples(out: &mut Series<'_>, metric: Metric, service: &ServiceSnapshot) {
         }
         Metric::MemoryGrowth => out.add(&[], Value::Int(totals.memory_growth_bytes)),
         Metric::MemoryReturned => out.add(&[], Value::Int(totals.memory_returned_bytes)),
+        Metric::MemoryStall => {
+            for (kind, ns, _) in service.stalls() {
+                out.add(&[("kind", kind.as_str())], Value::Nanos(ns));
+            }
+        }
+        Metric::MemoryStalls => {
+            for (kind, _, count) in service.stalls() {
+                out.add(&[("kind", kind.as_str())], Value::Int(count));
+            }
+        }
         Metric::PageFaults => {
             out.add(&[("kind", "minor")], Value::Int(totals.faults_minor));
             out.add(&[("kind", "major")], Value::Int(totals.faults_major));

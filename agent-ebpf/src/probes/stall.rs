@@ -1,0 +1,96 @@
+//! How long threads were held up because memory had to be made free for them.
+
+use crate::{
+    offsets::Field,
+    probe::{Attach, Hook, Probe},
+};
+
+/// What it is.
+pub const PROBE: Probe = Probe {
+    name: "stall",
+    help: "Time in which threads had to free memory themselves before they got any: reclaim and compaction.",
+    hooks: &[
+        Hook { program: "stall_reclaim", attach: Attach::TpBtf(&["mm_vmscan_direct_reclaim_begin"]) },
+        Hook { program: "stall_reclaimed", attach: Attach::TpBtf(&["mm_vmscan_direct_reclaim_end"]) },
+        Hook { program: "stall_limit", attach: Attach::TpBtf(&["mm_vmscan_memcg_reclaim_begin"]) },
+        Hook { program: "stall_limited", attach: Attach::TpBtf(&["mm_vmscan_memcg_reclaim_end"]) },
+        Hook { program: "stall_compact", attach: Attach::TpBtf(&["mm_compaction_begin"]) },
+        Hook { program: "stall_compacted", attach: Attach::TpBtf(&["mm_compaction_end"]) },
+    ],
+    fields: &[Field::TaskPid],
+    metrics: &["tieback_memory_stall_seconds_total", "tieback_memory_stalls_total"],
+};
+
+#[cfg(target_arch = "bpf")]
+mod bpf {
+    use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+
+    use crate::{
+        bpf::{
+            count::{add, run},
+            state::{slot, thread},
+            task::{current, now, field},
+        },
+        wire::{Program, SLOT_KERNEL, Stall},
+    };
+
+    /// Background reclaim (kswapd, kcompactd) runs in threads of the kernel's own, which are left out.
+    #[inline(always)]
+    fn begin() -> i32 {
+        run(Program::Stall);
+        if let Some(thread) = thread(current().load(field!(task_pid))) {
+            // SAFETY: a map value; only the thread itself writes this field.
+            unsafe { (*thread).stall_at = now() };
+        }
+        0
+    }
+
+    #[inline(always)]
+    fn end(kind: Stall) -> i32 {
+        let Some(thread) = thread(current().load(field!(task_pid))) else { return 0 };
+        // SAFETY: as in `begin`.
+        let (at, id) = unsafe { ((*thread).stall_at, (*thread).slot) };
+        if at == 0 || id <= SLOT_KERNEL {
+            return 0;
+        }
+        if let Some(slot) = slot(id) {
+            // SAFETY: map values.
+            unsafe {
+                (*thread).stall_at = 0;
+                add((&raw mut (*slot).stall_ns).cast::<u64>().add(kind as usize), now().wrapping_sub(at));
+                add((&raw mut (*slot).stalls).cast::<u64>().add(kind as usize), 1);
+            }
+        }
+        0
+    }
+
+    #[btf_tracepoint(function = "mm_vmscan_direct_reclaim_begin")]
+    fn stall_reclaim(_ctx: BtfTracePointContext) -> i32 {
+        begin()
+    }
+
+    #[btf_tracepoint(function = "mm_vmscan_direct_reclaim_end")]
+    fn stall_reclaimed(_ctx: BtfTracePointContext) -> i32 {
+        end(Stall::Reclaim)
+    }
+
+    #[btf_tracepoint(function = "mm_vmscan_memcg_reclaim_begin")]
+    fn stall_limit(_ctx: BtfTracePointContext) -> i32 {
+        begin()
+    }
+
+    #[btf_tracepoint(function = "mm_vmscan_memcg_reclaim_end")]
+    fn stall_limited(_ctx: BtfTracePointContext) -> i32 {
+        end(Stall::Limit)
+    }
+
+    #[btf_tracepoint(function = "mm_compaction_begin")]
+    fn stall_compact(_ctx: BtfTracePointContext) -> i32 {
+        begin()
+    }
+
+    #[btf_tracepoint(function = "mm_compaction_end")]
+    fn stall_compacted(_ctx: BtfTracePointContext) -> i32 {
+        end(Stall::Compaction)
+    }
+}

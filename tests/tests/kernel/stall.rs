@@ -1,0 +1,140 @@
+//! Threads that have to free memory before they get any.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use tieback_tests::agent::Agent;
+use tieback_tests::assert_within;
+use tieback_tests::program::Program;
+
+/// A cgroup with a limit of memory, removed when dropped.
+pub(crate) struct MemoryGroup(PathBuf);
+
+impl MemoryGroup {
+    pub(crate) fn new(bytes: u64) -> Result<Self> {
+        let name = format!("tieback-test-{}", std::process::id());
+        let v1 = Path::new("/sys/fs/cgroup/memory");
+        let (root, limit) = if v1.is_dir() {
+            (v1, "memory.limit_in_bytes")
+        } else {
+            (Path::new("/sys/fs/cgroup"), "memory.max")
+        };
+        if limit == "memory.max" {
+            // Where nobody uses it, groups have none.
+            std::fs::write(root.join("cgroup.subtree_control"), "+memory").context("memory for cgroups")?;
+        }
+        let group = Self(root.join(name));
+        std::fs::create_dir(&group.0).context("create a memory cgroup")?;
+        std::fs::write(group.0.join(limit), bytes.to_string())?;
+        Ok(group)
+    }
+
+    pub(crate) fn add(&self, pid: u32) -> Result<()> {
+        Ok(std::fs::write(self.0.join("cgroup.procs"), pid.to_string())?)
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        // Fails only where a process is left in it, which the test has ended.
+        let _removed = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// What the kernel's own tracing says, in a place of its own; removed when dropped.
+struct Trace(PathBuf);
+
+impl Trace {
+    fn start() -> Result<Self> {
+        let root = Path::new("/sys/kernel/tracing");
+        let root = if root.join("instances").is_dir() {
+            root
+        } else {
+            Path::new("/sys/kernel/debug/tracing")
+        };
+        let trace = Self(
+            root.join("instances")
+                .join(format!("tieback-test-{}", std::process::id())),
+        );
+        std::fs::create_dir(&trace.0).context("create an instance of tracefs")?;
+        trace.set("buffer_size_kb", "8192")?;
+        trace.set("trace_clock", "mono")?;
+        for event in ["begin", "end"] {
+            trace.set(
+                &format!("events/vmscan/mm_vmscan_memcg_reclaim_{event}/enable"),
+                "1",
+            )?;
+        }
+        Ok(trace)
+    }
+
+    fn set(&self, name: &str, value: &str) -> Result<()> {
+        std::fs::write(self.0.join(name), value).with_context(|| format!("{name} of tracefs"))
+    }
+
+    /// Seconds and number of a thread's stalls: `comm-TID [CPU] flags seconds.micros: event: ...`.
+    fn stalls(&self, tid: u32) -> Result<(f64, f64)> {
+        let text = std::fs::read_to_string(self.0.join("trace"))?;
+        ensure!(!text.contains("LOST"), "the trace has gaps");
+        let (mut begun, mut seconds, mut count) = (HashMap::new(), 0.0, 0.0);
+        let mine = format!("-{tid} ");
+        for line in text.lines().filter(|line| line.contains(&mine)) {
+            let (at, event) = line
+                .split_once(": mm_vmscan_memcg_reclaim_")
+                .context("another event")?;
+            let at: f64 = at.split_whitespace().last().context("no time")?.parse()?;
+            if event.starts_with("begin") {
+                begun.insert(tid, at);
+            } else if let Some(begun) = begun.remove(&tid) {
+                seconds += at - begun;
+                count += 1.0;
+            }
+        }
+        Ok((seconds, count))
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        // What is left of it ends with the machine.
+        let _removed = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn reclaim_at_the_limit_of_a_cgroup_is_a_stall() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    // TMPFS_MAGIC and RAMFS_MAGIC of linux/magic.h.
+    if [0x0102_1994, 0x8584_58f6].contains(&rustix::fs::statfs(dir.path())?.f_type) {
+        println!("skipped: what is cached of files in memory cannot be freed");
+        return Ok(());
+    }
+    let agent = Agent::start(&[])?;
+    let group = MemoryGroup::new(32 << 20)?;
+    let path = dir.path().join("file");
+    // More than the group may cache: reading it frees what was read before.
+    std::fs::write(&path, vec![7; 256 << 20])?;
+    let (mut program, _) = Program::start(&["cold-read", path.to_str().context("path")?])?;
+    let service = program.service.clone();
+    agent.wait_for_service(&service)?;
+    group.add(program.pid())?;
+    let before = agent.settled()?;
+    let trace = Trace::start()?;
+    program.finish()?;
+    let after = agent.settled()?;
+    let (seconds, count) = trace.stalls(program.pid())?;
+    let more = |name: &str| {
+        let labels = [("service_name", service.as_str()), ("kind", "limit")];
+        after.sum(name, &labels) - before.sum(name, &labels)
+    };
+    assert!(count > 100.0, "{count} stalls");
+    assert_eq!(more("tieback_memory_stalls_total"), count);
+    assert_within!(
+        more("tieback_memory_stall_seconds_total"),
+        seconds,
+        0.1,
+        "seconds of stalls"
+    );
+    Ok(())
+}
