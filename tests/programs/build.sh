@@ -22,6 +22,8 @@ if command -v musl-gcc >/dev/null; then
 fi
 strip -o "$to/chain-stripped" "$to/chain"
 cc $flags -shared -fPIC -o "$to/libthrough.so" "$from/through.c"
+# As prelink(8) leaves libraries: linked for an address that is not zero, at which the loader does not have to put them.
+cc $flags -shared -fPIC -Wl,-Ttext-segment=0x3a00000000 -o "$to/libprelinked.so" "$from/through.c"
 cc $flags -DROOM=900 -shared -fPIC -o "$to/libother.so" "$from/through.c"
 # Without names of its own: these are in a debug file beside it.
 cc $flags -g -DLINKED -o "$to/chain-whole" "$from/chain.c"

@@ -116,6 +116,12 @@ fn stacks_are_exact_wherever_a_program_is() -> Result<()> {
     cases.push(programs.case("chain", "exec", "sleep"));
     // Other libraries came and went.
     cases.push(programs.case("chain", "dlclose", "sleep"));
+    let mut prelinked = programs.case("chain", "dlopen", "sleep");
+    prelinked.name += " prelinked";
+    prelinked.command.pop();
+    let library = programs.0.path("libprelinked.so");
+    prelinked.command.push(library.to_string_lossy().into_owned());
+    cases.push(prelinked);
     run(&cases)
 }
 
