@@ -30,20 +30,21 @@ pub fn bucket(ns: u64) -> usize {
     five_bits(u64::from(unsafe { *HIGHEST.as_ptr().add(at) }))
 }
 
-/// A number that has no more than five bits anyway, so that the verifier sees it, too: any mask in Rust is taken away as
-/// needless, and the compiler turns a comparison of what it knows into something that the verifier does not follow.
+/// The lowest five bits. The compiler knows that the table holds no number of more bits and takes a mask in Rust away as
+/// needless; the verifier does not know it, so on BPF the mask is one that the compiler does not see through.
+#[cfg(target_arch = "bpf")]
 #[inline(always)]
-#[cfg_attr(
-    not(target_arch = "bpf"),
-    expect(unused_mut, reason = "only the assembly writes it")
-)]
 fn five_bits(mut number: u64) -> usize {
-    #[cfg(target_arch = "bpf")]
     // SAFETY: changes one register.
     unsafe {
         core::arch::asm!("{} &= 31", inout(reg) number, options(pure, nomem, nostack, preserves_flags));
     }
     number as usize
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn five_bits(number: u64) -> usize {
+    (number & 31) as usize
 }
 
 #[cfg(test)]
