@@ -10,7 +10,7 @@ use agent_ebpf::wire::Program;
 use anyhow::Result;
 
 use crate::config::SyscallMode;
-use crate::decode::harvest::counters;
+use crate::decode::harvest::counter_by_cpu;
 use crate::load::Loaded;
 use crate::telemetry::GovernorTelemetry;
 
@@ -21,7 +21,7 @@ use self::level::Levels;
 const PERIOD: Duration = Duration::from_secs(1);
 /// Least share of the time, so that there is always something to see.
 const LEAST: f64 = 0.02;
-/// Share of the budget that system calls may take.
+/// Share of the budget that system calls may take, on any CPU.
 const SHARE: f64 = 0.5;
 
 /// A duty this far below all of the time is left only when there is this much room in the budget.
@@ -45,17 +45,25 @@ pub struct Governor {
     /// Time of this tick in which calls were counted, up to the last closing or tick.
     counted: Duration,
     tick_began: Instant,
-    last_runs: u64,
+    last_runs: Vec<u64>,
     last_spent: f64,
     cost_ratio: f64,
     levels: Levels,
     seed: u64,
 }
 
-/// System calls seen so far.
-fn seen(loaded: &mut Loaded) -> Result<u64> {
-    let runs = counters(loaded, "RUNS")?;
-    Ok(runs.get(Program::SyscallExit.index()).copied().unwrap_or(0))
+/// System calls seen so far, by CPU.
+fn seen(loaded: &mut Loaded) -> Result<Vec<u64>> {
+    counter_by_cpu(loaded, "RUNS", Program::SyscallExit as u32)
+}
+
+/// Calls since `before`: on the busiest CPU, and on all.
+fn calls_since(before: &[u64], now: &[u64]) -> (u64, u64) {
+    let by_cpu = now
+        .iter()
+        .zip(before.iter().chain(std::iter::repeat(&0)))
+        .map(|(now, before)| now.saturating_sub(*before));
+    by_cpu.fold((0, 0), |(most, all), calls| (most.max(calls), all + calls))
 }
 
 impl Governor {
@@ -75,7 +83,7 @@ impl Governor {
             open: None,
             counted: Duration::ZERO,
             tick_began: now,
-            last_runs: 0,
+            last_runs: Vec::new(),
             last_spent: 0.0,
             cost_ratio: 0.0,
             levels: Levels::default(),
@@ -138,12 +146,12 @@ impl Governor {
         Ok(())
     }
 
-    /// Sets the duty by the rate of calls since the last look.
+    /// Sets the duty by the rate of calls on the busiest CPU since the last look.
     fn steer(&mut self, loaded: &mut Loaded, now: Instant) -> Result<()> {
         let length = now.duration_since(self.rated);
         self.rated = now;
         let seen = seen(loaded)?;
-        let rate = seen.saturating_sub(self.last_runs) as f64 / length.as_secs_f64().max(1e-6);
+        let (most, all) = calls_since(&self.last_runs, &seen);
         self.last_runs = seen;
         if self.mode == SyscallMode::Exact {
             return Ok(());
@@ -152,7 +160,8 @@ impl Governor {
             .iter()
             .map(|program| self.costs.of(*program))
             .sum();
-        let share = rate * each / 1e9 / self.cpus as f64;
+        // The busiest CPU counts, not the host: else a single busy service would bear what a host of 64 CPUs may cost.
+        let share = most as f64 / length.as_secs_f64().max(1e-6) * each / 1e9;
         let wanted = self.limit * SHARE / share.max(1e-12);
         let room = if self.duty >= 1.0 { 1.0 } else { HYSTERESIS };
         let duty = if wanted >= room {
@@ -163,7 +172,7 @@ impl Governor {
         if (duty >= 1.0) != (self.duty >= 1.0) {
             tracing::info!(
                 duty,
-                calls_per_second = rate.round(),
+                calls_per_second = (all as f64 / length.as_secs_f64().max(1e-6)).round(),
                 "system calls are counted {}",
                 if duty >= 1.0 { "exactly" } else { "in windows" }
             );
@@ -258,5 +267,16 @@ impl Governor {
             cost_limit_ratio: self.limit,
             ..GovernorTelemetry::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_busiest_cpu_is_told_from_all() {
+        assert_eq!(calls_since(&[], &[3, 5]), (5, 8), "nothing was seen before");
+        assert_eq!(calls_since(&[1000, 10], &[1001, 40]), (30, 31));
     }
 }

@@ -14,7 +14,7 @@ use agent_ebpf::wire::{MAX_SLOTS, SLOT_KERNEL, Slot, Sums, WaitHists};
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap as BpfMap, MapData};
 
-pub use self::read::{counters, runs};
+pub use self::read::{counter_by_cpu, counters, runs};
 use self::{
     difference::difference,
     read::{connections, disk, syscalls},

@@ -102,3 +102,14 @@ pub fn counters(loaded: &mut Loaded, name: &str) -> Result<Vec<u64>> {
     )?;
     (0..map.len()).map(|i| Ok(map.get(&i, 0)?.iter().sum())).collect()
 }
+
+/// One counter of a per-CPU array, by CPU.
+pub fn counter_by_cpu(loaded: &mut Loaded, name: &str, index: u32) -> Result<Vec<u64>> {
+    let map: PerCpuArray<_, u64> = PerCpuArray::try_from(
+        loaded
+            .maps()
+            .map_mut(name)
+            .with_context(|| format!("the object has no map {name}"))?,
+    )?;
+    Ok(map.get(&index, 0)?.to_vec())
+}
