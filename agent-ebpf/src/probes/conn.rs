@@ -65,12 +65,12 @@ pub(crate) mod bpf {
             sock::{
                 CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT, Sock,
             },
-            state::{sampled, thread, tuning},
+            state::{sampled, slot, thread, tuning},
             task::{Kernel, current, field, now},
         },
         wire::{
-            CONN_ADOPTED, CONN_CLOSED, CONN_ESTABLISHED, Conn, ConnEnd, ConnFailure, ConnKey, Direction, LastData,
-            ListenKey, Lost, Program, SLOT_KERNEL, StackKind,
+            CONN_ADOPTED, CONN_CLOSED, CONN_ESTABLISHED, CALLER_SAMPLES, Conn, ConnEnd, ConnFailure, ConnKey,
+            Direction, LastData, ListenKey, Lost, Program, SLOT_KERNEL, StackKind, Tuning,
         },
     };
 
@@ -184,11 +184,7 @@ pub(crate) mod bpf {
         let Some(slot) = own_slot() else { return };
         remember(sock, sock.key(slot, Direction::Out), 0);
         let Some(tuning) = tuning() else { return };
-        let every = tuning.conn_every.max(1);
-        // SAFETY: the helper has no preconditions.
-        if every > 1 && (u64::from(unsafe { bpf_get_prandom_u32() }) * u64::from(every)) >> 32 != 0 {
-            return;
-        }
+        let Some(every) = chosen(slot, tuning) else { return };
         let task = current();
         let tgid: u32 = task.load(field!(task_tgid));
         if !sampled(tgid) {
@@ -203,10 +199,33 @@ pub(crate) mod bpf {
             tid: task.load(field!(task_pid)),
             cause: 0,
             nr: -1,
-            weight: u64::from(every),
+            weight: every,
             kernel: false,
         };
         sample::take(sample::raw(ctx), &what);
+    }
+
+    /// Whether this caller is sampled, and for how many it stands: what was sampled before decides the chance, never the
+    /// caller, so sums of weights have no bias.
+    #[inline(always)]
+    fn chosen(id: u32, tuning: &Tuning) -> Option<u64> {
+        let slot = slot(id)?;
+        // SAFETY: map values. Two callers at once may count as one, which only sets the pace.
+        let samples = unsafe {
+            if (*slot).conn_round != tuning.round {
+                (*slot).conn_round = tuning.round;
+                (*slot).conn_samples = 0;
+            }
+            &mut (*slot).conn_samples
+        };
+        let halvings = (*samples / CALLER_SAMPLES).min(24);
+        let every = u64::from(tuning.conn_every.max(1)) << halvings;
+        // SAFETY: the helper has no preconditions.
+        if every > 1 && (u64::from(unsafe { bpf_get_prandom_u32() }) * every) >> 32 != 0 {
+            return None;
+        }
+        *samples = samples.wrapping_add(1);
+        Some(every)
     }
 
     #[inline(always)]

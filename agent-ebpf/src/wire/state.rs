@@ -16,6 +16,9 @@ pub const SLOT_NONE: u32 = 0;
 pub const SLOT_KERNEL: u32 = 1;
 /// First slot that a program image can get.
 pub const SLOT_FIRST: u32 = 2;
+/// Callers of `connect` that are sampled of a slot in each round before the chance of the next one halves, and so on: the
+/// first are all known, and a flood is sampled as often as its logarithm tells.
+pub const CALLER_SAMPLES: u32 = 128;
 /// System call numbers that are told apart.
 pub const MAX_SYSCALLS: u32 = 512;
 
@@ -171,6 +174,10 @@ pub struct Slot {
     pub fds: [u64; FdKind::COUNT],
     /// [`Tuning::round`] that `fds` belongs to.
     pub fds_round: u64,
+    /// [`Tuning::round`] that `conn_samples` belongs to.
+    pub conn_round: u32,
+    /// Callers of `connect` that were sampled in that round.
+    pub conn_samples: u32,
 }
 impl Slot {
     /// A slot that nobody has.
@@ -191,10 +198,12 @@ impl Slot {
         fd_limit: 0,
         fds: [0; FdKind::COUNT],
         fds_round: 0,
+        conn_round: 0,
+        conn_samples: 0,
     };
 }
 const _: () =
-    assert!(size_of::<Slot>() == 16 + 2 * size_of::<Sums>() + 8 * (5 + 2 * Stall::COUNT + 4 + 1 + 9 + 1));
+    assert!(size_of::<Slot>() == 16 + 2 * size_of::<Sums>() + 8 * (5 + 2 * Stall::COUNT + 4 + 1 + 9 + 2));
 
 /// Duration histogram with its sum.
 #[derive(Clone, Copy, Debug, Default)]
@@ -297,7 +306,7 @@ pub struct Tuning {
     pub syscall_every: u32,
     /// One of how many system calls has its caller sampled.
     pub syscall_stack_every: u32,
-    /// One of how many connects has its caller sampled.
+    /// One of how many connects has its caller sampled, of the first [`CALLER_SAMPLES`] of a round.
     pub conn_every: u32,
     /// Windows in which system calls are counted: odd while one is open. It opens after both hooks are attached and
     /// closes before they are detached, so its length is known to the microsecond, which attaching is not.

@@ -203,12 +203,18 @@ pub(super) fn exact(totals: &Totals, moved: u64, idle_share: f64) -> Vec<(Group,
             Rule::Scale,
         ));
     }
-    let opened = totals
-        .conns
-        .iter()
-        .filter(|((direction, _), _)| *direction == Direction::Out)
-        .fold(0u64, |sum, (_, conn)| sum.saturating_add(conn.opened));
-    groups.push((whole(StackKind::Conn), opened, Rule::Claim));
+    let outgoing = || {
+        totals
+            .conns
+            .iter()
+            .filter(|((direction, _), _)| *direction == Direction::Out)
+            .map(|(_, conn)| conn)
+    };
+    let opened = outgoing().fold(0u64, |sum, conn| sum.saturating_add(conn.opened));
+    // Samples are of attempts. Where some fail, the rest are not known to have opened something; each takes what it weighs.
+    let all_opened = outgoing().all(|conn| conn.failures.iter().all(|failures| *failures == 0));
+    let rule = if all_opened { Rule::Scale } else { Rule::Claim };
+    groups.push((whole(StackKind::Conn), opened, rule));
     groups.retain(|(_, amount, rule)| *amount > 0 || matches!(rule, Rule::Ended(1..)));
     groups
 }

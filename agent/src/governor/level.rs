@@ -81,6 +81,7 @@ impl Levels {
         let (fewer, durations) = (self.level >= 1, self.level < 2);
         loaded.set_tuning(|tuning| {
             tuning.memory_pages = normal.memory_pages * if fewer { 4 } else { 1 };
+            tuning.conn_every = normal.conn_every * if fewer { 4 } else { 1 };
             tuning.syscall_every = if durations {
                 normal.syscall_every
             } else {

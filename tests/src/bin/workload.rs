@@ -143,6 +143,8 @@ enum Command {
         #[arg(long)]
         close: bool,
     },
+    /// Opens `count` connections to itself one after another, a quarter of them from another function.
+    Flood { count: usize },
     /// Answers requests on loopback after the time that each asks for.
     Answer {
         #[arg(long)]
@@ -216,6 +218,7 @@ fn main() -> Result<()> {
             count,
             close,
         } => conn::connect(port, v6, count, close),
+        Command::Flood { count } => conn::flood(count),
         Command::Answer { v6 } => pool::serve(v6),
         Command::Pool {
             port,

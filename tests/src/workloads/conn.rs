@@ -152,6 +152,34 @@ pub fn connect(port: u16, v6: bool, count: usize, close: bool) -> Result<()> {
     gate::truth(&json!({}))
 }
 
+/// Opens connections to itself as fast as it can, three of four from [`flood_often`].
+pub fn flood(count: usize) -> Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let address = listener.local_addr()?;
+    gate::step("ready", &json!({}))?;
+    for at in 0..count {
+        let client = if at % 4 == 3 {
+            flood_rarely(address)?
+        } else {
+            flood_often(address)?
+        };
+        // The accepting side closes first, so that none of the two is a failure.
+        drop(listener.accept()?.0);
+        drop(client);
+    }
+    gate::truth(&json!({}))
+}
+
+#[inline(never)]
+fn flood_often(address: SocketAddr) -> Result<TcpStream> {
+    std::hint::black_box(TcpStream::connect(address).context("connecting often"))
+}
+
+#[inline(never)]
+fn flood_rarely(address: SocketAddr) -> Result<TcpStream> {
+    std::hint::black_box(TcpStream::connect(address).context("connecting rarely"))
+}
+
 /// A TCP socket of one family.
 pub(super) fn tcp(v6: bool, flags: SocketFlags) -> Result<OwnedFd> {
     let family = if v6 {
