@@ -4,7 +4,7 @@ mod slot;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,12 +29,14 @@ pub struct Attributor {
     rules: Vec<ServiceRule>,
     releases: Releases,
     open: BTreeMap<SlotId, Open>,
+    /// Those that are not decided and not gone.
+    waiting: BTreeSet<SlotId>,
     /// Newest open slot of each process.
     by_pid: HashMap<u32, SlotId>,
     tombs: HashMap<SlotId, Decided>,
     order: VecDeque<SlotId>,
     services: HashMap<Service, (Arc<Service>, ServiceInfo)>,
-    released: Vec<(Arc<Service>, Totals)>,
+    released: Vec<(Arc<Service>, Box<Totals>)>,
     /// Whether a slot was finished since room for services was made.
     finished: bool,
     stats: AttributeStats,
@@ -57,6 +59,7 @@ impl Attributor {
             order: VecDeque::new(),
             services: HashMap::new(),
             released: Vec::new(),
+            waiting: BTreeSet::new(),
             finished: false,
             stats: AttributeStats::default(),
         }
@@ -73,15 +76,23 @@ impl Attributor {
                     pid: *pid,
                     parent: *parent,
                     since: now,
+                    gone: None,
                     found,
                     service: None,
-                    held: Totals::default(),
+                    held: None,
                 };
                 self.open.insert(*slot, open);
                 self.by_pid.insert(*pid, *slot);
+                self.waiting.insert(*slot);
                 self.decide(*slot, now, false);
             }
-            Lifecycle::Closed { .. } => {}
+            Lifecycle::Closed { slot } => {
+                // What there was to see of it was seen. Who is charged is decided at the end, when its parent is, too.
+                self.waiting.remove(slot);
+                if let Some(open) = self.open.get_mut(slot) {
+                    open.gone = Some(now);
+                }
+            }
             Lifecycle::Exited { slot, pid } => {
                 if let Some(service) = self.known(*slot)
                     && let Some((_, info)) = self.services.get_mut(&*service)
@@ -95,6 +106,7 @@ impl Attributor {
     /// Forgets a slot whose last totals were attributed.
     pub fn finish(&mut self, slot: SlotId, now: Instant) {
         self.decide(slot, now, true);
+        self.waiting.remove(&slot);
         let Some(open) = self.open.remove(&slot) else {
             return;
         };
@@ -123,12 +135,7 @@ impl Attributor {
 
     /// Decides the slots that have become old enough.
     pub fn settle(&mut self, now: Instant) {
-        let waiting: Vec<SlotId> = self
-            .open
-            .iter()
-            .filter(|(_, open)| open.service.is_none())
-            .map(|(slot, _)| *slot)
-            .collect();
+        let waiting: Vec<SlotId> = self.waiting.iter().copied().collect();
         for slot in waiting {
             self.decide(slot, now, false);
         }
@@ -142,7 +149,8 @@ impl Attributor {
             return;
         }
         // Found when the agent started: as old as it gets.
-        let old = open.parent.is_none() || now.duration_since(open.since) >= self.min_age;
+        let age = open.gone.unwrap_or(now).saturating_duration_since(open.since);
+        let old = open.parent.is_none() || age >= self.min_age;
         if old
             && !last
             && open.parent.is_some()
@@ -177,9 +185,11 @@ impl Attributor {
             None
         };
         if let (Some(decided), Some(open)) = (service, self.open.get_mut(&slot)) {
-            let held = std::mem::take(&mut open.held);
-            self.released.push((Arc::clone(&decided.service), held));
+            if let Some(held) = open.held.take() {
+                self.released.push((Arc::clone(&decided.service), held));
+            }
             open.service = Some(decided);
+            self.waiting.remove(&slot);
         }
     }
 

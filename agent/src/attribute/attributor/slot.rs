@@ -50,15 +50,17 @@ pub(super) struct Open {
     pub(super) pid: u32,
     pub(super) parent: Option<SlotId>,
     pub(super) since: Instant,
+    /// When its last thread was seen to have ended.
+    pub(super) gone: Option<Instant>,
     /// What `/proc` said, not final while a program has only its file's name and is younger than the minimum age.
     pub(super) found: Option<Found>,
     pub(super) service: Option<Decided>,
-    /// Totals that wait for the decision.
-    pub(super) held: Totals,
+    /// Totals that wait for the decision. Few slots have any, and they are large.
+    pub(super) held: Option<Box<Totals>>,
 }
 
 /// Keeps counters; gauges belong to one tick only.
-pub(super) fn hold(held: &mut Totals, totals: &Totals) {
+pub(super) fn hold(held: &mut Option<Box<Totals>>, totals: &Totals) {
     let mut counters = totals.clone();
     counters.resident_bytes = Default::default();
     counters.fds = Default::default();
@@ -72,5 +74,5 @@ pub(super) fn hold(held: &mut Totals, totals: &Totals) {
     for pool in counters.pools.values_mut() {
         pool.clear_gauges();
     }
-    held.merge(&counters);
+    held.get_or_insert_default().merge(&counters);
 }

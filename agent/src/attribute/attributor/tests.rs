@@ -53,6 +53,34 @@ fn short_lives_are_charged_to_the_parent() {
     assert_eq!(attributor.service_of(SlotId(3)).name, own);
 }
 
+/// Also where the agent came in time to see it, and the tick comes long after it is gone.
+#[test]
+fn a_short_life_that_was_seen_is_charged_to_the_parent() {
+    let fixture = Fixture(tempfile::tempdir().unwrap());
+    let start = Instant::now();
+    let after = |ms| start + Duration::from_millis(ms);
+    let mut attributor = Attributor::new(
+        Host::new(fixture.0.path()),
+        Duration::from_secs(1),
+        10,
+        Vec::new(),
+    );
+    for (pid, path) in [(20, "/srv/parent"), (21, "/srv/brief"), (22, "/srv/longer")] {
+        fixture.process(pid, 20, path, "0::/\n", b"");
+    }
+    attributor.apply(&opened(2, 20, None), start);
+    attributor.apply(&opened(3, 21, Some(2)), start);
+    attributor.apply(&opened(4, 22, Some(2)), start);
+    attributor.apply(&Lifecycle::Closed { slot: SlotId(3) }, after(100));
+    attributor.settle(after(1500));
+    attributor.apply(&Lifecycle::Closed { slot: SlotId(4) }, after(1600));
+    for slot in [3, 4] {
+        attributor.finish(SlotId(slot), after(10_000));
+    }
+    assert_eq!(attributor.service_of(SlotId(3)).name, "parent");
+    assert_eq!(attributor.service_of(SlotId(4)).name, "longer");
+}
+
 #[test]
 fn services_are_bounded() {
     let start = Instant::now();
