@@ -104,6 +104,11 @@ impl Program {
         self.input.write_all(b"\n").context("releasing the workload")
     }
 
+    /// Tells the workload which step to take.
+    pub fn order(&mut self, step: &str) -> Result<()> {
+        writeln!(self.input, "{step}").context("ordering a step of the workload")
+    }
+
     /// Reads the workload's next line, which must be the step `name`, and returns its facts.
     pub fn expect(&mut self, name: &str) -> Result<Value> {
         let mut line = String::new();

@@ -152,11 +152,21 @@ pub fn connect(port: u16, v6: bool, count: usize, close: bool) -> Result<()> {
     gate::truth(&json!({}))
 }
 
-/// Opens connections to itself as fast as it can, three of four from [`flood_often`].
+/// Opens connections to itself as fast as it can, three of four from [`flood_often`]: hundreds until told to
+/// `flood`, and then `count`.
 pub fn flood(count: usize) -> Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let address = listener.local_addr()?;
     gate::step("ready", &json!({}))?;
+    floods(&listener, 100)?;
+    while gate::step("begun", &json!({}))?.trim() != "flood" {
+        floods(&listener, 100)?;
+    }
+    floods(&listener, count)?;
+    gate::truth(&json!({}))
+}
+
+fn floods(listener: &TcpListener, count: usize) -> Result<()> {
+    let address = listener.local_addr()?;
     for at in 0..count {
         let client = if at % 4 == 3 {
             flood_rarely(address)?
@@ -167,7 +177,7 @@ pub fn flood(count: usize) -> Result<()> {
         drop(listener.accept()?.0);
         drop(client);
     }
-    gate::truth(&json!({}))
+    Ok(())
 }
 
 #[inline(never)]

@@ -16,7 +16,10 @@ pub(super) fn family(metric: Metric) -> Family {
             Counter,
             "Seconds that threads spent off the CPU, by cause. Exact, but for the division between lock and idle, which is estimated from sampled stacks.",
         ),
-        Metric::Cpu => (Counter, "Seconds that threads spent on a CPU, by mode."),
+        Metric::Cpu => (
+            Counter,
+            "Seconds that threads spent on a CPU, by mode; on a virtual machine with what the hypervisor took from them.",
+        ),
         Metric::MemoryResident => (
             Gauge,
             "Memory of the processes in bytes by kind; swap is what is swapped out, not resident.",
