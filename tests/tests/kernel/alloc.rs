@@ -233,3 +233,110 @@ fn windows_tell_shares_by_code_whatever_the_rate() -> Result<()> {
     }
     Ok(())
 }
+
+/// What a program of several threads, processes and allocators has, against what it tells.
+struct Turns {
+    agent: Agent,
+    watched: Watched,
+    before: Scrape,
+    /// What lived of the loaded allocator, as seen and as told, before its stacks were whole.
+    loaded: (f64, f64),
+}
+
+impl Turns {
+    /// Has the program take a step, and compares bytes and allocations of all (to the last one, if `exact`), and what lives of
+    /// each function.
+    fn turn(&mut self, order: &str, exact: bool) -> Result<()> {
+        let step = order.split(' ').next().unwrap_or(order);
+        self.watched.program.order(order)?;
+        let facts = self.watched.program.expect(step)?;
+        let scrape = self.agent.settled()?;
+        let labels = self.watched.labels();
+        let sum = |what| -> Result<f64> {
+            let steps = ["threads", "grown", "both", "loaded"];
+            steps.iter().map(|step| truth(&facts, step, what)).sum()
+        };
+        for (what, name) in [
+            ("bytes", "tieback_alloc_bytes_total"),
+            ("objects", "tieback_alloc_objects_total"),
+        ] {
+            let (got, want) = (
+                scrape.sum(name, &labels) - self.before.sum(name, &labels),
+                sum(what)?,
+            );
+            // What libraries allocate for themselves (a thread, a file that is opened) is theirs.
+            let rest = if exact { 0.005 * want } else { f64::INFINITY };
+            assert!(
+                got >= want && got <= want + rest,
+                "{what} after {order}: {got}, not {want}"
+            );
+        }
+        for (step, function) in [
+            ("threads", "by_threads"),
+            ("grown", "resize"),
+            ("both", "in_both"),
+            ("loaded", "by_loaded"),
+        ] {
+            let mut got = scrape.code("tieback_code_alloc_live_bytes", &labels, function);
+            let mut want = truth(&facts, step, "live")?;
+            if step == "loaded" {
+                (got, want) = (got - self.loaded.0, want - self.loaded.1);
+            }
+            let error = off(got, want);
+            assert!(
+                error.abs() < SINGLE,
+                "live of {function} after {order}: {got}, not {want}, {error:.1} standard errors"
+            );
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn allocations_across_threads_processes_and_allocators() -> Result<()> {
+    let (agent, mut watched) = watch(&["turns"], "full", ["", "", ""], &["--alloc-period", "16KiB"])?;
+    let before = agent.settled()?;
+    let watched = watched.remove(0);
+    let mut turns = Turns {
+        agent,
+        watched,
+        before,
+        loaded: (0.0, 0.0),
+    };
+    turns.turn("threads", true)?;
+    turns.turn("grow", true)?;
+    turns.turn("shrink", true)?;
+    turns.turn("fork", true)?;
+    turns.agent.wait_for("the child watched", |_| {
+        let service = turns.watched.api(&turns.agent).ok().flatten();
+        service.is_some_and(|service| {
+            service["processes"] == 2 && service["refused"] == Value::Array(Vec::new())
+        })
+    })?;
+    turns.agent.settled()?;
+    turns.turn("both", true)?;
+    turns.turn("kill", false)?;
+    let library = std::fs::read_dir("/usr/lib")?
+        .flatten()
+        .map(|folder| folder.path().join("libmimalloc.so.2"))
+        .find(|path| path.exists())
+        .context("no mimalloc")?;
+    turns.turn(&format!("load {}", library.display()), false)?;
+    turns.agent.wait_for("the new allocator watched", |_| {
+        let service = turns.watched.api(&turns.agent).ok().flatten();
+        let list = service.and_then(|service| service["allocators"].as_array().cloned());
+        list.is_some_and(|list| {
+            list.iter()
+                .any(|path| path.as_str().is_some_and(|path| path.contains("mimalloc")))
+        })
+    })?;
+    turns.agent.settled()?;
+    // The tables of the library, by which stacks are walked, are made when it is first met in one.
+    turns.watched.program.order("loaded")?;
+    let facts = turns.watched.program.expect("loaded")?;
+    let scrape = turns.agent.settled()?;
+    let labels = turns.watched.labels();
+    let got = scrape.code("tieback_code_alloc_live_bytes", &labels, "by_loaded");
+    turns.loaded = (got, truth(&facts, "loaded", "live")?);
+    turns.turn("loaded", false)
+}
