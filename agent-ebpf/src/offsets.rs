@@ -150,6 +150,12 @@ offsets! {
     net_inum: NetInum = ["net.ns.inum"],
     /// Pending error.
     sk_err: SkErr = ["sock.sk_err"],
+    /// Connections that wait to be accepted.
+    sk_ack_backlog: SkAckBacklog = ["sock.sk_ack_backlog"],
+    /// How many may wait.
+    sk_max_ack_backlog: SkMaxAckBacklog = ["sock.sk_max_ack_backlog"],
+    /// What was dropped: by a listening socket, requests for connections.
+    sk_drops: SkDrops = ["sock.sk_drops"],
     /// Protocol.
     sk_protocol: SkProtocol = ["sock.sk_protocol"],
     /// Payload bytes that the peer acknowledged.

@@ -14,6 +14,8 @@ mod deploy;
 mod descriptors;
 #[path = "kernel/life.rs"]
 mod life;
+#[path = "kernel/listen.rs"]
+mod listen;
 #[path = "kernel/memory.rs"]
 mod memory;
 #[path = "kernel/net.rs"]

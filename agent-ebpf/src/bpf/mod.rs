@@ -5,6 +5,7 @@ pub(crate) mod conn;
 pub(crate) mod count;
 pub(crate) mod file;
 pub(crate) mod forecast;
+pub(crate) mod listen;
 mod measure;
 pub(crate) mod random;
 pub(crate) mod sample;

@@ -179,6 +179,21 @@ impl Sock {
         }
     }
 
+    /// Connections that wait to be accepted, and how many may.
+    #[inline(always)]
+    pub(crate) fn accept_queue(self) -> (u32, u32) {
+        (
+            self.word(offset!(sk_ack_backlog)),
+            self.word(offset!(sk_max_ack_backlog)),
+        )
+    }
+
+    /// What a listening socket dropped of what came to it.
+    #[inline(always)]
+    pub(crate) fn drops(self) -> u32 {
+        self.word(offset!(sk_drops))
+    }
+
     /// Payload bytes sent (acknowledged) and received.
     #[inline(always)]
     pub(crate) fn bytes(self) -> (u64, u64) {

@@ -50,9 +50,8 @@ pub const PROBE: Probe = Probe {
 #[cfg(target_arch = "bpf")]
 pub(crate) mod bpf {
     use aya_ebpf::{
-        btf_maps::HashMap,
         helpers::generated::{bpf_for_each_map_elem, bpf_get_prandom_u32},
-        macros::{btf_map, btf_tracepoint},
+        macros::btf_tracepoint,
         programs::BtfTracePointContext,
     };
     use core::ffi::c_void;
@@ -61,6 +60,7 @@ pub(crate) mod bpf {
         bpf::{
             conn::{CONN_STATS, CONNS, count_closed, note_open, settle, stats},
             count::{add, lost, observe, run},
+            listen::{listener, listens, listens_no_more},
             sample::{self, Level, What},
             sock::{
                 CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT, Sock,
@@ -70,13 +70,9 @@ pub(crate) mod bpf {
         },
         wire::{
             CONN_ADOPTED, CONN_CLOSED, CONN_ESTABLISHED, CALLER_SAMPLES, Conn, ConnEnd, ConnFailure, ConnKey,
-            Direction, LastData, ListenKey, Lost, Program, SLOT_KERNEL, StackKind, Tuning,
+            Direction, LastData, Lost, Program, SLOT_KERNEL, StackKind, Tuning,
         },
     };
-
-    /// Slots of listening sockets.
-    #[btf_map]
-    static CONN_LISTENERS: HashMap<ListenKey, u32, 4096> = HashMap::new();
 
     /// include/linux/sched.h.
     const PF_EXITING: u32 = 4;
@@ -99,9 +95,7 @@ pub(crate) mod bpf {
         match (old, new) {
             (_, LISTEN) => listen(sock),
             // A child starts as a copy of its listener, so only CLOSE ends the listener itself.
-            (LISTEN, CLOSE) => {
-                let _ = CONN_LISTENERS.remove(&sock.listen_key());
-            }
+            (LISTEN, CLOSE) => listens_no_more(sock),
             (_, SYN_SENT) => connect(&ctx, sock),
             (SYN_SENT, ESTABLISHED) => connected(sock),
             (SYN_RECV, ESTABLISHED) => accepted(sock),
@@ -138,21 +132,8 @@ pub(crate) mod bpf {
     #[inline(always)]
     fn listen(sock: Sock) {
         if let Some(slot) = own_slot() {
-            let _ = CONN_LISTENERS.insert(&sock.listen_key(), &slot, 0);
+            listens(sock, slot, false);
         }
-    }
-
-    /// Slot of the listener that accepted on this socket's local address.
-    #[inline(always)]
-    fn listener(sock: Sock) -> Option<u32> {
-        let mut key = sock.listen_key();
-        // SAFETY: the value is copied at once.
-        if let Some(slot) = unsafe { CONN_LISTENERS.get(&key) } {
-            return Some(*slot);
-        }
-        key.addr = [0; 16];
-        // SAFETY: as above.
-        unsafe { CONN_LISTENERS.get(&key) }.copied()
     }
 
     #[inline(always)]
@@ -247,7 +228,12 @@ pub(crate) mod bpf {
 
     #[inline(always)]
     fn accepted(sock: Sock) {
-        let Some(slot) = listener(sock) else { return };
+        let Some(listener) = listener(sock) else { return };
+        // SAFETY: a map value.
+        let slot = unsafe {
+            add(&raw mut (*listener).established, 1);
+            (*listener).slot
+        };
         let key = sock.key(slot, Direction::In);
         remember(sock, key, CONN_ESTABLISHED);
         if let Some(stats) = stats(&key) {
@@ -350,12 +336,7 @@ pub(crate) mod bpf {
             return;
         }
         match sock.state() {
-            LISTEN => {
-                let key = sock.listen_key();
-                if CONN_LISTENERS.get_ptr_mut(&key).is_none() {
-                    let _ = CONN_LISTENERS.insert(&key, &slot, 1);
-                }
-            }
+            LISTEN => listens(sock, slot, true),
             ESTABLISHED | CLOSE_WAIT => {
                 if CONNS.get_ptr_mut(sock.0.0 as u64).is_some() {
                     return;

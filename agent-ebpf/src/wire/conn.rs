@@ -158,7 +158,79 @@ pub const CONN_CLOSED: u32 = 2;
 /// [`Conn::flags`]: older than the agent, so its age is unknown.
 pub const CONN_ADOPTED: u32 = 4;
 
+/// What is known of the sockets that listen on an address.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Listener {
+    /// Connections that were established on it for `slot`: since then they wait to be accepted, or were.
+    pub established: u64,
+    /// How many there are.
+    pub sockets: u64,
+    /// Slot of the one that began last.
+    pub slot: u32,
+    /// Padding.
+    pub pad: u32,
+}
+
 /// A listening socket.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ListenSock {
+    /// Where it listens.
+    pub key: ListenKey,
+    /// When it began, or was found, in nanoseconds of the monotonic clock.
+    pub since: u64,
+    /// Slot.
+    pub slot: u32,
+    /// 1 where it was found: it may have dropped connections before.
+    pub found: u32,
+}
+
+/// A listening socket as it is now: what `listen_sample` writes for each.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ListenSample {
+    /// Address of the socket; together with `since` it names the socket.
+    pub socket: u64,
+    /// When it began to listen, or was found, in nanoseconds of the monotonic clock.
+    pub since: u64,
+    /// [`Listener::established`] of its address, by all sockets on it; 0 where it is another slot's.
+    pub established: u64,
+    /// Slot.
+    pub slot: u32,
+    /// Connections that wait to be accepted.
+    pub queued: u32,
+    /// How many may wait: what `listen` was told, and the host allows.
+    pub limit: u32,
+    /// Dropped requests for connections, because the queue was full as a rule; it wraps.
+    pub dropped: u32,
+    /// Local address; IPv4 in the first four bytes.
+    pub local: [u8; 16],
+    /// Inode of the network namespace.
+    pub netns: u32,
+    /// Local port.
+    pub port: u16,
+    /// 4 or 6.
+    pub family: u8,
+    /// 1 where it was found: it may have dropped connections before.
+    pub found: u8,
+}
+const _: () = assert!(size_of::<ListenSample>() == 64);
+
+/// Listening sockets that are known at most.
+pub const LISTEN_SAMPLES: usize = 2048;
+
+/// What a run of `listen_sample` writes.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ListenSamples {
+    /// Listening sockets.
+    pub count: u64,
+    /// Each of them.
+    pub samples: [ListenSample; LISTEN_SAMPLES],
+}
+
+/// Where sockets listen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct ListenKey {

@@ -88,6 +88,9 @@ pub(super) fn join(total: &mut Totals, other: &Totals) {
     for (key, more) in &other.pools {
         total.pools.entry(key.clone()).or_default().merge(more);
     }
+    for (at, more) in &other.listeners {
+        total.listeners.entry(*at).or_default().merge(more);
+    }
     add_each(&mut total.resident_bytes, &other.resident_bytes);
     add_each(&mut total.fds, &other.fds);
     total.fd_limit = match (total.fd_limit, other.fd_limit) {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::{Aggregator, AttributedTick, Limits, OpenFd, Snapshot};
 use crate::symbolize::{
-    Cause, ConnEnd, ConnFailure, Direction, DiskOp, FdForecast, FdKind, Frame, OomVictim, Owner, Peer,
-    PoolPeer, PoolTotals, Service, ServiceInfo, SharedStack, Stack, StackDetail, StackKind, SymbolizedSample,
-    SyscallTotals, Totals,
+    Cause, ConnEnd, ConnFailure, Direction, DiskOp, FdForecast, FdKind, Frame, ListenTotals, OomVictim,
+    Owner, Peer, PoolPeer, PoolTotals, Service, ServiceInfo, SharedStack, Stack, StackDetail, StackKind,
+    SymbolizedSample, SyscallTotals, Totals,
 };
 
 pub(crate) const SECOND: u64 = 1_000_000_000;
@@ -309,6 +309,17 @@ fn everything() -> Totals {
             samples: 90,
             exchanges: 5000,
             ..PoolTotals::default()
+        },
+    );
+    totals.listeners.insert(
+        Peer::Server(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 80),
+        ListenTotals {
+            queued: 2,
+            limit: 128,
+            sockets: 1,
+            queue_ns: 125 * SECOND,
+            accepted: 500,
+            dropped: 3,
         },
     );
     let redis = Peer::Server(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9)), 6379);

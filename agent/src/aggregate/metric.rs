@@ -104,6 +104,16 @@ metrics! {
     PoolOpened = "tieback_pool_opened_total",
     /// Connections for at most one exchange.
     PoolOnce = "tieback_pool_closed_after_one_exchange_total",
+    /// Connections that wait to be accepted.
+    ListenQueue = "tieback_listen_queue_connections",
+    /// How many may wait.
+    ListenLimit = "tieback_listen_queue_limit",
+    /// How long they waited.
+    ListenSeconds = "tieback_listen_queue_connection_seconds_total",
+    /// How many were accepted.
+    ListenAccepted = "tieback_listen_accepted_total",
+    /// How many were dropped.
+    ListenDropped = "tieback_listen_dropped_total",
     /// Connect latency.
     ConnectDuration = "tieback_connect_duration_seconds",
     /// Age at close.
@@ -292,6 +302,11 @@ impl ServiceSnapshot {
             Metric::ConnectionsEnded => self.ended().count(),
             Metric::PoolConnections | Metric::PoolPeak | Metric::PoolSeconds => totals.pools.len() * 2,
             Metric::PoolExchanges | Metric::PoolOpened | Metric::PoolOnce => totals.pools.len(),
+            Metric::ListenQueue
+            | Metric::ListenLimit
+            | Metric::ListenSeconds
+            | Metric::ListenAccepted
+            | Metric::ListenDropped => totals.listeners.len(),
             Metric::ConnectionFailures => ConnFailure::ALL
                 .iter()
                 .map(|why| self.by_peer(|conn| conn.failures[why.index()]).len())

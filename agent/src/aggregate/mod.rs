@@ -20,6 +20,7 @@ mod counters;
 pub(crate) mod fixture;
 mod group;
 mod ledger;
+mod listeners;
 mod live;
 pub mod metric;
 pub mod names;
@@ -50,8 +51,8 @@ use window::{WindowBuilder, Windows};
 /// What later stages need of earlier ones: stages import only their neighbour.
 pub use crate::symbolize::{
     AGES, AttributedTick, Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, FdForecast, FdKind,
-    Frame, Histogram, MemoryKind, OomVictim, Owner, Peer, PoolPeer, PoolTotals, Service, ServiceInfo,
-    SharedStack, Stack, StackDetail, StackKind, Stall, SymbolizedSample, SyscallTotals, Totals,
+    Frame, Histogram, ListenTotals, MemoryKind, OomVictim, Owner, Peer, PoolPeer, PoolTotals, Service,
+    ServiceInfo, SharedStack, Stack, StackDetail, StackKind, Stall, SymbolizedSample, SyscallTotals, Totals,
 };
 
 /// Name of the service that stands for those past the bound.

@@ -7,6 +7,7 @@ use super::Limits;
 use super::counters::{self, PeerBound};
 use super::group::{self, CodeScope, FutexShares, Group, Rule};
 use super::ledger::{Claim, Ledger};
+use super::listeners::ListenerBound;
 use super::live::{LiveStacks, LiveView};
 use super::metric::MetricSet;
 use super::net::NetGrowth;
@@ -45,6 +46,7 @@ pub(super) struct ServiceState {
     pub(super) net: Arc<NetGrowth>,
     peers: PeerBound,
     pools: PoolBound,
+    listeners: ListenerBound,
     recent_pools: Arc<RecentPools>,
     live: LiveStacks,
     live_view: Arc<LiveView>,
@@ -69,6 +71,7 @@ impl ServiceState {
             net: Arc::default(),
             peers: PeerBound::new(limits.peers),
             pools: PoolBound::new(limits.peers, retention_ns),
+            listeners: ListenerBound::new(limits.peers),
             recent_pools: Arc::default(),
             live: LiveStacks::default(),
             live_view: Arc::default(),
@@ -117,6 +120,8 @@ impl ServiceState {
             now.clock_ns,
             now.length_ns,
         );
+        self.listeners
+            .add(&mut totals.listeners, &tick.listeners, now.tick);
         self.recent_pools = Arc::new(recent);
         self.last = Arc::new(tick);
         dropped

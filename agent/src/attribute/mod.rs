@@ -23,8 +23,8 @@ pub use service::{Service, ServiceInfo};
 /// What later stages need of `decode`: stages import only their neighbour.
 pub use crate::decode::model::{
     AGES, Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, DiskTotals, FdForecast, FdKind,
-    HISTOGRAM_BUCKETS, Histogram, Lifecycle, MemoryKind, OomVictim, Peer, PoolPeer, PoolTotals, SlotId,
-    StackDetail, StackKind, StackSample, Stall, SyscallTotals, Tick, Totals, UnwindResult,
+    HISTOGRAM_BUCKETS, Histogram, Lifecycle, ListenTotals, MemoryKind, OomVictim, Peer, PoolPeer, PoolTotals,
+    SlotId, StackDetail, StackKind, StackSample, Stall, SyscallTotals, Tick, Totals, UnwindResult,
 };
 
 /// One tick, summed to services.

@@ -37,6 +37,7 @@ impl Totals {
             disk,
             conns,
             pools,
+            listeners,
             resident_bytes,
             fds,
             fd_limit,
@@ -78,6 +79,9 @@ impl Totals {
         }
         for (whom, from) in pools {
             self.pools.entry(whom.clone()).or_default().merge(from);
+        }
+        for (at, from) in listeners {
+            self.listeners.entry(*at).or_default().merge(from);
         }
         add_array(&mut self.resident_bytes, resident_bytes);
         add_array(&mut self.fds, fds);

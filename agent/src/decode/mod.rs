@@ -5,6 +5,7 @@ pub mod descriptors;
 pub mod events;
 pub mod harvest;
 mod keys;
+pub mod listeners;
 pub mod model;
 pub mod ranges;
 pub mod sockets;

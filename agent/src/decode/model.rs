@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 pub use super::connections::{AGES, ConnTotals, Peer, PoolPeer, PoolTotals};
 pub use super::descriptors::{FdForecast, ProcessFds};
+pub use super::listeners::ListenTotals;
 pub use agent_ebpf::wire::unwind::UnwindResult;
 pub use agent_ebpf::wire::{
     ALLOC_RANGES, AllocCall, AllocCounts, AllocSite, AllocTarget, LiveKey, LiveValue, MAX_ALLOC_TARGETS,
@@ -95,6 +96,8 @@ pub struct Totals {
     pub conns: BTreeMap<(Direction, Peer), ConnTotals>,
     /// By direction and peer: how the connections are used.
     pub pools: BTreeMap<(Direction, PoolPeer), PoolTotals>,
+    /// By the address that is listened on, `Peer::Other` past the bound.
+    pub listeners: BTreeMap<Peer, ListenTotals>,
     /// Gauge: resident bytes by `MemoryKind`.
     pub resident_bytes: [u64; MemoryKind::COUNT],
     /// Gauge: open descriptors by `FdKind`.

@@ -7,6 +7,7 @@ mod allocations;
 mod api;
 mod descriptors;
 mod http;
+mod listeners;
 mod metrics;
 mod oom;
 mod pages;

@@ -4,6 +4,7 @@
 
 use serde::Serialize;
 
+use super::listeners::{Listener, listeners};
 use super::metrics::pool_peer_name;
 use crate::aggregate::{Direction, Owner, PoolTotals, RecentPool, ServiceSnapshot, Snapshot, StackKind};
 
@@ -16,6 +17,7 @@ const MANY: u64 = 10;
 #[derive(Debug, Serialize)]
 pub(super) struct Pools<'a> {
     pools: Vec<Pool<'a>>,
+    listeners: Vec<Listener<'a>>,
 }
 
 /// A pool: the connections of a service with one peer in one direction. Counts, peaks, shares and ages at the end are
@@ -67,6 +69,7 @@ pub(super) fn pools(snapshot: &Snapshot) -> Pools<'_> {
     });
     Pools {
         pools: pools.collect(),
+        listeners: listeners(snapshot),
     }
 }
 

@@ -19,7 +19,7 @@ use std::time::Instant;
 use agent_ebpf::{
     probe::{Attach, Probe},
     probes,
-    wire::{ConnSample, Tuning, WATCHED},
+    wire::{ConnSample, ListenSample, Tuning, WATCHED},
 };
 use anyhow::{Context as _, Result};
 use aya::{
@@ -270,8 +270,16 @@ impl Loaded {
     /// detached.
     pub fn connections(&mut self, samples: &mut Vec<ConnSample>) -> Result<u64> {
         match self.links.sampler("pool") {
-            Some(sampler) => sampler.read(samples),
+            Some(sampler) => sampler.connections(samples),
             None => Ok(0),
+        }
+    }
+
+    /// Adds a record of each listening socket to `samples`; none while `listen` is detached.
+    pub fn listeners(&mut self, samples: &mut Vec<ListenSample>) -> Result<()> {
+        match self.links.sampler("listen") {
+            Some(sampler) => sampler.listeners(samples),
+            None => Ok(()),
         }
     }
 

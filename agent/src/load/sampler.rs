@@ -1,9 +1,9 @@
-//! The program that samples open connections, run whenever the agent wants to know them.
+//! The programs that sample open connections and listening sockets, run whenever the agent wants to know them.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::ptr::{self, NonNull};
 
-use agent_ebpf::wire::{CONN_SAMPLES, ConnPart, ConnSample, ConnSamples};
+use agent_ebpf::wire::{CONN_SAMPLES, ConnPart, ConnSample, ListenSample};
 use anyhow::{Context as _, Result};
 use aya::{Ebpf, programs::RawTracePoint};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -15,7 +15,7 @@ const MAX_PARTS: u64 = 256;
 /// Connections for which a part is meant; there is room for some more.
 const PER_PART: u64 = CONN_SAMPLES as u64 * 7 / 8;
 
-/// The program and what it writes.
+/// A program and what it writes.
 pub(super) struct Sampler {
     program: OwnedFd,
     written: Mapped,
@@ -23,8 +23,11 @@ pub(super) struct Sampler {
     parts: u64,
 }
 
-/// The program's map, mapped.
-struct Mapped(NonNull<ConnSamples>);
+/// A program's map, mapped: how many records it wrote, and the records.
+struct Mapped {
+    at: NonNull<u64>,
+    len: usize,
+}
 
 // SAFETY: the memory belongs to the process, not to a thread.
 unsafe impl Send for Mapped {}
@@ -32,7 +35,7 @@ unsafe impl Send for Mapped {}
 impl Drop for Mapped {
     fn drop(&mut self) {
         // SAFETY: it was mapped with this length, and no reference to it is left.
-        let _ = unsafe { munmap(self.0.as_ptr().cast(), size_of::<ConnSamples>()) };
+        let _ = unsafe { munmap(self.at.as_ptr().cast(), self.len) };
     }
 }
 
@@ -40,11 +43,12 @@ impl Mapped {
     fn new(ebpf: &Ebpf, map: &str) -> Result<Self> {
         let data = ebpf.map(map).and_then(maps::data);
         let data = data.with_context(|| format!("the object has no map {map}"))?;
+        let len = data.info()?.value_size() as usize;
         // SAFETY: a new mapping that overlaps nothing.
         let at = unsafe {
             mmap(
                 ptr::null_mut(),
-                size_of::<ConnSamples>(),
+                len,
                 ProtFlags::READ,
                 MapFlags::SHARED,
                 data.fd(),
@@ -52,21 +56,27 @@ impl Mapped {
             )
         }
         .with_context(|| format!("map {map}"))?;
-        Ok(Self(NonNull::new(at.cast()).context("mapped at 0")?))
+        let at = NonNull::new(at.cast()).context("mapped at 0")?;
+        Ok(Self { at, len })
     }
 
-    /// How many connections the last run found.
+    /// How many records the last run had to write.
     fn count(&self) -> u64 {
         // SAFETY: it is mapped, and the program writes only while it is run.
-        unsafe { (&raw const (*self.0.as_ptr()).count).read_volatile() }
+        unsafe { self.at.as_ptr().read_volatile() }
     }
 
-    fn copy(&self, count: usize, samples: &mut Vec<ConnSample>) {
-        let count = count.min(CONN_SAMPLES);
+    /// Adds the first records to `samples`.
+    ///
+    /// # Safety
+    /// They are what the program writes, and every bit pattern is a valid one.
+    unsafe fn copy<T: Copy>(&self, count: usize, samples: &mut Vec<T>) {
+        let most = (self.len - size_of::<u64>()) / size_of::<T>();
+        let count = count.min(most);
         samples.reserve(count);
-        // SAFETY: as in `count`; every bit pattern is a valid record; there is room for that many.
+        // SAFETY: as in `count`; the caller's promise; there is room for that many.
         unsafe {
-            let from = (&raw const (*self.0.as_ptr()).samples).cast::<ConnSample>();
+            let from = self.at.as_ptr().add(1).cast::<T>();
             ptr::copy_nonoverlapping(from, samples.as_mut_ptr().add(samples.len()), count);
             samples.set_len(samples.len() + count);
         }
@@ -77,35 +87,48 @@ impl Sampler {
     pub(super) fn new(ebpf: &mut Ebpf, program: &str, map: &str) -> Result<Self> {
         let written = Mapped::new(ebpf, map)?;
         let program: &mut RawTracePoint = attach::program(ebpf, program)?.try_into()?;
-        let mut sampler = Self {
+        let sampler = Self {
             program: program.fd()?.as_fd().try_clone_to_owned()?,
             written,
             parts: 1,
         };
         // Once, so that a host where it cannot be run is known as such.
-        sampler.read(&mut Vec::new())?;
+        sampler.run([0, 1])?;
         Ok(sampler)
     }
 
-    /// Adds a record of each open connection and returns how many were left out.
-    pub(super) fn read(&mut self, samples: &mut Vec<ConnSample>) -> Result<u64> {
+    fn run(&self, arguments: [u64; 2]) -> Result<u64> {
+        sys::run(self.program.as_fd(), arguments).context("run the program")?;
+        Ok(self.written.count())
+    }
+
+    /// Adds a record of each open connection, as `pool_sample` writes them, and returns how many were left out.
+    pub(super) fn connections(&mut self, samples: &mut Vec<ConnSample>) -> Result<u64> {
         let (mut found, mut left_out) = (0, 0);
         let of = self.parts;
         let mut parts: Vec<ConnPart> = (0..of).map(|index| ConnPart { index, of }).collect();
         while let Some(part) = parts.pop() {
-            sys::run(self.program.as_fd(), [part.index, part.of]).context("run pool_sample")?;
-            let count = self.written.count();
+            let count = self.run([part.index, part.of])?;
             let over = count.saturating_sub(CONN_SAMPLES as u64);
             if over > 0 && part.of < MAX_PARTS {
                 parts.extend(halves(part));
                 continue;
             }
-            self.written.copy((count - over) as usize, samples);
+            // SAFETY: plain numbers, written by `pool_sample`.
+            unsafe { self.written.copy((count - over) as usize, samples) };
             found += count;
             left_out += over;
         }
         self.parts = found.div_ceil(PER_PART).clamp(1, MAX_PARTS);
         Ok(left_out)
+    }
+
+    /// Adds a record of each listening socket, as `listen_sample` writes them.
+    pub(super) fn listeners(&self, samples: &mut Vec<ListenSample>) -> Result<()> {
+        let count = self.run([0, 1])?;
+        // SAFETY: plain numbers, written by `listen_sample`.
+        unsafe { self.written.copy(count as usize, samples) };
+        Ok(())
     }
 }
 

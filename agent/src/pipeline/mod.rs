@@ -47,7 +47,7 @@ use self::descriptors::Following;
 use self::first_stack::Waiting;
 use self::growth::GrowthNews;
 use self::naming::{Batch, News, name_and_sum, symbols};
-use self::sampling::{PoolSampling, wait_mean};
+use self::sampling::{ListenSampling, PoolSampling, wait_mean};
 use self::unwind::Unwinding;
 use self::watching::Watching;
 
@@ -170,6 +170,7 @@ struct Reader {
     unwinding: Unwinding,
     first_stacks: Waiting,
     pools: PoolSampling,
+    listeners: ListenSampling,
     watching: Watching,
     descriptors: Following,
     send: mpsc::SyncSender<News>,
@@ -211,6 +212,7 @@ impl Reader {
             unwinding,
             first_stacks: Waiting::default(),
             pools: PoolSampling::new(),
+            listeners: ListenSampling::new(),
             watching,
             descriptors: Following::default(),
             send,
@@ -252,6 +254,7 @@ impl Reader {
             if !self.killed {
                 self.governor.turn(&mut self.loaded, now)?;
                 self.pools.turn(&mut self.loaded, now);
+                self.listeners.turn(&mut self.loaded, now);
             }
             if now >= next_tick {
                 let batch = self.tick(now)?;
@@ -262,7 +265,12 @@ impl Reader {
             }
             let mut wake = next_drain.min(next_tick);
             if !self.killed {
-                wake = wake.min(self.governor.next_turn()).min(self.pools.next_turn());
+                let turns = [
+                    self.governor.next_turn(),
+                    self.pools.next_turn(),
+                    self.listeners.next_turn(),
+                ];
+                wake = turns.into_iter().fold(wake, Instant::min);
             }
             thread::sleep(wake.saturating_duration_since(Instant::now()));
         }
@@ -332,6 +340,7 @@ impl Reader {
         let ratio = self.governor.finish_tick(now);
         let mut tick = self.harvest.tick(&mut self.loaded, ratio)?;
         self.pools.finish(&mut self.loaded, &mut tick);
+        self.listeners.finish(&mut self.loaded, &mut tick);
         // Before the last look at the ring: a sample is there before what it stands for is given back.
         self.growth.ranges = take_ranges(&mut self.loaded)?;
         self.watching.finish(&mut tick, &mut self.samples);

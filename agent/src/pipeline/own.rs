@@ -54,6 +54,8 @@ impl Reader {
         );
         let pool = self.pools.lost();
         lost.extend(pool.map(|(reason, count)| (("pool".to_owned(), reason.to_owned()), count)));
+        let listen = self.listeners.lost();
+        lost.extend(listen.map(|(reason, count)| (("listen".to_owned(), reason.to_owned()), count)));
         let dropped = self.descriptors.descriptors.dropped;
         lost.insert(("opener".to_owned(), "stacks_full".to_owned()), dropped);
         let hooks: f64 = probes.values().map(|probe| probe.cost_seconds).sum();

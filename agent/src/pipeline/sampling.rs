@@ -1,13 +1,14 @@
-//! How often things are sampled, and the samples of open connections.
+//! How often things are sampled, and the samples of open connections and listening sockets.
 
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::decode::listeners::Listeners;
 use crate::decode::model::Tick;
 use crate::decode::sockets::Sockets;
 use crate::load::Loaded;
-use crate::signals::conn::{Pace, Pools};
+use crate::signals::conn::{Pace, Pools, Queues};
 
 /// The mean of forecast waiting between two samples (in units of 1024 ns) that brings the rate of samples to the
 /// budget; `None` while it is near enough. At most a factor of four a tick, between 1 ms and 10 s.
@@ -36,10 +37,14 @@ fn clock(id: ClockId) -> Duration {
     )
 }
 
+fn monotonic_ns() -> u64 {
+    u64::try_from(clock(ClockId::Monotonic).as_nanos()).unwrap_or(u64::MAX)
+}
+
 impl PoolSampling {
     pub(super) fn new() -> Self {
         Self {
-            pace: Pace::new(Instant::now()),
+            pace: Pace::new(Instant::now(), Duration::from_millis(25), 0.002),
             sockets: Sockets::default(),
             pools: Pools::default(),
             failures: 0,
@@ -64,9 +69,7 @@ impl PoolSampling {
         match self.sockets.read(loaded) {
             Ok(sockets) => {
                 count = sockets.len();
-                let at = clock(ClockId::Monotonic);
-                self.pools
-                    .sample(u64::try_from(at.as_nanos()).unwrap_or(u64::MAX), sockets);
+                self.pools.sample(monotonic_ns(), sockets);
             }
             Err(error) => {
                 if self.failures == 0 {
@@ -92,6 +95,70 @@ impl PoolSampling {
             ("unreadable", self.failures),
             ("malformed", self.sockets.malformed),
             ("full", self.sockets.left_out),
+        ]
+    }
+}
+
+/// Samples of listening sockets: of few things, and so more often.
+pub(super) struct ListenSampling {
+    pace: Pace,
+    listeners: Listeners,
+    queues: Queues,
+    failures: u64,
+}
+
+impl ListenSampling {
+    pub(super) fn new() -> Self {
+        Self {
+            pace: Pace::new(Instant::now(), Duration::from_millis(250), 0.0005),
+            listeners: Listeners::default(),
+            queues: Queues::default(),
+            failures: 0,
+        }
+    }
+
+    /// When the next sample is due.
+    pub(super) fn next_turn(&self) -> Instant {
+        self.pace.next()
+    }
+
+    /// Takes a sample if one is due.
+    pub(super) fn turn(&mut self, loaded: &mut Loaded, now: Instant) {
+        if self.pace.due(now) {
+            self.sample(loaded);
+        }
+    }
+
+    fn sample(&mut self, loaded: &mut Loaded) {
+        let began = clock(ClockId::ThreadCPUTime);
+        let mut none = true;
+        match self.listeners.read(loaded) {
+            Ok(sockets) => {
+                none = sockets.is_empty();
+                self.queues.sample(monotonic_ns(), sockets);
+            }
+            Err(error) => {
+                if self.failures == 0 {
+                    tracing::warn!(%error, "listening sockets cannot be read");
+                }
+                self.failures += 1;
+            }
+        }
+        let cost = clock(ClockId::ThreadCPUTime).saturating_sub(began);
+        self.pace.took(Instant::now(), cost, none);
+    }
+
+    /// Takes one more sample, and adds what is known of accept queues.
+    pub(super) fn finish(&mut self, loaded: &mut Loaded, tick: &mut Tick) {
+        self.sample(loaded);
+        self.queues.finish(tick);
+    }
+
+    /// What was lost, by reason.
+    pub(super) fn lost(&self) -> [(&'static str, u64); 2] {
+        [
+            ("unreadable", self.failures),
+            ("malformed", self.listeners.malformed),
         ]
     }
 }

@@ -43,8 +43,9 @@ pub use stats::{DebugFile, Fetched, Outcome, Owned, SymbolizeStats};
 /// What later stages need of earlier ones: stages import only their neighbour.
 pub use crate::attribute::{
     AGES, AttributedTick, Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, DiskTotals, FdForecast,
-    FdKind, HISTOGRAM_BUCKETS, Histogram, MemoryKind, OomVictim, Peer, PoolPeer, PoolTotals, Service,
-    ServiceInfo, SlotId, StackDetail, StackKind, StackSample, Stall, SyscallTotals, Totals, UnwindResult,
+    FdKind, HISTOGRAM_BUCKETS, Histogram, ListenTotals, MemoryKind, OomVictim, Peer, PoolPeer, PoolTotals,
+    Service, ServiceInfo, SlotId, StackDetail, StackKind, StackSample, Stall, SyscallTotals, Totals,
+    UnwindResult,
 };
 
 /// A shared, resolved stack.

@@ -74,5 +74,8 @@ pub(super) fn hold(held: &mut Option<Box<Totals>>, totals: &Totals) {
     for pool in counters.pools.values_mut() {
         pool.clear_gauges();
     }
+    for listener in counters.listeners.values_mut() {
+        listener.clear_gauges();
+    }
     held.get_or_insert_default().merge(&counters);
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use agent_ebpf::wire::{
-    Conn, ConnKey, ConnStats, DiskKey, DiskRequest, DiskStats, Hist, ListenKey, MAX_SLOTS, OpenerFd,
-    OpenerKey, SLOT_FIRST, Slot, SyscallKey, Thread, WaitHists,
+    Conn, ConnKey, ConnStats, DiskKey, DiskRequest, DiskStats, Hist, ListenKey, ListenSock, Listener,
+    MAX_SLOTS, OpenerFd, OpenerKey, SLOT_FIRST, Slot, SyscallKey, Thread, WaitHists,
 };
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap as BpfMap, MapData, Queue};
@@ -62,7 +62,11 @@ impl Harvest {
         forget(&mut hash::<u64, DiskRequest>(loaded, "DISK_REQUESTS")?, |_| true)?;
         forget(&mut hash::<ConnKey, ConnStats>(loaded, "CONN_STATS")?, |_| true)?;
         forget(&mut hash::<u64, Conn>(loaded, "CONNS")?, |_| true)?;
-        forget(&mut hash::<ListenKey, u32>(loaded, "CONN_LISTENERS")?, |_| true)?;
+        forget(
+            &mut hash::<ListenKey, Listener>(loaded, "CONN_LISTENERS")?,
+            |_| true,
+        )?;
+        forget(&mut hash::<u64, ListenSock>(loaded, "LISTEN_SOCKS")?, |_| true)?;
         forget(&mut hash::<OpenerKey, OpenerFd>(loaded, "OPENER_FDS")?, |_| true)?;
         forget(&mut hash::<u32, Thread>(loaded, "THREADS_HASH")?, |_| true)?;
         empty(&mut array::<Thread>(loaded, "THREADS")?, Thread::default())?;

@@ -103,6 +103,20 @@ pub(super) fn pools(out: &mut Series<'_>, metric: Metric, service: &ServiceSnaps
     }
 }
 
+/// The metrics of listening sockets.
+pub(super) fn listeners(out: &mut Series<'_>, metric: Metric, service: &ServiceSnapshot) {
+    for (at, listener) in &service.totals.listeners {
+        let value = match metric {
+            Metric::ListenQueue => Value::Int(listener.queued),
+            Metric::ListenLimit => Value::Int(listener.limit),
+            Metric::ListenSeconds => Value::Nanos(listener.queue_ns),
+            Metric::ListenAccepted => Value::Int(listener.accepted),
+            _ => Value::Int(listener.dropped),
+        };
+        out.add(&[("listener", &*peer_name(*at))], value);
+    }
+}
+
 /// What a pool's other end is called.
 pub(in crate::export) fn pool_peer_name(peer: &PoolPeer) -> Cow<'_, str> {
     match peer {

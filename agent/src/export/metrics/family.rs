@@ -114,6 +114,28 @@ pub(super) fn family(metric: Metric) -> Family {
             Counter,
             "TCP connections that ended after at most one request and its answer.",
         ),
+        Metric::ListenQueue => (
+            Gauge,
+            "TCP connections that wait to be accepted, by the address listened on, at the last sample.",
+        ),
+        Metric::ListenLimit => (
+            Gauge,
+            "TCP connections that may wait to be accepted, by the address listened on; 0 where nobody listens any more.",
+        ),
+        Metric::ListenSeconds => (
+            Counter,
+            "Seconds that TCP connections waited to be accepted, summed over connections, by the address listened on; sampled. By \
+             tieback_listen_accepted_total it is the mean wait.",
+        ),
+        Metric::ListenAccepted => (
+            Counter,
+            "TCP connections that were accepted, by the address listened on.",
+        ),
+        Metric::ListenDropped => (
+            Counter,
+            "Segments that the kernel dropped instead of taking up a connection, because too many waited to be accepted as a rule, \
+             by the address listened on.",
+        ),
         Metric::ConnectionFailures => (Counter, "Failed TCP connections by peer and reason."),
         Metric::ConnectionBytes => (
             Counter,

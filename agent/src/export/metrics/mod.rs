@@ -8,7 +8,7 @@ mod service;
 mod tests;
 mod writer;
 
-pub(super) use self::connections::pool_peer_name;
+pub(super) use self::connections::{peer_name, pool_peer_name};
 use crate::aggregate::Snapshot;
 use crate::load::status::ProbeStatus;
 use crate::telemetry::Telemetry;

@@ -1,6 +1,6 @@
 //! The metrics of services.
 
-use super::connections::{connections, pools};
+use super::connections::{connections, listeners, pools};
 use super::family::family;
 use super::writer::{Value, Writer, labels};
 use crate::aggregate::{
@@ -245,6 +245,11 @@ fn samples(out: &mut Series<'_>, metric: Metric, service: &ServiceSnapshot) {
         | Metric::PoolExchanges
         | Metric::PoolOpened
         | Metric::PoolOnce => pools(out, metric, service),
+        Metric::ListenQueue
+        | Metric::ListenLimit
+        | Metric::ListenSeconds
+        | Metric::ListenAccepted
+        | Metric::ListenDropped => listeners(out, metric, service),
     }
 }
 

@@ -5,9 +5,11 @@
 //! everything is taken to have been as at the later one; samples come at irregular times, so that no period of a program
 //! hides between them.
 
+mod listen;
 mod names;
 mod pace;
 mod pools;
 
+pub use listen::Queues;
 pub use pace::Pace;
 pub use pools::Pools;

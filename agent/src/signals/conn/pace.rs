@@ -2,17 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-/// Shortest mean distance of two samples.
-const SHORTEST: Duration = Duration::from_millis(25);
-/// The same while no connection is open.
+/// The least mean distance of two samples while there is nothing to see.
 const RARE: Duration = Duration::from_secs(1);
 /// Longest.
 const LONGEST: Duration = Duration::from_secs(10);
-/// Share of one CPU that samples may cost.
-const SHARE: f64 = 0.002;
-
 /// Spaces samples so that they cost a fixed share of one CPU at most.
 pub struct Pace {
+    /// Shortest mean distance of two samples.
+    shortest: Duration,
+    /// Share of one CPU that samples may cost.
+    share: f64,
     next: Instant,
     /// Mean cost of a sample in seconds.
     cost: f64,
@@ -22,8 +21,10 @@ pub struct Pace {
 impl Pace {
     /// The first sample is due at once.
     #[must_use]
-    pub fn new(now: Instant) -> Self {
+    pub fn new(now: Instant, shortest: Duration, share: f64) -> Self {
         Self {
+            shortest,
+            share,
             next: now,
             cost: 0.0,
             seed: 0x9e37_79b9_7f4a_7c15,
@@ -42,11 +43,12 @@ impl Pace {
         self.next
     }
 
-    /// A sample was taken and cost so much CPU time; `none` where no connection is open.
+    /// A sample was taken and cost so much CPU time; `none` where there was nothing to see.
     pub fn took(&mut self, now: Instant, cost: Duration, none: bool) {
         // A single cost holds what else the thread was interrupted by.
         self.cost += (cost.as_secs_f64() - self.cost) / 4.0;
-        let mut mean = Duration::from_secs_f64((self.cost / SHARE).min(LONGEST.as_secs_f64())).max(SHORTEST);
+        let mut mean =
+            Duration::from_secs_f64((self.cost / self.share).min(LONGEST.as_secs_f64())).max(self.shortest);
         if none {
             mean = mean.max(RARE);
         }
@@ -62,11 +64,14 @@ impl Pace {
 mod tests {
     use super::*;
 
+    const SHORTEST: Duration = Duration::from_millis(25);
+    const SHARE: f64 = 0.002;
+
     #[test]
     fn samples_cost_their_share_however_dear_they_are() {
         for (cost_us, none) in [(20u64, false), (20, true), (4_000, false), (1_000_000, false)] {
             let begin = Instant::now();
-            let (mut pace, mut now, mut samples) = (Pace::new(begin), begin, 0);
+            let (mut pace, mut now, mut samples) = (Pace::new(begin, SHORTEST, SHARE), begin, 0);
             while now < begin + Duration::from_secs(1000) {
                 assert!(pace.due(now));
                 pace.took(now, Duration::from_micros(cost_us), none);
