@@ -156,6 +156,14 @@ offsets! {
     sk_max_ack_backlog: SkMaxAckBacklog = ["sock.sk_max_ack_backlog"],
     /// What was dropped: by a listening socket, requests for connections.
     sk_drops: SkDrops = ["sock.sk_drops"],
+    /// `SOCK_STREAM` and its kin.
+    sk_type: SkType = ["sock.sk_type"],
+    /// The other end of a Unix socket.
+    unix_peer: UnixPeer = ["unix_sock.peer"],
+    /// The name of a Unix socket, which a connection shares with the socket that it was accepted by.
+    unix_addr: UnixAddr = ["unix_sock.addr"],
+    /// How many Unix sockets have a name.
+    unix_addr_refs: UnixAddrRefs = ["unix_address.refcnt"],
     /// Protocol.
     sk_protocol: SkProtocol = ["sock.sk_protocol"],
     /// Payload bytes that the peer acknowledged.

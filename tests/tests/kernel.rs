@@ -28,5 +28,7 @@ mod rules;
 mod stacks;
 #[path = "kernel/stall.rs"]
 mod stall;
+#[path = "kernel/unix.rs"]
+mod unix;
 #[path = "kernel/wait.rs"]
 mod wait;

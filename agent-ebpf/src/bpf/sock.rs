@@ -1,7 +1,7 @@
 //! Sockets: whom they talk to, and whose they are.
 
 use super::task::{Kernel, offset};
-use crate::wire::{ConnKey, Direction, LastData, ListenKey};
+use crate::wire::{ConnKey, Direction, LastData, ListenKey, UnixEnd};
 
 /// `TCP_*` states, include/net/tcp_states.h.
 pub(crate) const ESTABLISHED: i32 = 1;
@@ -14,9 +14,12 @@ pub(crate) const LAST_ACK: i32 = 9;
 pub(crate) const LISTEN: i32 = 10;
 pub(crate) const CLOSING: i32 = 11;
 
+const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 const IPPROTO_TCP: u16 = 6;
+const SOCK_STREAM: u16 = 1;
+const SOCK_SEQPACKET: u16 = 5;
 
 /// A socket whose fields are read through the helper.
 #[derive(Clone, Copy)]
@@ -27,6 +30,44 @@ impl Sock {
     pub(crate) fn is_tcp(self) -> bool {
         matches!(self.0.read::<u16>(offset!(sk_family)), Some(AF_INET | AF_INET6))
             && self.0.read::<u16>(offset!(sk_protocol)) == Some(IPPROTO_TCP)
+    }
+
+    /// A connection over a Unix socket that has a name: not a pair, and nothing without a connection.
+    #[inline(always)]
+    pub(crate) fn unix(self, slot: u32) -> Option<UnixEnd> {
+        if self.0.read::<u16>(offset!(sk_family)) != Some(AF_UNIX)
+            || !matches!(
+                self.0.read::<u16>(offset!(sk_type)),
+                Some(SOCK_STREAM | SOCK_SEQPACKET)
+            )
+            || self.state() != ESTABLISHED
+        {
+            return None;
+        }
+        let peer = self.0.deref(offset!(unix_peer))?;
+        let (near, far) = (self.0.deref(offset!(unix_addr)), peer.deref(offset!(unix_addr)));
+        let direction = match (near, far) {
+            (None, None) => return None,
+            (Some(_), None) => Direction::In,
+            (None, Some(_)) => Direction::Out,
+            // The connecting side has a name, too, but one of its own.
+            (Some(near), Some(far)) => {
+                let refs = |name: Kernel| name.read::<u32>(offset!(unix_addr_refs)).unwrap_or(0);
+                if refs(near) > refs(far) {
+                    Direction::In
+                } else {
+                    Direction::Out
+                }
+            }
+        };
+        Some(UnixEnd {
+            pid: 0,
+            slot,
+            socket: self.0.0 as u64,
+            peer: peer.0 as u64,
+            direction: direction as u32,
+            pad: 0,
+        })
     }
 
     #[inline(always)]

@@ -22,6 +22,12 @@ pub const PROBE: Probe = Probe {
         Field::InodeSb,
         Field::SbMagic,
         Field::SocketSk,
+        Field::SkFamily,
+        Field::SkType,
+        Field::SkState,
+        Field::UnixPeer,
+        Field::UnixAddr,
+        Field::UnixAddrRefs,
     ],
     metrics: &["tieback_open_fds", "tieback_fd_growth_total", "tieback_fd_limit_forecast_seconds"],
 };
@@ -73,23 +79,32 @@ pub(crate) mod bpf {
         let Some(running) = FD_RUNNING.get_ptr_mut(0) else { return 0 };
         let at_end = task.0.is_null() || file.0.is_null();
         let tid: u32 = if at_end { 0 } else { task.load(field!(task_pid)) };
+        let thread = thread(tid);
+        // SAFETY: a map value.
+        let (id, pid) = thread.map_or((0, 0), |thread| unsafe { ((*thread).slot, (*thread).tgid) });
+        let file = File(file);
+        let sock = if at_end || id <= SLOT_KERNEL { None } else { file.sock().map(Sock) };
         // SAFETY: a map value that only this iterator writes; `meta` begins with `seq`.
         unsafe {
+            // Both are written before anything is counted: where there is no room, the kernel takes back what was written for the
+            // descriptor, shows it once more, and it must count once.
             let told = (*running).pid == 0 || (*running).round != tuning.round;
-            if !told && (*running).pid != tid {
-                // First of all: where there is no room, the kernel shows the descriptor once more, and it must count once.
-                if !tell(ctx, running) {
-                    return 0;
-                }
+            let ended = !told && (*running).pid != tid;
+            if ended && !tell(ctx, running.cast()) {
+                return 0;
+            }
+            if let Some(end) = sock.and_then(|sock| sock.unix(id))
+                && !tell(ctx, (&raw const end).cast())
+            {
+                return 0;
+            }
+            if ended {
                 (*running).pid = 0;
             }
         }
         if at_end {
             return 0;
         }
-        let Some(thread) = thread(tid) else { return 0 };
-        // SAFETY: a map value.
-        let (id, pid) = unsafe { ((*thread).slot, (*thread).tgid) };
         if id <= SLOT_KERNEL {
             return 0;
         }
@@ -98,7 +113,7 @@ pub(crate) mod bpf {
             // SAFETY: a map value that only this iterator writes.
             unsafe {
                 if (*running).pid != tid || (*running).round != tuning.round {
-                    running.write(FdProcess { pid: tid, slot: id, open: 0, round: tuning.round, limit: limit(task) });
+                    running.write(FdProcess { pid: tid, slot: id, open: 0, round: tuning.round, limit: limit(task), pad: 0 });
                 }
                 (*running).open += 1;
             }
@@ -109,13 +124,12 @@ pub(crate) mod bpf {
             s.fds_round = u64::from(tuning.round);
             s.fds = [0; FdKind::COUNT];
         }
-        let file = File(file);
         let kind = file.kind() as usize;
         if kind < FdKind::COUNT {
             s.fds[kind] += 1;
         }
-        if let Some(sock) = file.sock() {
-            conn::bpf::adopt(Sock(sock), id);
+        if let Some(sock) = sock {
+            conn::bpf::adopt(sock, id);
         }
         if opener::bpf::watched(tuning, pid) {
             opener::bpf::visited(tuning, pid, fd, file.0, kind as u32);
@@ -123,16 +137,16 @@ pub(crate) mod bpf {
         0
     }
 
-    /// Writes how many descriptors a process has; `false` where there is no room.
+    /// Writes an [`FdProcess`] or what is as long; `false` where there is no room.
     ///
     /// # Safety
-    /// `ctx` is the context of the iterator, and `process` a map value.
+    /// `ctx` is the context of the iterator, and `record` a map value or on the stack.
     #[inline(always)]
-    unsafe fn tell(ctx: *mut c_void, process: *mut FdProcess) -> bool {
+    unsafe fn tell(ctx: *mut c_void, record: *const c_void) -> bool {
         // SAFETY: `meta` begins with `seq`; the verifier knows the lengths of both.
         unsafe {
             let meta = *ctx.cast::<*const *mut c_void>();
-            bpf_seq_write((*meta).cast(), process.cast(), size_of::<FdProcess>() as u32) == 0
+            bpf_seq_write((*meta).cast(), record.cast_mut(), size_of::<FdProcess>() as u32) == 0
         }
     }
 }

@@ -22,8 +22,29 @@ pub struct FdProcess {
     pub round: u32,
     /// Soft limit.
     pub limit: u64,
+    /// Padding.
+    pub pad: u64,
 }
-const _: () = assert!(size_of::<FdProcess>() == 24);
+const _: () = assert!(size_of::<FdProcess>() == 32);
+
+/// One end of a connection over a Unix socket: what `fd_harvest` writes for each, as long as an [`FdProcess`].
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct UnixEnd {
+    /// 0, which no process has.
+    pub pid: u32,
+    /// Slot.
+    pub slot: u32,
+    /// Address of the socket.
+    pub socket: u64,
+    /// Address of the other end's socket.
+    pub peer: u64,
+    /// `Direction`.
+    pub direction: u32,
+    /// Padding.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<UnixEnd>() == size_of::<FdProcess>());
 
 /// A descriptor whose opening was sampled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -322,6 +322,16 @@ fn everything() -> Totals {
             dropped: 3,
         },
     );
+    totals.pools.insert(
+        (Direction::In, PoolPeer::Unix("unix:prod/cron".into())),
+        PoolTotals {
+            open: 12,
+            open_peak: 12,
+            open_ns: 120 * SECOND,
+            samples: 90,
+            ..PoolTotals::default()
+        },
+    );
     let redis = Peer::Server(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9)), 6379);
     let mut churn = PoolTotals {
         open_peak: 3,

@@ -1,6 +1,6 @@
 //! Which exact total a sampled stack is a sample of, and the division of futex time between `lock` and `idle`.
 
-use crate::symbolize::{Cause, Direction, Histogram, StackDetail, StackKind, SymbolizedSample, Totals};
+use crate::symbolize::{Cause, Direction, Histogram, Peer, StackDetail, StackKind, SymbolizedSample, Totals};
 
 /// What tells the code series of one signal apart, besides the code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -207,7 +207,8 @@ pub(super) fn exact(totals: &Totals, moved: u64, idle_share: f64) -> Vec<(Group,
         totals
             .conns
             .iter()
-            .filter(|((direction, _), _)| *direction == Direction::Out)
+            // Nobody sees who opens a connection over a Unix socket.
+            .filter(|((direction, peer), _)| *direction == Direction::Out && *peer != Peer::Unix)
             .map(|(_, conn)| conn)
     };
     let opened = outgoing().fold(0u64, |sum, conn| sum.saturating_add(conn.opened));

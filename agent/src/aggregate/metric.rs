@@ -262,6 +262,12 @@ impl ServiceSnapshot {
         by_peer(&self.totals, pick)
     }
 
+    /// Pools of which more is known than how many connections they have.
+    fn used_pools(&self) -> usize {
+        let pools = self.totals.pools.keys();
+        pools.filter(|(_, peer)| !peer.counted_only()).count()
+    }
+
     /// Code series of a signal.
     #[must_use]
     pub fn code_series(&self, kind: StackKind) -> &[CodeSeries] {
@@ -300,8 +306,11 @@ impl ServiceSnapshot {
             Metric::Connections | Metric::ConnectionsOpened | Metric::ConnectionsClosed => totals.conns.len(),
             Metric::ConnectionBytes => totals.conns.len() * 2,
             Metric::ConnectionsEnded => self.ended().count(),
-            Metric::PoolConnections | Metric::PoolPeak | Metric::PoolSeconds => totals.pools.len() * 2,
-            Metric::PoolExchanges | Metric::PoolOpened | Metric::PoolOnce => totals.pools.len(),
+            Metric::PoolConnections | Metric::PoolPeak | Metric::PoolSeconds => {
+                totals.pools.len() + self.used_pools()
+            }
+            Metric::PoolOpened => totals.pools.len(),
+            Metric::PoolExchanges | Metric::PoolOnce => self.used_pools(),
             Metric::ListenQueue
             | Metric::ListenLimit
             | Metric::ListenSeconds

@@ -14,6 +14,8 @@ pub enum Peer {
     Server(IpAddr, u16),
     /// Address of a connecting side; its port is ephemeral.
     Client(IpAddr),
+    /// A program of this host, over Unix sockets.
+    Unix,
     /// Past the bound on peers.
     Other,
 }
@@ -56,6 +58,8 @@ pub enum PoolPeer {
     Slot(SlotId, Peer),
     /// A service on this host, as `NAMESPACE/NAME` or `NAME`.
     Service(Arc<str>),
+    /// The same over Unix sockets, as `unix:NAMESPACE/NAME` or `unix:NAME`.
+    Unix(Arc<str>),
     /// An address.
     Address(Peer),
 }
@@ -63,6 +67,15 @@ pub enum PoolPeer {
 impl PoolPeer {
     /// Past the bound on peers.
     pub const OTHER: Self = Self::Address(Peer::Other);
+
+    /// Unix sockets do not say which way data went, nor how much.
+    #[must_use]
+    pub const fn counted_only(&self) -> bool {
+        matches!(
+            self,
+            Self::Unix(_) | Self::Address(Peer::Unix) | Self::Slot(_, Peer::Unix)
+        )
+    }
 }
 
 /// How the connections of one direction with one peer are used. What is said of "busy" is sampled: a connection is busy

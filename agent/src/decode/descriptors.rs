@@ -1,7 +1,7 @@
 //! Descriptors as later stages see them: how many each process has, and what became of those whose opening was sampled.
 
 pub use agent_ebpf::wire::WATCHED;
-use agent_ebpf::wire::{FD_UNVISITED, FdKind, FdProcess, OpenerFd, OpenerKey};
+use agent_ebpf::wire::{Direction, FD_UNVISITED, FdKind, FdProcess, OpenerFd, OpenerKey, UnixEnd};
 use anyhow::{Context as _, Result};
 use aya::maps::HashMap as BpfMap;
 
@@ -68,21 +68,46 @@ pub struct Sampled {
     pub ticks: u32,
 }
 
-/// What `fd_harvest` wrote.
-pub(super) fn process_fds(bytes: &[u8]) -> Vec<ProcessFds> {
-    let records = bytes.chunks_exact(size_of::<FdProcess>());
-    records
-        .map(|record| {
-            // SAFETY: a plain record whose every bit pattern is valid, and as long as it is to be.
-            let record: FdProcess = unsafe { std::ptr::read_unaligned(record.as_ptr().cast()) };
-            ProcessFds {
-                pid: record.pid,
-                slot: SlotId(record.slot),
-                open: record.open.into(),
-                limit: record.limit,
-            }
-        })
-        .collect()
+/// One end of a connection over a Unix socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnixSocket {
+    /// Names the socket while it exists.
+    pub id: u64,
+    /// Names that of the other end.
+    pub peer: u64,
+    /// Whose.
+    pub slot: SlotId,
+    /// Who connected.
+    pub direction: Direction,
+}
+
+/// What `fd_harvest` wrote: processes, and connections over Unix sockets.
+pub(super) fn visited(bytes: &[u8]) -> (Vec<ProcessFds>, Vec<UnixSocket>) {
+    let (mut processes, mut sockets) = (Vec::new(), Vec::new());
+    for record in bytes.chunks_exact(size_of::<FdProcess>()) {
+        // SAFETY: a plain record whose every bit pattern is valid, and as long as it is to be.
+        let process: FdProcess = unsafe { std::ptr::read_unaligned(record.as_ptr().cast()) };
+        if process.pid != 0 {
+            processes.push(ProcessFds {
+                pid: process.pid,
+                slot: SlotId(process.slot),
+                open: process.open.into(),
+                limit: process.limit,
+            });
+            continue;
+        }
+        // SAFETY: likewise, and of the same length.
+        let end: UnixEnd = unsafe { std::ptr::read_unaligned(record.as_ptr().cast()) };
+        if let Some(direction) = Direction::from_index(end.direction) {
+            sockets.push(UnixSocket {
+                id: end.socket,
+                peer: end.peer,
+                slot: SlotId(end.slot),
+                direction,
+            });
+        }
+    }
+    (processes, sockets)
 }
 
 /// What became of a descriptor by the harvest `round`; `None` while it is not known, or when it was closed.

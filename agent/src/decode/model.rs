@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 pub use super::connections::{AGES, ConnTotals, Peer, PoolPeer, PoolTotals};
-pub use super::descriptors::{FdForecast, ProcessFds};
+pub use super::descriptors::{FdForecast, ProcessFds, UnixSocket};
 pub use super::listeners::ListenTotals;
 pub use agent_ebpf::wire::unwind::UnwindResult;
 pub use agent_ebpf::wire::{
@@ -255,4 +255,6 @@ pub struct Tick {
     pub slots: Vec<(SlotId, Box<Totals>)>,
     /// Open descriptors of each process.
     pub processes: Vec<ProcessFds>,
+    /// Open connections over Unix sockets; those that several processes share as often.
+    pub unix: Vec<UnixSocket>,
 }

@@ -21,7 +21,7 @@ pub(super) struct Pools<'a> {
 }
 
 /// A pool: the connections of a service with one peer in one direction. Counts, peaks, shares and ages at the end are
-/// those of the recent past; what is `null` was not seen often enough to say.
+/// those of the recent past; what is `null` was not seen often enough to say, or cannot be known (over Unix sockets).
 #[derive(Debug, Serialize)]
 struct Pool<'a> {
     service: &'a str,
@@ -35,20 +35,20 @@ struct Pool<'a> {
     samples: u64,
     /// Open at the last sample, and of these: busy; without data for a minute.
     open: u64,
-    busy: u64,
-    quiet: u64,
+    busy: Option<u64>,
+    quiet: Option<u64>,
     /// Most that were open at once: how many were held.
     open_peak: u64,
     /// Most that a sample found busy at once: how many were needed.
-    busy_peak: u64,
+    busy_peak: Option<u64>,
     /// Share of the connections' time during which they were busy.
     busy_share: Option<f64>,
     opened: u64,
     closed: u64,
     /// Of those closed: after at most one exchange.
-    closed_after_one_exchange: u64,
+    closed_after_one_exchange: Option<u64>,
     /// Estimated from data segments.
-    exchanges: u64,
+    exchanges: Option<u64>,
     /// The same for each connection that was open at some time.
     exchanges_per_connection: Option<f64>,
     /// Of the closed ones; from a histogram with a bound at each power of two.
@@ -64,12 +64,27 @@ pub(super) fn pools(snapshot: &Snapshot) -> Pools<'_> {
     let pools = snapshot.services.iter().flat_map(|service| {
         let each = service.recent_pools.iter();
         each.map(move |((direction, peer), recent)| {
-            one(service, *direction, pool_peer_name(peer).into_owned(), recent)
+            let name = pool_peer_name(peer).into_owned();
+            let mut pool = one(service, *direction, name, recent);
+            if peer.counted_only() {
+                pool.forget_use();
+            }
+            pool
         })
     });
     Pools {
         pools: pools.collect(),
         listeners: listeners(snapshot),
+    }
+}
+
+impl Pool<'_> {
+    /// Over Unix sockets nothing is known but how many there are.
+    fn forget_use(&mut self) {
+        (self.busy, self.quiet, self.busy_peak, self.busy_share) = (None, None, None, None);
+        (self.exchanges, self.exchanges_per_connection) = (None, None);
+        self.closed_after_one_exchange = None;
+        self.findings.clear();
     }
 }
 
@@ -90,15 +105,15 @@ fn one<'a>(
         seconds,
         samples: pool.samples,
         open: pool.open,
-        busy: pool.busy,
-        quiet: pool.quiet,
+        busy: Some(pool.busy),
+        quiet: Some(pool.quiet),
         open_peak: pool.open_peak,
-        busy_peak: pool.busy_peak,
+        busy_peak: Some(pool.busy_peak),
         busy_share: share(pool.busy_ns, pool.open_ns),
         opened: pool.opened,
         closed: pool.closed,
-        closed_after_one_exchange: pool.once,
-        exchanges: pool.exchanges,
+        closed_after_one_exchange: Some(pool.once),
+        exchanges: Some(pool.exchanges),
         exchanges_per_connection: share(pool.exchanges, existed),
         median_life_seconds: median_life(pool),
         median_age_seconds: age(pool, 0.5),

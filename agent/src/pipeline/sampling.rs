@@ -8,7 +8,7 @@ use crate::decode::listeners::Listeners;
 use crate::decode::model::Tick;
 use crate::decode::sockets::Sockets;
 use crate::load::Loaded;
-use crate::signals::conn::{Pace, Pools, Queues};
+use crate::signals::conn::{Pace, Pools, Queues, UnixConnections};
 
 /// The mean of forecast waiting between two samples (in units of 1024 ns) that brings the rate of samples to the
 /// budget; `None` while it is near enough. At most a factor of four a tick, between 1 ms and 10 s.
@@ -26,6 +26,7 @@ pub(super) struct PoolSampling {
     pace: Pace,
     sockets: Sockets,
     pools: Pools,
+    unix: UnixConnections,
     failures: u64,
 }
 
@@ -47,6 +48,7 @@ impl PoolSampling {
             pace: Pace::new(Instant::now(), Duration::from_millis(25), 0.002),
             sockets: Sockets::default(),
             pools: Pools::default(),
+            unix: UnixConnections::default(),
             failures: 0,
         }
     }
@@ -87,6 +89,7 @@ impl PoolSampling {
     pub(super) fn finish(&mut self, loaded: &mut Loaded, tick: &mut Tick) {
         self.sample(loaded);
         self.pools.finish(tick);
+        self.unix.finish(tick);
     }
 
     /// What was lost, by reason.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser;
 use tieback_tests::workloads::{
-    confined, conn, cpu, disk, fds, loops, memory, mixture, net, pool, process, syscalls, wait,
+    confined, conn, cpu, disk, fds, loops, memory, mixture, net, pool, process, syscalls, unix, wait,
 };
 
 /// What to do; each prints the truth about itself as JSON lines and goes on when it reads a line.
@@ -150,6 +150,10 @@ enum Command {
         #[arg(long)]
         v6: bool,
     },
+    /// Accepts connections over a Unix socket and holds them.
+    UnixServe { path: PathBuf, count: usize },
+    /// Opens such connections and holds them.
+    UnixConnect { path: PathBuf, count: usize },
     /// Holds connections to such a server and uses some of them.
     Pool {
         port: u16,
@@ -220,6 +224,8 @@ fn main() -> Result<()> {
         } => conn::connect(port, v6, count, close),
         Command::Flood { count } => conn::flood(count),
         Command::Answer { v6 } => pool::serve(v6),
+        Command::UnixServe { path, count } => unix::serve(&path, count),
+        Command::UnixConnect { path, count } => unix::connect(&path, count),
         Command::Pool {
             port,
             v6,

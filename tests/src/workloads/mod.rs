@@ -14,4 +14,5 @@ pub mod pool;
 pub mod process;
 pub mod raw;
 pub mod syscalls;
+pub mod unix;
 pub mod wait;

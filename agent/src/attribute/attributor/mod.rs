@@ -13,8 +13,8 @@ use self::slot::{Decided, Found, Open, hold};
 use super::identify::bounded;
 use super::release::Releases;
 use super::{
-    AttributedTick, Identity, Lifecycle, PoolPeer, Service, ServiceInfo, ServiceRule, SlotId, Tick, Totals,
-    identify,
+    AttributedTick, Identity, Lifecycle, Peer, PoolPeer, Service, ServiceInfo, ServiceRule, SlotId, Tick,
+    Totals, identify,
 };
 use crate::host::Host;
 
@@ -347,11 +347,15 @@ impl Attributor {
         for ((direction, peer), pool) in std::mem::take(&mut totals.pools) {
             let peer = match peer {
                 PoolPeer::Slot(slot, address) => match self.known(slot) {
-                    Some(service) if service.namespace.is_empty() => {
-                        PoolPeer::Service(service.name.as_str().into())
-                    }
                     Some(service) => {
-                        PoolPeer::Service(format!("{}/{}", service.namespace, service.name).into())
+                        let name = match service.namespace.as_str() {
+                            "" => service.name.clone(),
+                            namespace => format!("{namespace}/{}", service.name),
+                        };
+                        match address {
+                            Peer::Unix => PoolPeer::Unix(format!("unix:{name}").into()),
+                            _ => PoolPeer::Service(name.into()),
+                        }
                     }
                     None => PoolPeer::Address(address),
                 },

@@ -19,7 +19,7 @@ use self::{
     difference::difference,
     read::{connections, disk, syscalls},
 };
-use super::descriptors::process_fds;
+use super::descriptors::visited;
 use super::model::{SlotId, Tick, Totals};
 use crate::load::{Loaded, Plain};
 
@@ -131,12 +131,14 @@ impl Harvest {
         disk(loaded, &mut views)?;
         connections(loaded, &mut views)?;
 
+        let (processes, unix) = visited(&written);
         let at_unix_ns = unix_ns();
         let mut tick = Tick {
             at_unix_ns,
             length_ns: at_unix_ns.saturating_sub(self.at_unix_ns).max(1),
             slots: Vec::with_capacity(ids.len()),
-            processes: process_fds(&written),
+            processes,
+            unix,
         };
         self.at_unix_ns = at_unix_ns;
         for id in ids {

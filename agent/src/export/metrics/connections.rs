@@ -65,14 +65,15 @@ pub(in crate::export) fn peer_name(peer: Peer) -> Cow<'static, str> {
     match peer {
         Peer::Server(address, port) => SocketAddr::new(address, port).to_string().into(),
         Peer::Client(address) => address.to_string().into(),
+        Peer::Unix => "unix".into(),
         Peer::Other => OTHER.into(),
     }
 }
 
 /// The metrics of pools.
 pub(super) fn pools(out: &mut Series<'_>, metric: Metric, service: &ServiceSnapshot) {
-    for ((direction, peer), pool) in &service.totals.pools {
-        let peer = pool_peer_name(peer);
+    for ((direction, whom), pool) in &service.totals.pools {
+        let peer = pool_peer_name(whom);
         let [direction, peer] = [("direction", direction.as_str()), ("peer", &*peer)];
         let (first, second) = match metric {
             Metric::PoolConnections => (
@@ -88,6 +89,9 @@ pub(super) fn pools(out: &mut Series<'_>, metric: Metric, service: &ServiceSnaps
                 ("idle", Value::Nanos(pool.open_ns.saturating_sub(pool.busy_ns))),
             ),
             _ => {
+                if whom.counted_only() && metric != Metric::PoolOpened {
+                    continue;
+                }
                 let count = match metric {
                     Metric::PoolExchanges => pool.exchanges,
                     Metric::PoolOpened => pool.opened,
@@ -97,6 +101,15 @@ pub(super) fn pools(out: &mut Series<'_>, metric: Metric, service: &ServiceSnaps
                 continue;
             }
         };
+        if whom.counted_only() {
+            let value = match metric {
+                Metric::PoolConnections => Value::Int(pool.open),
+                Metric::PoolPeak => Value::Int(pool.open_peak),
+                _ => Value::Nanos(pool.open_ns),
+            };
+            out.add(&[direction, peer, ("state", "open")], value);
+            continue;
+        }
         for (state, value) in [first, second] {
             out.add(&[direction, peer, ("state", state)], value);
         }
@@ -120,7 +133,7 @@ pub(super) fn listeners(out: &mut Series<'_>, metric: Metric, service: &ServiceS
 /// What a pool's other end is called.
 pub(in crate::export) fn pool_peer_name(peer: &PoolPeer) -> Cow<'_, str> {
     match peer {
-        PoolPeer::Service(name) => Cow::Borrowed(name),
+        PoolPeer::Service(name) | PoolPeer::Unix(name) => Cow::Borrowed(name),
         PoolPeer::Address(peer) | PoolPeer::Slot(_, peer) => peer_name(*peer),
     }
 }

@@ -9,7 +9,9 @@ mod listen;
 mod names;
 mod pace;
 mod pools;
+mod unix;
 
 pub use listen::Queues;
 pub use pace::Pace;
 pub use pools::Pools;
+pub use unix::UnixConnections;
