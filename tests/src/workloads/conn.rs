@@ -152,7 +152,7 @@ pub fn connect(port: u16, v6: bool, count: usize, close: bool) -> Result<()> {
     gate::truth(&json!({}))
 }
 
-/// Opens connections to itself as fast as it can, three of four from [`flood_often`]: hundreds until told to
+/// Opens connections to itself as fast as it can, three of four from `flood_often`: hundreds until told to
 /// `flood`, and then `count`.
 pub fn flood(count: usize) -> Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
