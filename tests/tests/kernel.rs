@@ -22,6 +22,8 @@ mod memory;
 mod net;
 #[path = "kernel/pool.rs"]
 mod pool;
+#[path = "kernel/record.rs"]
+mod record;
 #[path = "kernel/rules.rs"]
 mod rules;
 #[path = "kernel/stacks.rs"]

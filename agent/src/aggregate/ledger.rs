@@ -19,6 +19,8 @@ use crate::symbolize::{Owner, SharedStack, StackDetail};
 
 /// Samples of one group that may wait for their total.
 const MAX_PENDING: usize = 256;
+/// Ticks that they wait at most: the counters of what they are samples of come with them, or soon.
+const MOST_PATIENCE: usize = 6;
 
 /// A sampled stack that asks for its part of an exact total.
 #[derive(Clone, Debug)]
@@ -78,7 +80,10 @@ impl Ledger {
 
         let weight: f64 = self.pending.iter().map(|(claim, _)| claim.weight).sum();
         let held = sum(&self.held);
-        let overdue = self.pending.front().is_some_and(|(_, age)| *age >= hold);
+        let overdue = self
+            .pending
+            .front()
+            .is_some_and(|(_, age)| *age >= hold.min(MOST_PATIENCE));
         let target = match rule {
             Rule::Scale => held,
             Rule::Claim => held.min(weight.round() as u64),
@@ -145,7 +150,9 @@ impl Ledger {
         for (_, age) in &mut self.pending {
             *age += 1;
         }
-        while self.pending.len() > MAX_PENDING || self.pending.front().is_some_and(|(_, age)| *age > hold) {
+        let patience = hold.min(MOST_PATIENCE);
+        while self.pending.len() > MAX_PENDING || self.pending.front().is_some_and(|(_, age)| *age > patience)
+        {
             self.pending.pop_front();
             settled.dropped += 1;
         }

@@ -79,6 +79,8 @@ pub struct Limits {
     pub window_entries: usize,
     /// Bytes that a sample of an allocation stands for.
     pub alloc_period: u32,
+    /// For how many ticks the time of waits is held for samples, which come when the waits end.
+    pub wait_hold: usize,
     /// After how long without a process and without news a service is forgotten.
     pub service_idle: Duration,
 }
@@ -93,6 +95,7 @@ impl Default for Limits {
             retention: Duration::from_secs(15 * 60),
             window_entries: 200_000,
             alloc_period: 512 << 10,
+            wait_hold: 6,
             service_idle: Duration::from_secs(3600),
         }
     }

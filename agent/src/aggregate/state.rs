@@ -18,9 +18,8 @@ use super::snapshot::{CodeSeries, ServiceCode, ServiceSnapshot};
 use super::window::{StackValue, WindowBuilder};
 use crate::symbolize::{Cause, Service, ServiceInfo, StackKind, SymbolizedSample, Totals};
 
-/// Ticks for which exact time of waits waits for its samples, and samples for it.
-const HOLD_WAIT: usize = 6;
-/// The same for what is counted and sampled at the same moment; only the order of reading can differ.
+/// Ticks for which exact amounts wait for their samples, and samples for them, where both come at the same moment: only the order of
+/// reading can differ.
 const HOLD: usize = 1;
 
 /// The tick that is taken.
@@ -52,6 +51,8 @@ pub(super) struct ServiceState {
     live_view: Arc<LiveView>,
     alloc_period: f64,
     retention_ns: u64,
+    /// Ticks for which the time of waits waits for samples.
+    wait_hold: usize,
     top: usize,
     pub(super) openers: Arc<Vec<Opener>>,
     ledgers: HashMap<Group, Ledger>,
@@ -77,6 +78,7 @@ impl ServiceState {
             live_view: Arc::default(),
             alloc_period: f64::from(limits.alloc_period),
             retention_ns,
+            wait_hold: limits.wait_hold,
             top: limits.top,
             openers: Arc::default(),
             ledgers: HashMap::new(),
@@ -160,7 +162,7 @@ impl ServiceState {
                 amount,
                 rule,
                 claims.remove(group).unwrap_or_default(),
-                hold(*group),
+                hold(*group, self.wait_hold),
             );
             dropped += settled.dropped;
             if settled.unsampled > 0 {
@@ -245,7 +247,7 @@ fn quiet_rule(kind: StackKind) -> Rule {
 }
 
 /// Connecting takes its time too, and so does it to see that a descriptor stays open. Plain idleness is not sampled: nothing to wait for.
-fn hold(group: Group) -> usize {
+fn hold(group: Group, waits: usize) -> usize {
     match group {
         Group {
             scope: CodeScope::Cause(Cause::Idle),
@@ -255,7 +257,7 @@ fn hold(group: Group) -> usize {
         Group {
             kind: StackKind::Wait | StackKind::Conn | StackKind::Fd,
             ..
-        } => HOLD_WAIT,
+        } => waits,
         _ => HOLD,
     }
 }

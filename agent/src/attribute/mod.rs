@@ -13,7 +13,7 @@ mod sum;
 
 use std::sync::Arc;
 
-pub use attributor::{AttributeStats, Attributor};
+pub use attributor::{AttributeStats, Attributor, Only, RECORDED};
 pub use cgroup::{Container, container_of, unit_of};
 pub use identify::{Identity, identify};
 pub use program::program_name;

@@ -145,7 +145,7 @@ fn entry(leak: &Leak, limit: Option<u64>, resident: u64) -> LeakEntry {
 }
 
 /// Bytes with a unit, for people.
-fn bytes(amount: f64) -> String {
+pub(super) fn bytes(amount: f64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let (mut amount, mut at) = (amount, 0);
     while amount >= 1024.0 && at + 1 < units.len() {

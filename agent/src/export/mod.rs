@@ -13,6 +13,7 @@ mod oom;
 mod pages;
 mod pools;
 pub mod profile;
+pub mod record;
 mod request;
 mod status;
 

@@ -133,31 +133,15 @@ impl ProfileRequest {
 
     /// Writes the profile in the format that was asked for.
     pub(super) fn render(&self, profile: &WindowProfile) -> Result<Vec<u8>> {
-        let profile = Profile {
-            service: Service {
-                name: profile.name.clone(),
-                namespace: profile.namespace.clone(),
-                version: self.version.clone().unwrap_or_default(),
-            },
-            kind: profile.kind,
-            start_unix_ns: profile.start_unix_ns,
-            duration_ns: profile.duration_ns,
-            // Weights differ from sample to sample: there is no period.
-            period: 0,
-            samples: profile
-                .samples
-                .iter()
-                .map(|sample| {
-                    (
-                        sample.stack.clone(),
-                        i64::try_from(sample.value).unwrap_or(i64::MAX),
-                    )
-                })
-                .collect(),
+        let service = Service {
+            name: profile.name.clone(),
+            namespace: profile.namespace.clone(),
+            version: self.version.clone().unwrap_or_default(),
         };
+        let profile = Profile::new(service, profile);
         match self.format {
             Format::Svg => profile::svg(&profile),
-            Format::Pprof => profile::pprof(&profile),
+            Format::Pprof => profile::pprof(&[profile]),
             Format::Folded => Ok(profile::folded(&profile).into_bytes()),
         }
     }

@@ -17,6 +17,8 @@ use crate::telemetry::GovernorTelemetry;
 pub use self::calibrate::{Costs, calibrate};
 use self::level::Levels;
 
+/// Seconds that a tick must have for its cost to mean anything.
+const SHORTEST_TICK: f64 = 0.5;
 /// One window a period.
 const PERIOD: Duration = Duration::from_secs(1);
 /// Least share of the time, so that there is always something to see.
@@ -225,6 +227,10 @@ impl Governor {
     /// Takes the total spent so far at the end of a tick, and gives up detail or takes it back.
     pub fn account(&mut self, loaded: &mut Loaded, spent_seconds: f64, length_ns: u64) -> Result<()> {
         let seconds = length_ns.max(1) as f64 / 1e9;
+        // The last ticks of a recording are as short as they happen to be: part of the next one, which may never come.
+        if seconds < SHORTEST_TICK {
+            return Ok(());
+        }
         self.cost_ratio = (spent_seconds - self.last_spent).max(0.0) / seconds / self.cpus as f64;
         self.last_spent = spent_seconds;
         if self.levels.tick(self.cost_ratio, self.limit) {

@@ -8,12 +8,14 @@ mod growth;
 mod kill_switch;
 mod naming;
 mod own;
+mod recording;
 mod sampling;
 mod stack_cost;
 mod unwind;
 mod watching;
 
 pub(crate) use own::keep_little_freed_memory;
+pub use recording::Recording;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{
@@ -117,11 +119,13 @@ fn environment(host: &Host, config: &Config) -> Result<Environment> {
     })
 }
 
-/// Starts both threads. They stop when `stop` is set; everything is detached when the first one ends.
+/// Starts both threads. They stop when `stop` is set; everything is detached when the first one ends. Of a recording, they
+/// publish what happened until then.
 pub fn start(
     host: Host,
     config: Config,
     publish: Publish,
+    recording: Option<Recording>,
     stop: Arc<AtomicBool>,
 ) -> Result<Vec<thread::JoinHandle<Result<()>>>> {
     let (send, receive) = mpsc::sync_channel(16);
@@ -133,6 +137,7 @@ pub fn start(
         retention: config.retention,
         service_idle: config.service_idle,
         alloc_period: config.alloc_period,
+        wait_hold: recording::wait_hold(recording.is_some()),
         ..Limits::default()
     };
     let symbols = symbols(&config)?;
@@ -146,9 +151,9 @@ pub fn start(
         })?;
     let service_rules: Vec<ServiceRule> = RuleTable::read_all(&config.service_rules)?;
     let loaded = load(&host, &config)?;
-    let reading = thread::Builder::new()
-        .name("kernel".to_owned())
-        .spawn(move || Reader::new(host, config, loaded, service_rules, unwind_symbols, send)?.run(&stop))?;
+    let reading = thread::Builder::new().name("kernel".to_owned()).spawn(move || {
+        Reader::new(host, config, loaded, service_rules, unwind_symbols, send)?.run(&stop, recording)
+    })?;
     Ok(vec![reading, naming])
 }
 
@@ -230,7 +235,8 @@ impl Reader {
         })
     }
 
-    fn run(&mut self, stop: &AtomicBool) -> Result<()> {
+    fn run(&mut self, stop: &AtomicBool, recording: Option<Recording>) -> Result<()> {
+        let recorded = self.record(recording);
         self.find()?;
         // What was counted up to here is the agent's own start (calibration included): the first tick begins now.
         self.drain(Instant::now());
@@ -238,6 +244,7 @@ impl Reader {
         self.governor.finish_tick(Instant::now());
         let mut next_tick = Instant::now() + self.config.interval.min(Duration::from_secs(1));
         let mut next_drain = Instant::now();
+        let pause = recorded.map_or(DRAIN, recording::begin);
         while !stop.load(Ordering::Relaxed) {
             let now = Instant::now();
             if now >= next_drain {
@@ -248,8 +255,8 @@ impl Reader {
                 }
                 self.drain(now);
                 self.attributor.settle(now);
-                self.watching.follow(&self.attributor, &self.host, &self.config);
-                next_drain = now + DRAIN;
+                self.follow(now);
+                next_drain = now + pause;
             }
             if !self.killed {
                 self.governor.turn(&mut self.loaded, now)?;
@@ -274,12 +281,13 @@ impl Reader {
             }
             thread::sleep(wake.saturating_duration_since(Instant::now()));
         }
-        Ok(())
+        self.end(pause)
     }
 
     fn drain(&mut self, now: Instant) {
         while let Some(record) = self.ring.next() {
             match self.events.decode(&record) {
+                Some(Event::Sample(sample, _)) if !self.attributor.wants(sample.slot) => {}
                 Some(Event::Sample(sample, more)) => {
                     *self.unwound.entry(sample.unwind).or_default() += 1;
                     if sample.slot != SlotId::KERNEL {

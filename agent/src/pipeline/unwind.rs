@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc, Mutex, PoisonError,
-    mpsc::{self, RecvTimeoutError, SyncSender, TrySendError},
+    mpsc::{self, RecvTimeoutError, Sender, SyncSender, TrySendError},
 };
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +20,8 @@ use crate::telemetry::UnwindTelemetry;
 const TURN: Duration = Duration::from_secs(1);
 /// News that wait while a large table is built; more are lost, and come again with the next samples.
 const QUEUE: usize = 4096;
+/// How long tables are waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Sink for UnwindMaps {
     fn rule(&mut self, number: u32, rule: Rule) -> Result<()> {
@@ -64,6 +66,8 @@ enum News {
     Sampled(SlotId, u32, UnwindResult),
     Closed(SlotId),
     Exited(SlotId, u32),
+    Warm(u32, Sender<()>),
+    Look(SlotId, u32),
 }
 
 /// The thread, as the others see it. It ends when this is dropped.
@@ -85,6 +89,13 @@ impl Unwinding {
                     Ok(News::Sampled(slot, pid, result)) => loader.sampled(slot, pid, result),
                     Ok(News::Closed(slot)) => loader.closed(slot),
                     Ok(News::Exited(slot, pid)) => loader.exited(slot, pid),
+                    Ok(News::Look(slot, pid)) => loader.look(slot, pid),
+                    Ok(News::Warm(pid, reply)) => {
+                        let done = loader.warm(pid);
+                        // Who asked may have given up.
+                        let _ = reply.send(());
+                        done
+                    }
                     Err(RecvTimeoutError::Timeout) => {
                         next = Instant::now() + TURN;
                         loader.turn()
@@ -110,6 +121,19 @@ impl Unwinding {
 
     pub(super) fn exited(&self, slot: SlotId, pid: u32) {
         self.tell(News::Exited(slot, pid));
+    }
+
+    /// Brings what is missing of a process as it is now.
+    pub(super) fn look(&self, slot: SlotId, pid: u32) {
+        self.tell(News::Look(slot, pid));
+    }
+
+    /// Brings the tables of a process's libraries, which the next program will have, too.
+    pub(super) fn warm(&self, pid: u32) {
+        let (reply, answer) = mpsc::channel();
+        self.tell(News::Warm(pid, reply));
+        // Without an answer they come later.
+        let _ = answer.recv_timeout(PATIENCE);
     }
 
     fn tell(&self, news: News) {

@@ -51,6 +51,14 @@ impl Watching {
         self.live.sampled(sample);
     }
 
+    /// What a process that ends has not freed counts as live from then on, too. Libraries of `pid` are looked at now: the next
+    /// program will have them, too.
+    pub(super) fn record(&mut self, pid: Option<u32>) {
+        if let Some(allocations) = &mut self.allocations {
+            allocations.record(pid);
+        }
+    }
+
     /// A process ended.
     pub(super) fn gone(&mut self, pid: u32) {
         if let Some(allocations) = &mut self.allocations {

@@ -3,6 +3,7 @@
 mod slot;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 pub use self::slot::AttributeStats;
 use self::slot::{Decided, Found, Open, hold};
+pub use self::tree::{Only, RECORDED};
 use super::identify::bounded;
 use super::release::Releases;
 use super::{
@@ -27,6 +29,7 @@ pub struct Attributor {
     min_age: Duration,
     limit: usize,
     rules: Vec<ServiceRule>,
+    only: Option<Only>,
     releases: Releases,
     open: BTreeMap<SlotId, Open>,
     /// Those that are not decided and not gone.
@@ -52,6 +55,7 @@ impl Attributor {
             min_age,
             limit,
             rules,
+            only: None,
             releases: Releases::default(),
             open: BTreeMap::new(),
             by_pid: HashMap::new(),
@@ -94,6 +98,7 @@ impl Attributor {
                 }
             }
             Lifecycle::Exited { slot, pid } => {
+                self.tree_exited(*slot, *pid);
                 if let Some(service) = self.known(*slot)
                     && let Some((_, info)) = self.services.get_mut(&*service)
                 {
@@ -148,6 +153,15 @@ impl Attributor {
         if open.service.is_some() {
             return;
         }
+        if let Some(decided) = self.of_tree(slot) {
+            if let Some(open) = self.open.get_mut(&slot) {
+                open.service = Some(decided);
+            }
+            return;
+        }
+        let Some(open) = self.open.get_mut(&slot) else {
+            return;
+        };
         // Found when the agent started: as old as it gets.
         let age = open.gone.unwrap_or(now).saturating_duration_since(open.since);
         let old = open.parent.is_none() || age >= self.min_age;

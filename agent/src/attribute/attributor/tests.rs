@@ -231,3 +231,49 @@ fn helpers_share_the_services_release() {
     assert_eq!(old.pids.iter().copied().collect::<Vec<_>>(), [11, 12, 13, 14, 15]);
     assert_eq!(info("").unwrap().runtime, "python");
 }
+
+/// What a recorded process starts is part of it, whatever it is; what it was before, and who gets its number later, are not.
+#[test]
+fn a_recorded_process_and_what_it_starts_are_one_service() {
+    let start = Instant::now();
+    let mut attributor = Attributor::new(Host::new("/"), Duration::from_secs(1), 10, Vec::new());
+    attributor.record(Only {
+        pid: Some(u32::MAX),
+        to_come: true,
+        namespace: RECORDED.into(),
+        name: "make".into(),
+    });
+    attributor.apply(&opened(2, std::process::id(), None), start);
+    // The process before it becomes the command, the command, what that starts, and another program's child.
+    attributor.apply(&opened(3, u32::MAX, None), start);
+    attributor.apply(&opened(4, u32::MAX, Some(3)), start);
+    attributor.apply(&opened(5, u32::MAX - 1, Some(4)), start);
+    attributor.apply(&opened(6, u32::MAX - 2, Some(2)), start);
+    assert_eq!(attributor.young(start, Duration::from_secs(1)).len(), 2);
+    let end = Lifecycle::Exited {
+        slot: SlotId(4),
+        pid: u32::MAX,
+    };
+    attributor.apply(&end, start);
+    attributor.apply(&opened(7, u32::MAX, Some(2)), start);
+    attributor.finish(SlotId(4), start);
+    attributor.apply(&opened(8, u32::MAX - 3, Some(5)), start);
+    let ticked = attributor.attribute(tick(&[
+        (3, 1),
+        (4, 20),
+        (5, 300),
+        (6, 4000),
+        (7, 50_000),
+        (8, 600_000),
+    ]));
+    let recorded: Vec<u64> = ticked
+        .services
+        .iter()
+        .filter(|(service, _)| service.namespace == RECORDED)
+        .map(|(_, totals)| totals.faults_minor)
+        .collect();
+    assert_eq!(recorded, [600_320]);
+    for (slot, wanted) in [(2, false), (4, true), (5, true), (8, true)] {
+        assert_eq!(attributor.wants(SlotId(slot)), wanted, "slot {slot}");
+    }
+}

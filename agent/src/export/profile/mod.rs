@@ -1,6 +1,6 @@
 //! One profile of one service in the formats of other tools: pprof, folded stacks, a flame graph.
 
-use crate::aggregate::{Frame, Service, SharedStack, StackKind};
+use crate::aggregate::{Frame, Service, SharedStack, StackKind, WindowProfile};
 
 mod folded;
 mod pprof;
@@ -45,6 +45,25 @@ pub const fn sample_type(kind: StackKind) -> (&'static str, &'static str) {
 }
 
 impl Profile {
+    /// Merged windows as the profile of a service.
+    #[must_use]
+    pub fn new(service: Service, windows: &WindowProfile) -> Self {
+        let value = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        Self {
+            service,
+            kind: windows.kind,
+            start_unix_ns: windows.start_unix_ns,
+            duration_ns: windows.duration_ns,
+            // Weights differ from sample to sample: there is no period.
+            period: 0,
+            samples: windows
+                .samples
+                .iter()
+                .map(|sample| (sample.stack.clone(), value(sample.value)))
+                .collect(),
+        }
+    }
+
     /// `namespace/name version`, without what is empty.
     fn title(&self) -> String {
         let mut title = String::new();

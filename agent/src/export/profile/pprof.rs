@@ -13,9 +13,9 @@ use super::proto;
 use super::{Profile, frame_name, sample_type};
 use crate::aggregate::Frame;
 
-/// The profile as gzipped protobuf.
-pub fn pprof(profile: &Profile) -> Result<Vec<u8>> {
-    let message = message(profile);
+/// Profiles of the same thing and time as gzipped protobuf: each has a value of its own in every sample.
+pub fn pprof(profiles: &[Profile]) -> Result<Vec<u8>> {
+    let message = message(profiles);
     let mut out = GzEncoder::new(Vec::new(), Compression::fast());
     out.write_all(&message.encode_to_vec())
         .context("compress a pprof profile")?;
@@ -34,22 +34,28 @@ struct Builder {
     locations: HashMap<LocationKey, u64>,
 }
 
-pub(super) fn message(profile: &Profile) -> proto::Profile {
+pub(super) fn message(profiles: &[Profile]) -> proto::Profile {
     let mut builder = Builder::default();
     builder.string("");
-    let (name, unit) = sample_type(profile.kind);
-    let value_type = proto::ValueType {
-        r#type: builder.string(name),
-        unit: builder.string(unit),
+    for profile in profiles {
+        let (name, unit) = sample_type(profile.kind);
+        let value_type = proto::ValueType {
+            r#type: builder.string(name),
+            unit: builder.string(unit),
+        };
+        builder.out.sample_type.push(value_type);
+    }
+    let Some(first) = profiles.first() else {
+        return builder.out;
     };
-    builder.out.sample_type = vec![value_type];
-    builder.out.default_sample_type = value_type.r#type;
-    builder.out.period_type = Some(value_type);
-    builder.out.period = profile.period;
-    builder.out.time_nanos = i64::try_from(profile.start_unix_ns).unwrap_or(i64::MAX);
-    builder.out.duration_nanos = i64::try_from(profile.duration_ns).unwrap_or(i64::MAX);
+    let value_type = builder.out.sample_type.first().copied();
+    builder.out.default_sample_type = value_type.map_or(0, |value_type| value_type.r#type);
+    builder.out.period_type = value_type;
+    builder.out.period = first.period;
+    builder.out.time_nanos = i64::try_from(first.start_unix_ns).unwrap_or(i64::MAX);
+    builder.out.duration_nanos = i64::try_from(first.duration_ns).unwrap_or(i64::MAX);
     builder.out.comment = [
-        format!("service: {}", profile.title()),
+        format!("service: {}", first.title()),
         format!(
             "tieback {}: sampled stacks, scaled to exact totals",
             env!("CARGO_PKG_VERSION")
@@ -59,20 +65,23 @@ pub(super) fn message(profile: &Profile) -> proto::Profile {
     .map(|comment| builder.string(comment))
     .collect();
     // Readers take the first mapping for the main program.
-    if let Some(frame) = main_frame(profile) {
+    if let Some(frame) = profiles.iter().find_map(main_frame) {
         builder.mapping(frame);
     }
-    let mut samples: BTreeMap<Vec<u64>, i64> = BTreeMap::new();
-    for (stack, value) in profile.samples.iter().filter(|(_, value)| *value != 0) {
-        let sum = samples.entry(builder.locations(&stack.frames)).or_default();
-        *sum = sum.saturating_add(*value);
+    let mut samples: BTreeMap<Vec<u64>, Vec<i64>> = BTreeMap::new();
+    for (at, profile) in profiles.iter().enumerate() {
+        for (stack, value) in profile.samples.iter().filter(|(_, value)| *value != 0) {
+            let values = samples
+                .entry(builder.locations(&stack.frames))
+                .or_insert_with(|| vec![0; profiles.len()]);
+            if let Some(sum) = values.get_mut(at) {
+                *sum = sum.saturating_add(*value);
+            }
+        }
     }
     builder.out.sample = samples
         .into_iter()
-        .map(|(location_id, value)| proto::Sample {
-            location_id,
-            value: vec![value],
-        })
+        .map(|(location_id, value)| proto::Sample { location_id, value })
         .collect();
     builder.out
 }

@@ -84,7 +84,7 @@ pub(super) fn profile() -> Profile {
 }
 
 fn decoded(profile: &Profile) -> proto::Profile {
-    let bytes = pprof(profile).unwrap();
+    let bytes = pprof(std::slice::from_ref(profile)).unwrap();
     let mut plain = Vec::new();
     flate2::read::GzDecoder::new(bytes.as_slice())
         .read_to_end(&mut plain)

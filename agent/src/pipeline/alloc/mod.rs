@@ -2,7 +2,9 @@
 //! and counts in windows.
 
 mod calibrate;
+mod ended;
 mod process;
+mod status;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use agent_ebpf::wire::{LiveKey, LiveValue, MAX_ALLOC_TARGETS};
 use anyhow::Result;
 
 use self::calibrate::calibrate;
+use self::ended::Ended;
 use self::process::{Costs, Counted, Process, Target};
 use crate::attribute::SlotId;
 use crate::config::{AllocMode, Config};
@@ -23,6 +26,8 @@ use crate::signals::alloc::{Allocator, Duty};
 
 /// How often the mappings of watched processes are looked at again: an allocator may come with a library.
 const LOOK: Duration = Duration::from_secs(2);
+/// The same while one of them was begun to be watched a moment ago: its loader may still map its libraries.
+const LOOK_EARLY: Duration = Duration::from_millis(5);
 /// Files that are remembered.
 const MOST_FILES: usize = 256;
 /// How long an answer is waited for.
@@ -36,6 +41,8 @@ enum Order {
     Follow(SlotId, u32, AllocMode),
     /// A process ended, or became another program.
     Gone(u32),
+    /// What ended processes have not freed is kept; the next program has the libraries of this process.
+    Record(Option<u32>, Sender<()>),
     /// A tick ended.
     Take(Sender<Taken>),
 }
@@ -88,6 +95,7 @@ impl Allocations {
             processes: BTreeMap::new(),
             free: (0..MAX_ALLOC_TARGETS).rev().collect(),
             looked: Instant::now(),
+            ended: Ended::default(),
         };
         thread::Builder::new()
             .name("alloc".to_owned())
@@ -112,6 +120,14 @@ impl Allocations {
         if !self.followed.contains_key(&pid) {
             self.follow(slot, pid, mode);
         }
+    }
+
+    /// What processes that end have not freed counts as live from then on. Returns when the thread is ready to watch.
+    pub(super) fn record(&self, pid: Option<u32>) {
+        let (reply, answer) = mpsc::channel();
+        let _ = self.send.send(Order::Record(pid, reply));
+        // Without an answer it begins to watch later.
+        let _ = answer.recv_timeout(PATIENCE);
     }
 
     /// A process ended.
@@ -152,6 +168,7 @@ struct Watcher {
     /// Indexes of targets that nobody has.
     free: Vec<u32>,
     looked: Instant,
+    ended: Ended,
 }
 
 impl Watcher {
@@ -175,6 +192,11 @@ impl Watcher {
             match orders.recv_timeout(wake.saturating_duration_since(Instant::now())) {
                 Ok(Order::Follow(slot, pid, mode)) => self.follow(slot, pid, mode),
                 Ok(Order::Gone(pid)) => self.gone(pid),
+                Ok(Order::Record(pid, reply)) => {
+                    self.ended.keep = true;
+                    pid.into_iter().for_each(|pid| self.warm(pid));
+                    let _ = reply.send(());
+                }
                 Ok(Order::Take(reply)) => {
                     // Who asked may have given up.
                     let _ = reply.send(self.take());
@@ -189,6 +211,10 @@ impl Watcher {
         let Ok(cpu) = self.host.cpu_seconds(pid) else {
             return;
         };
+        // One that has ended has no memory, though its parent may not have asked yet.
+        if self.host.mapped_files(pid).is_ok_and(|files| files.is_empty()) {
+            return;
+        }
         let duty = Duty::new(self.limit, self.costs.enter, u64::from(pid));
         let process = Process::new(slot, mode, duty, cpu, Instant::now());
         self.processes.insert(pid, process);
@@ -197,10 +223,15 @@ impl Watcher {
 
     fn gone(&mut self, pid: u32) {
         if let Some(mut process) = self.processes.remove(&pid) {
+            // That of one that waits for its parent is still known.
+            let cpu = self.host.cpu_seconds(pid).unwrap_or(process.cpu);
+            self.ended.add(&mut process, &self.side, self.costs, cpu);
             process.detach();
             self.free
                 .extend(process.targets.iter().map(|target| target.index));
-            self.forget(|key| key.pid == pid);
+            if !self.ended.keep {
+                self.forget(|key| key.pid == pid);
+            }
         }
     }
 
@@ -282,15 +313,20 @@ impl Watcher {
         let windows = self.processes.values().filter(|process| process.windowed());
         windows
             .map(|process| process.next)
-            .chain([self.looked + LOOK])
+            .chain([self.next_look()])
             .min()
             .unwrap_or_else(Instant::now)
+    }
+
+    fn next_look(&self) -> Instant {
+        let early = self.processes.values().any(Process::early);
+        self.looked + if early { LOOK_EARLY } else { LOOK }
     }
 
     /// Opens and closes windows that are due, and looks for new allocators.
     fn turn(&mut self) {
         let now = Instant::now();
-        if now >= self.looked + LOOK {
+        if now >= self.next_look() {
             self.looked = now;
             for pid in self.processes.keys().copied().collect::<Vec<_>>() {
                 self.look(pid);
@@ -332,7 +368,8 @@ impl Watcher {
                 tracing::warn!(error = format!("{error:#}"), "live allocations");
                 Vec::new()
             }),
-            ..Taken::default()
+            counted: std::mem::take(&mut self.ended.counted),
+            watched: self.ended.watched.clone(),
         };
         let mut stopped = Vec::new();
         for (pid, process) in &mut self.processes {
@@ -358,39 +395,5 @@ impl Watcher {
             self.forget(|key| stopped.contains(&key.pid));
         }
         taken
-    }
-}
-
-impl Process {
-    /// It is watched in windows.
-    fn windowed(&self) -> bool {
-        self.mode == AllocMode::Duty && self.stopped.is_none() && !self.targets.is_empty()
-    }
-
-    fn status(&self, memory_limit_bytes: Option<u64>) -> WatchedProcess {
-        let why = self.looked.values().find(|said| !said.is_empty());
-        let refused = match (&self.stopped, self.targets.is_empty(), why) {
-            (Some(why), ..) => Some(why.clone()),
-            (None, true, Some(why)) => Some(why.clone()),
-            (None, true, None) => Some("none of its files defines an allocator that is known".to_owned()),
-            (None, false, _) => None,
-        };
-        WatchedProcess {
-            slot: self.slot,
-            mode: self.mode,
-            allocators: self
-                .targets
-                .iter()
-                .map(|target| (target.allocator.family.as_str(), target.path.clone()))
-                .collect(),
-            duty: match self.mode {
-                _ if refused.is_some() => 0.0,
-                AllocMode::Duty => self.duty.share(),
-                AllocMode::Full => 1.0,
-            },
-            slowdown: self.slowdown,
-            refused,
-            memory_limit_bytes,
-        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use agent_ebpf::wire::{ALLOC_RANGES, AllocCall, AllocCounts, AllocSite, AllocTarget, COOKIE_EXITS};
 use anyhow::{Context as _, Result};
@@ -12,6 +12,9 @@ use crate::config::AllocMode;
 use crate::host::{Host, OpenFile};
 use crate::load::{AllocProgram, AllocSide, Place, UprobeLink};
 use crate::signals::alloc::{Allocator, Duty, Scale, Windows};
+
+/// How long a program's loader may take.
+const EARLY: Duration = Duration::from_millis(250);
 
 /// What probes cost, in seconds a hit.
 #[derive(Clone, Copy, Debug, Default)]
@@ -147,6 +150,8 @@ pub(in super::super) struct Counted {
 
 pub(super) struct Process {
     pub(super) slot: SlotId,
+    /// Since when it is watched.
+    begun: Instant,
     pub(super) mode: AllocMode,
     pub(super) targets: Vec<Target>,
     /// Files that were looked at, by inode.
@@ -175,6 +180,7 @@ impl Process {
     pub(super) fn new(slot: SlotId, mode: AllocMode, duty: Duty, cpu: f64, now: Instant) -> Self {
         Self {
             slot,
+            begun: now,
             mode,
             targets: Vec::new(),
             looked: BTreeMap::new(),
@@ -190,6 +196,11 @@ impl Process {
             slowdown: 1.0,
             stopped: None,
         }
+    }
+
+    /// Its loader may still map its libraries.
+    pub(super) fn early(&self) -> bool {
+        self.begun.elapsed() < EARLY
     }
 
     /// Probes of one target for good.

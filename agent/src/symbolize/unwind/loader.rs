@@ -122,9 +122,13 @@ impl<S: Sink> Loader<S> {
             // Something else may have been mapped in place of what was there.
             (Some(process), _) => process.looked.elapsed() >= REFRESH,
         };
-        if !wanted {
-            return Ok(());
-        }
+        if wanted { self.look(slot, pid) } else { Ok(()) }
+    }
+
+    /// Brings what is missing of the tables of a process as it is now.
+    pub fn look(&mut self, slot: SlotId, pid: u32) -> Result<()> {
+        let key = SpaceKey { slot: slot.0, pid };
+        let shared = SpaceKey { slot: slot.0, pid: 0 };
         let Some(mappings) = self.mappings(pid) else {
             return Ok(());
         };
@@ -148,6 +152,16 @@ impl<S: Sink> Loader<S> {
             mappings,
         };
         self.processes.insert(key, process);
+        Ok(())
+    }
+
+    /// Brings the tables of the libraries of a process, for others that will map them.
+    pub fn warm(&mut self, pid: u32) -> Result<()> {
+        let mappings = self.mappings(pid).unwrap_or_default();
+        let program = mappings.first().map(|mapping| &mapping.path);
+        for mapping in mappings.iter().filter(|mapping| Some(&mapping.path) != program) {
+            self.table(pid, mapping)?;
+        }
         Ok(())
     }
 
