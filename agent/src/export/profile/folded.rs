@@ -10,9 +10,9 @@ use crate::aggregate::{Frame, Stack};
 #[must_use]
 pub fn folded(profile: &Profile) -> String {
     let mut lines: BTreeMap<String, i64> = BTreeMap::new();
-    for (stack, value) in profile.samples.iter().filter(|(_, value)| *value > 0) {
-        let sum = lines.entry(line(stack)).or_default();
-        *sum = sum.saturating_add(*value);
+    for sample in profile.samples.iter().filter(|sample| sample.value > 0) {
+        let sum = lines.entry(line(&sample.stack)).or_default();
+        *sum = sum.saturating_add(sample.value);
     }
     lines.into_iter().fold(String::new(), |mut out, (stack, value)| {
         // Writing to a string cannot fail.

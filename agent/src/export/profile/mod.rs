@@ -1,6 +1,6 @@
 //! One profile of one service in the formats of other tools: pprof, folded stacks, a flame graph.
 
-use crate::aggregate::{Frame, Service, SharedStack, StackKind, WindowProfile};
+use crate::aggregate::{Frame, Service, SharedStack, StackDetail, StackKind, WindowProfile};
 
 mod folded;
 mod pprof;
@@ -24,8 +24,19 @@ pub struct Profile {
     pub duration_ns: u64,
     /// Mean value that one sample stood for, in the unit of the kind; 0 when unknown.
     pub period: i64,
-    /// Stacks and their values in the unit of the kind, scaled to the exact totals. A stack may occur more than once.
-    pub samples: Vec<(SharedStack, i64)>,
+    /// A stack may occur more than once.
+    pub samples: Vec<Sample>,
+}
+
+/// A stack and its value.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Whose value.
+    pub stack: SharedStack,
+    /// Of a wait, its cause; else empty.
+    pub cause: &'static str,
+    /// In the unit of the kind, scaled to the exact total.
+    pub value: i64,
 }
 
 /// Name and unit of a kind's values, as pprof names them.
@@ -59,7 +70,14 @@ impl Profile {
             samples: windows
                 .samples
                 .iter()
-                .map(|sample| (sample.stack.clone(), value(sample.value)))
+                .map(|sample| Sample {
+                    stack: sample.stack.clone(),
+                    cause: match sample.detail {
+                        StackDetail::Wait(cause, _) => cause.as_str(),
+                        _ => "",
+                    },
+                    value: value(sample.value),
+                })
                 .collect(),
         }
     }

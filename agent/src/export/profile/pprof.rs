@@ -10,7 +10,7 @@ use flate2::write::GzEncoder;
 use prost::Message;
 
 use super::proto;
-use super::{Profile, frame_name, sample_type};
+use super::{Profile, Sample, frame_name, sample_type};
 use crate::aggregate::Frame;
 
 /// Profiles of the same thing and time as gzipped protobuf: each has a value of its own in every sample.
@@ -68,20 +68,24 @@ pub(super) fn message(profiles: &[Profile]) -> proto::Profile {
     if let Some(frame) = profiles.iter().find_map(main_frame) {
         builder.mapping(frame);
     }
-    let mut samples: BTreeMap<Vec<u64>, Vec<i64>> = BTreeMap::new();
+    let mut samples: BTreeMap<(Vec<u64>, &str), Vec<i64>> = BTreeMap::new();
     for (at, profile) in profiles.iter().enumerate() {
-        for (stack, value) in profile.samples.iter().filter(|(_, value)| *value != 0) {
+        for sample in profile.samples.iter().filter(|sample| sample.value != 0) {
             let values = samples
-                .entry(builder.locations(&stack.frames))
+                .entry((builder.locations(&sample.stack.frames), sample.cause))
                 .or_insert_with(|| vec![0; profiles.len()]);
             if let Some(sum) = values.get_mut(at) {
-                *sum = sum.saturating_add(*value);
+                *sum = sum.saturating_add(sample.value);
             }
         }
     }
     builder.out.sample = samples
         .into_iter()
-        .map(|(location_id, value)| proto::Sample { location_id, value })
+        .map(|((location_id, cause), value)| proto::Sample {
+            location_id,
+            value,
+            label: builder.labels(cause),
+        })
         .collect();
     builder.out
 }
@@ -89,7 +93,7 @@ pub(super) fn message(profiles: &[Profile]) -> proto::Profile {
 /// A frame of the module that owns most of the values.
 fn main_frame(profile: &Profile) -> Option<&Frame> {
     let mut modules: BTreeMap<&str, (i64, &Frame)> = BTreeMap::new();
-    for (stack, value) in &profile.samples {
+    for Sample { stack, value, .. } in &profile.samples {
         let owner = |frame: &&Frame| !frame.kernel && frame.function.as_ref() == Some(&stack.owner.function);
         if let Some(frame) = stack.frames.iter().find(owner) {
             let sum = &mut modules.entry(&frame.module).or_insert((0, frame)).0;
@@ -111,6 +115,15 @@ impl Builder {
         self.out.string_table.push(text.to_owned());
         self.strings.insert(text.to_owned(), index);
         index
+    }
+
+    /// What `go tool pprof -tags` and `-tagfocus` know a sample by.
+    fn labels(&mut self, cause: &str) -> Vec<proto::Label> {
+        if cause.is_empty() {
+            return Vec::new();
+        }
+        let (key, str) = (self.string("cause"), self.string(cause));
+        vec![proto::Label { key, str }]
     }
 
     /// Ids of the locations of a stack, innermost first. Inlined frames share the location of the next outer frame

@@ -76,11 +76,15 @@ pub(super) fn profile() -> Profile {
         duration_ns: 60_000_000_000,
         period: 50_000_000,
         samples: vec![
-            (Arc::clone(&first), 3_000_000_000),
-            (second, 2_000_000_000),
-            (first, 1_000_000_000),
+            sample(Arc::clone(&first), "lock", 3_000_000_000),
+            sample(second, "disk", 2_000_000_000),
+            sample(first, "lock", 1_000_000_000),
         ],
     }
+}
+
+fn sample(stack: SharedStack, cause: &'static str, value: i64) -> Sample {
+    Sample { stack, cause, value }
 }
 
 fn decoded(profile: &Profile) -> proto::Profile {
@@ -154,6 +158,35 @@ fn pprof_holds_the_numbers() {
 }
 
 #[test]
+fn pprof_tells_the_causes_of_waits_apart() {
+    let mut profile = profile();
+    let first = Arc::clone(&profile.samples[0].stack);
+    profile.samples.push(sample(Arc::clone(&first), "idle", 5));
+    profile.samples.push(sample(first, "", 7));
+    let out = decoded(&profile);
+    let text = |index: i64| out.string_table[usize::try_from(index).unwrap()].as_str();
+    let mut causes: Vec<_> = out
+        .sample
+        .iter()
+        .map(|sample| {
+            let labels = sample.label.iter();
+            let labels: Vec<_> = labels.map(|label| (text(label.key), text(label.str))).collect();
+            (labels, sample.value[0])
+        })
+        .collect();
+    causes.sort();
+    assert_eq!(
+        causes,
+        [
+            (vec![], 7),
+            (vec![("cause", "disk")], 2_000_000_000),
+            (vec![("cause", "idle")], 5),
+            (vec![("cause", "lock")], 4_000_000_000),
+        ]
+    );
+}
+
+#[test]
 fn pprof_mappings_and_ids() {
     let out = decoded(&profile());
     let text = |index: i64| out.string_table[usize::try_from(index).unwrap()].as_str();
@@ -191,7 +224,11 @@ fn names_of_what_has_none() {
         build_id: Some("cd".into()),
         ..frame("", "/app/stripped", 0x77)
     };
-    profile.samples = vec![(stack(vec![frame("", "[unknown]", 5), nameless], "(unknown)"), 9)];
+    profile.samples = vec![sample(
+        stack(vec![frame("", "[unknown]", 5), nameless], "(unknown)"),
+        "",
+        9,
+    )];
     let out = decoded(&profile);
     let names: Vec<_> = out
         .function
@@ -218,9 +255,9 @@ fn folded_names_cannot_break_the_format() {
     let mut profile = profile();
     let frames = vec![frame("a;b\nc", "/x", 1), frame("f(int) 12", "/x", 2)];
     profile.samples = vec![
-        (stack(frames, "x"), 3),
-        (stack(Vec::new(), "x"), 4),
-        (stack(Vec::new(), "x"), 0),
+        sample(stack(frames, "x"), "", 3),
+        sample(stack(Vec::new(), "x"), "", 4),
+        sample(stack(Vec::new(), "x"), "", 0),
     ];
     assert_eq!(folded(&profile), "[unknown] 4\nf(int)_12;a:b c 3\n");
 }
@@ -247,7 +284,7 @@ fn flame_graph_of_nothing_and_of_hostile_names() {
             .contains("No samples")
     );
     profile.service.name = "<script>alert(1)</script>".into();
-    profile.samples = vec![(stack(vec![frame("<img src=x>&\"", "/x", 1)], "x"), 1)];
+    profile.samples = vec![sample(stack(vec![frame("<img src=x>&\"", "/x", 1)], "x"), "", 1)];
     let svg = String::from_utf8(svg(&profile).unwrap()).unwrap();
     assert!(!svg.contains("<script>alert") && !svg.contains("<img"));
 }
