@@ -52,7 +52,7 @@ pub struct Server {
     /// What its rule matches: a key and a pattern.
     rule: (&'static str, String),
     process: Guard,
-    _files: tempfile::TempDir,
+    files: tempfile::TempDir,
 }
 
 /// A port that is free now.
@@ -168,7 +168,7 @@ impl Server {
             port,
             rule,
             process,
-            _files: files,
+            files,
         })
     }
 
@@ -201,7 +201,7 @@ impl Server {
             port,
             rule,
             process,
-            _files: files,
+            files,
         })
     }
 
@@ -242,7 +242,7 @@ impl Server {
             port,
             rule,
             process,
-            _files: files,
+            files,
         };
         let start = Instant::now();
         while !server.pgbench(&["-i", "-q", "-s", "2"])?.status()?.success() {
@@ -250,6 +250,12 @@ impl Server {
             std::thread::sleep(Duration::from_millis(100));
         }
         Ok(server)
+    }
+
+    /// Where its Unix socket is.
+    #[must_use]
+    pub fn socket_folder(&self) -> &Path {
+        self.files.path()
     }
 
     /// pgbench against this server.

@@ -20,6 +20,8 @@ mod runtimes;
 mod servers;
 #[path = "real/stacks.rs"]
 mod stacks;
+#[path = "real/unix.rs"]
+mod unix;
 
 use std::process::{Command, Stdio};
 
