@@ -69,13 +69,18 @@ impl Process {
         );
         Ok(pids)
     }
+
+    /// Asks it to end.
+    fn ask(&self) {
+        // Fails only where the process has already ended.
+        let _asked =
+            rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), self.signal);
+    }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Each fails only where the process has already ended.
-        let _asked =
-            rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), self.signal);
+        self.ask();
         let since = Instant::now();
         while since.elapsed() < Duration::from_secs(5) {
             if !matches!(self.child.try_wait(), Ok(None)) {
@@ -83,9 +88,18 @@ impl Drop for Process {
             }
             thread::sleep(POLL);
         }
+        // Each fails only where the process has already ended.
         let _killed = self.child.kill();
         let _reaped = self.child.wait();
     }
+}
+
+/// Ends many at once: each is asked before the first is waited for.
+pub(crate) fn end_all(processes: Vec<Process>) {
+    for process in &processes {
+        process.ask();
+    }
+    drop(processes);
 }
 
 /// The CPU of servers and loops, and that of their clients. The same on a host with one CPU.
