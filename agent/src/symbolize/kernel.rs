@@ -21,6 +21,8 @@ pub(super) struct KernelSymbols {
     hidden: bool,
     engine: Engine,
     loaded: Instant,
+    /// When the list was last asked, while it is in memory.
+    asked: Option<Instant>,
     cache: Lru<u64, (Vec<Part>, Outcome)>,
     module: Arc<str>,
 }
@@ -33,6 +35,7 @@ impl KernelSymbols {
             kallsyms,
             engine: Engine::new(),
             loaded: Instant::now(),
+            asked: None,
             cache: Lru::new(MAX_ADDRESSES),
             module: "[kernel]".into(),
         }
@@ -72,10 +75,19 @@ impl KernelSymbols {
         }
     }
 
+    /// Lets go of the list, 8 MiB, when it was not asked for a while: what is on hot paths is known by then.
+    pub(super) fn release_idle(&mut self, idle: Duration) {
+        if self.asked.is_some_and(|asked| asked.elapsed() >= idle) {
+            self.asked = None;
+            self.engine.forget_all();
+        }
+    }
+
     fn look_up(&mut self, address: u64) -> (Vec<Part>, Outcome) {
         if self.hidden {
             return (Vec::new(), Outcome::KernelHidden);
         }
+        self.asked = Some(Instant::now());
         let mut found = self.engine.kernel(&self.kallsyms, address);
         if found.is_err() && self.loaded.elapsed() >= RELOAD_EVERY {
             self.engine.forget_all();
@@ -133,6 +145,16 @@ mod tests {
         assert_eq!(frames[0].function.as_deref(), Some("__schedule"));
         assert_eq!((&*frames[0].module, frames[0].kernel), ("[kernel]", true));
         assert_eq!(frames[0].address, 0xffff_ffff_8100_0210);
+        // What was let go is read again when there is something new.
+        kernel.release_idle(Duration::from_secs(3600));
+        assert!(kernel.asked.is_some());
+        kernel.release_idle(Duration::ZERO);
+        assert!(kernel.asked.is_none());
+        for (address, name) in [(0x0210, "__schedule"), (0x0310, "schedule")] {
+            let address = 0xffff_ffff_8100_0000 + address;
+            assert_eq!(kernel.resolve(address, address, &mut frames), Outcome::Ok);
+            assert_eq!(frames.last().unwrap().function.as_deref(), Some(name));
+        }
     }
 
     #[test]

@@ -144,6 +144,7 @@ impl Symbolizer {
     fn start_batch(&mut self) {
         self.batch += 1;
         self.modules.release_idle(&self.config, &mut self.engine);
+        self.kernel.release_idle(self.config.image_idle);
         if self.modules.take_fetched(&self.config, &mut self.engine) {
             // Answers of before lack names and lines.
             self.addresses = Lru::new(self.config.max_addresses);
