@@ -6,17 +6,17 @@ use aya_ebpf::{
 };
 
 use crate::wire::unwind::{
-    BLOCK_ROWS, MAX_MAPPINGS, MAX_MODULES, MAX_PAGES, MAX_RULES, MAX_SEGMENTS, Mapping, Module, PAGE_BITS,
-    Page, Rule, SEGMENT_BLOCKS, Space, SpaceKey,
+    BLOCK_WORDS, MAX_MAPPINGS, MAX_MODULES, MAX_PAGES, MAX_RULES, MAX_SEGMENTS, Mapping, Module, PAGE_BITS,
+    PAGE_HEAD, PART_BITS, Page, Rule, SEGMENT_BLOCKS, SEGMENT_WORDS, Space, SpaceKey,
 };
 
-/// Steps of the search in a page, which has at most as many rows as bytes of code.
-const PAGE_STEPS: u32 = PAGE_BITS + 1;
+/// Steps of the search in a part of a page, which has at most as many rows as bytes of code, and the one before them.
+const PART_STEPS: u32 = PART_BITS + 1;
 
-/// A block of rows.
-type Block = [u32; BLOCK_ROWS as usize];
+/// A block of words.
+type Block = [u16; BLOCK_WORDS as usize];
 
-/// Rows of all tables.
+/// Words of all tables.
 #[btf_map]
 static UNWIND_ROWS: ArrayOfMaps<Array<Block, { SEGMENT_BLOCKS as usize }>, { MAX_SEGMENTS as usize }> =
     ArrayOfMaps::new();
@@ -54,18 +54,26 @@ pub(crate) fn find(module: u32, address: u64) -> Option<u32> {
         return None;
     }
     let page = UNWIND_PAGES.get(module.first_page + (at >> PAGE_BITS) as u32)?;
-    let low = at as u32 & ((1 << PAGE_BITS) - 1);
-    let segment = UNWIND_ROWS.get(page.first / (BLOCK_ROWS * SEGMENT_BLOCKS))?;
-    let (mut first, mut count) = (page.first, page.rows);
+    if page.rules == 0 {
+        return Some(page.first);
+    }
+    let segment = UNWIND_ROWS.get(page.first / SEGMENT_WORDS)?;
+    let part = page.first + ((at >> PART_BITS) as u32 & ((1 << (PAGE_BITS - PART_BITS)) - 1));
+    let (from, to) = (word(segment, part)?, word(segment, part + 1)?);
+    let rules = page.first + PAGE_HEAD;
+    let low = at as u32 & ((1 << PART_BITS) - 1);
+    // The row before those of the part is in force where it begins.
+    let mut first = (rules + page.rules + from).wrapping_sub(1);
+    let mut count = to.wrapping_sub(from).wrapping_add(1);
     let mut step = 0;
-    while step < PAGE_STEPS && count > 1 {
+    while step < PART_STEPS && count > 1 {
         let half = count / 2;
-        let middle = row(segment, first + half)? & ((1 << PAGE_BITS) - 1);
+        let middle = word(segment, first.wrapping_add(half))? & ((1 << PART_BITS) - 1);
         let below = low.wrapping_sub(middle) as i32 >> 31;
         (first, count) = halve(first, count, half, below as u32);
         step += 1;
     }
-    Some(row(segment, first)? >> PAGE_BITS)
+    word(segment, rules + (word(segment, first)? >> PART_BITS))
 }
 
 /// Goes on in the lower half where `below` is all ones, else in the upper. Without a branch: the verifier would follow both,
@@ -76,12 +84,12 @@ pub(crate) fn halve(first: u32, count: u32, half: u32, below: u32) -> (u32, u32)
 }
 
 #[inline(always)]
-fn row(segment: &Array<Block, { SEGMENT_BLOCKS as usize }>, number: u32) -> Option<u32> {
-    let block = segment.get((number / BLOCK_ROWS) & (SEGMENT_BLOCKS - 1))?;
+fn word(segment: &Array<Block, { SEGMENT_BLOCKS as usize }>, number: u32) -> Option<u32> {
+    let block = segment.get((number / BLOCK_WORDS) & (SEGMENT_BLOCKS - 1))?;
     // SAFETY: masked to the block's length, in a way that the compiler cannot take away from the verifier.
     unsafe {
-        let at = core::ptr::read_volatile(&raw const number) as usize & (BLOCK_ROWS as usize - 1);
-        Some(*block.as_ptr().add(at))
+        let at = core::ptr::read_volatile(&raw const number) as usize & (BLOCK_WORDS as usize - 1);
+        Some(u32::from(*block.as_ptr().add(at)))
     }
 }
 

@@ -1,17 +1,29 @@
 //! Unwind tables: for every address of an executable, how to get from a frame there to its caller's.
 //!
-//! A table is sorted by address and cut into pages of 64 KiB of code. A row is four bytes: where in its page it begins, and
-//! the index of a [`Rule`]. Rules are few (compilers do much the same everywhere), so all executables share them.
+//! A table is sorted by address and cut into pages of 64 KiB of code, and these into parts of 256 bytes. A row is two bytes:
+//! where in its part it begins, and a number that means a [`Rule`] in its page. Rules are few (compilers do much the same
+//! everywhere), so all executables share them, and a page needs a hundred of them at most.
+//!
+//! A page is a row of words of two bytes: for each part the number of its first row, and one more for the end; the rules of the
+//! page; the rows. Row 0 is in force where the page begins and belongs to no part.
 
-/// Bits of an address that a row holds: a page of a table covers `1 << PAGE_BITS` bytes of code.
+/// Bits of an address in a page: it covers `1 << PAGE_BITS` bytes of code.
 pub const PAGE_BITS: u32 = 16;
+/// Bits of an address that a row holds: a part covers `1 << PART_BITS` bytes of code.
+pub const PART_BITS: u32 = 8;
+/// Words of a page before its rules: one for each part, and the end.
+pub const PAGE_HEAD: u32 = (1 << (PAGE_BITS - PART_BITS)) + 1;
+/// Rules of a page at most.
+pub const PAGE_RULES: u32 = 1 << 8;
 /// Rules that all tables share at most.
 pub const MAX_RULES: u32 = 1 << 14;
-/// Rows of a block: the unit in which rows are written and looked up.
-pub const BLOCK_ROWS: u32 = 1 << 10;
-/// Blocks of a segment: the unit in which memory for rows is taken and given back (1 MiB).
-pub const SEGMENT_BLOCKS: u32 = 1 << 8;
-/// Segments at most, so 16,777,216 rows or 64 MiB.
+/// Words of a block: the unit in which tables are written and looked up (1 KiB).
+pub const BLOCK_WORDS: u32 = 1 << 9;
+/// Blocks of a segment: the unit in which memory for tables is taken and given back (1 MiB).
+pub const SEGMENT_BLOCKS: u32 = 1 << 10;
+/// Words of a segment.
+pub const SEGMENT_WORDS: u32 = BLOCK_WORDS * SEGMENT_BLOCKS;
+/// Segments at most, so 64 MiB.
 pub const MAX_SEGMENTS: u32 = 64;
 /// Pages of all tables at most, so 4 GiB of code.
 pub const MAX_PAGES: u32 = 1 << 16;
@@ -81,21 +93,22 @@ pub struct Rule {
 }
 const _: () = assert!(size_of::<Rule>() == 16);
 
-/// A row: the low [`PAGE_BITS`] of the address from which on its rule holds, and above them the rule's index.
+/// A row: the low [`PART_BITS`] of the address from which on its rule holds, and above them the rule's number in the page.
 #[inline(always)]
 #[must_use]
-pub const fn row(address: u64, rule: u16) -> u32 {
-    (rule as u32) << PAGE_BITS | (address as u32 & ((1 << PAGE_BITS) - 1))
+pub const fn row(address: u64, rule: u8) -> u16 {
+    (rule as u16) << PART_BITS | (address as u16 & ((1 << PART_BITS) - 1))
 }
 
-/// Rows of a page of code: the rows `first..first + rows`, the first of which begins with the page.
+/// Where a page of code is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Page {
-    /// Number of the first row, counted through all segments.
+    /// Number of its first word, counted through all segments; all of its words are in one. Without words, the rule that is in
+    /// force in the whole page.
     pub first: u32,
-    /// How many there are, all in one segment.
-    pub rows: u32,
+    /// Rules that it has; 0 without words.
+    pub rules: u32,
 }
 
 /// The table of an executable.

@@ -82,7 +82,7 @@ settings! {
     /// Ceiling of the agent's memory, BPF maps included.
     memory_limit: Bytes = "256MiB", "TIEBACK_MEMORY_LIMIT", "SIZE";
     /// Most kernel memory for tables by which stacks without frame pointers are walked; it is taken as programs are sampled.
-    unwind_memory: Bytes = "24MiB", "TIEBACK_UNWIND_MEMORY", "SIZE";
+    unwind_memory: Bytes = "32MiB", "TIEBACK_UNWIND_MEMORY", "SIZE";
     /// Ceiling of the cost of hooks and agent together, as a share of all CPUs of the host.
     cpu_limit: Percent = "1%", "TIEBACK_CPU_LIMIT", "PERCENT";
     /// While this file exists, everything is detached.

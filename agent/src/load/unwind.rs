@@ -2,14 +2,14 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use agent_ebpf::wire::unwind::{BLOCK_ROWS, Mapping, Module, Page, Rule, SEGMENT_BLOCKS, Space, SpaceKey};
+use agent_ebpf::wire::unwind::{BLOCK_WORDS, Mapping, Module, Page, Rule, SEGMENT_BLOCKS, Space, SpaceKey};
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData};
 
 use super::maps::Plain;
 use super::sys;
 
-type Block = Plain<[u32; BLOCK_ROWS as usize]>;
+type Block = Plain<[u16; BLOCK_WORDS as usize]>;
 type Segment = Array<MapData, Block>;
 
 /// Writes to the maps that the unwinder reads. Independent of [`super::Loaded`], so that a thread of its own can.
@@ -97,15 +97,15 @@ impl UnwindMaps {
         Ok(())
     }
 
-    /// Writes a block of rows.
-    pub fn block(&mut self, segment: u32, block: u32, rows: &[u32; BLOCK_ROWS as usize]) -> Result<()> {
+    /// Writes a block of words.
+    pub fn block(&mut self, segment: u32, block: u32, words: &[u16; BLOCK_WORDS as usize]) -> Result<()> {
         self.change()?;
         let memory = self
             .segments
             .get_mut(segment as usize)
             .and_then(Option::as_mut)
             .context("no such segment")?;
-        Ok(memory.set(block, Plain(*rows), 0)?)
+        Ok(memory.set(block, Plain(*words), 0)?)
     }
 
     /// Writes a page.

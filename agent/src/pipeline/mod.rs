@@ -315,8 +315,11 @@ impl Reader {
                 }
                 Some(Event::Life(event)) => {
                     match &event {
-                        Lifecycle::Opened { slot, parent, .. } => {
+                        Lifecycle::Opened {
+                            slot, pid, parent, ..
+                        } => {
                             self.harvest.opened(*slot);
+                            self.unwinding.opened(*slot, *pid);
                             // Else it was found, and began nobody knows when.
                             if parent.is_some() {
                                 self.first_stacks.opened(*slot, now);

@@ -7,7 +7,7 @@ use std::sync::{
 use std::thread;
 use std::time::{Duration, Instant};
 
-use agent_ebpf::wire::unwind::{Mapping, Module, Page, Rule, Space, SpaceKey, UnwindResult};
+use agent_ebpf::wire::unwind::{BLOCK_WORDS, Mapping, Module, Page, Rule, Space, SpaceKey, UnwindResult};
 use anyhow::Result;
 
 use crate::attribute::SlotId;
@@ -32,13 +32,8 @@ impl Sink for UnwindMaps {
         self.segment(segment, there)
     }
 
-    fn block(
-        &mut self,
-        segment: u32,
-        block: u32,
-        rows: &[u32; agent_ebpf::wire::unwind::BLOCK_ROWS as usize],
-    ) -> Result<()> {
-        self.block(segment, block, rows)
+    fn block(&mut self, segment: u32, block: u32, words: &[u16; BLOCK_WORDS as usize]) -> Result<()> {
+        self.block(segment, block, words)
     }
 
     fn page(&mut self, number: u32, page: Page) -> Result<()> {
@@ -63,6 +58,7 @@ impl Sink for UnwindMaps {
 }
 
 enum News {
+    Opened(SlotId, u32),
     Sampled(SlotId, u32, UnwindResult),
     Closed(SlotId),
     Exited(SlotId, u32),
@@ -85,7 +81,12 @@ impl Unwinding {
             let mut loader = Loader::new(config, maps, max_bytes);
             let mut next = Instant::now() + TURN;
             loop {
-                let done = match receive.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                let wake = loader.due().map_or(next, |due| due.min(next));
+                let mut done = match receive.recv_timeout(wake.saturating_duration_since(Instant::now())) {
+                    Ok(News::Opened(slot, pid)) => {
+                        loader.opened(slot, pid, Instant::now());
+                        Ok(())
+                    }
                     Ok(News::Sampled(slot, pid, result)) => loader.sampled(slot, pid, result),
                     Ok(News::Closed(slot)) => loader.closed(slot),
                     Ok(News::Exited(slot, pid)) => loader.exited(slot, pid),
@@ -96,12 +97,16 @@ impl Unwinding {
                         let _ = reply.send(());
                         done
                     }
+                    Err(RecvTimeoutError::Timeout) if Instant::now() < next => Ok(()),
                     Err(RecvTimeoutError::Timeout) => {
                         next = Instant::now() + TURN;
                         loader.turn()
                     }
                     Err(RecvTimeoutError::Disconnected) => return,
                 };
+                if done.is_ok() {
+                    done = loader.ahead(Instant::now());
+                }
                 if let Err(error) = done.and(loader.settle()) {
                     tracing::warn!(error = format!("{error:#}"), "unwind tables");
                 }
@@ -113,6 +118,10 @@ impl Unwinding {
 
     pub(super) fn sampled(&self, slot: SlotId, pid: u32, result: UnwindResult) {
         self.tell(News::Sampled(slot, pid, result));
+    }
+
+    pub(super) fn opened(&self, slot: SlotId, pid: u32) {
+        self.tell(News::Opened(slot, pid));
     }
 
     pub(super) fn closed(&self, slot: SlotId) {

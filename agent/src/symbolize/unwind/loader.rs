@@ -4,14 +4,15 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::time::{Duration, Instant};
 
-use agent_ebpf::wire::unwind::{SpaceKey, UnwindResult};
+use agent_ebpf::wire::unwind::{MAX_MODULES, SpaceKey, UnwindResult};
 use anyhow::Result;
 
-use super::super::image::{FileIdentity, Headers};
+use super::super::image::{FileIdentity, Headers, Segments};
 use super::super::lru::Lru;
 use super::super::maps::{self, Mapping};
 use super::super::module::{Via, open, own_vdso};
 use super::super::{SlotId, SymbolizerConfig};
+use super::ahead::Ahead;
 use super::tables::{Mapped, Sink, Tables};
 use super::{Refused, Rules, build, python};
 
@@ -32,6 +33,10 @@ const SWEEP: u64 = 60;
 const KEEP: u64 = 60;
 /// Files without a table that are remembered.
 const MAX_REFUSED: usize = 4096;
+/// Files whose headers are remembered: as many as there are tables.
+const MAX_KNOWN: usize = MAX_MODULES as usize;
+/// Turns after which a table that found no room is built again.
+const ROOM_AGAIN: u64 = 60;
 
 /// What tells executables apart: the build id where there is one, because the same file is another one in each container.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -66,8 +71,10 @@ pub struct LoaderStats {
 #[derive(Debug)]
 struct Process {
     looked: Instant,
-    /// The least time until the next look.
+    /// The least time until the next look for more mappings.
     again: Duration,
+    /// The least time until the next look for other ones.
+    suspect: Duration,
     mappings: Vec<Mapping>,
 }
 
@@ -75,11 +82,17 @@ struct Process {
 #[derive(Debug)]
 pub struct Loader<S> {
     config: SymbolizerConfig,
-    sink: S,
-    tables: Tables<FileKey>,
+    pub(super) sink: S,
+    pub(super) tables: Tables<FileKey>,
     rules: Rules,
     processes: HashMap<SpaceKey, Process>,
     refused: Lru<FileKey, Refused>,
+    /// Tables that found no room, and the turn from which on they are tried again.
+    no_room: Lru<FileKey, u64>,
+    known: Lru<FileIdentity, (FileKey, Segments)>,
+    ahead: Ahead,
+    /// Bytes of tables up to which programs get theirs before they are sampled: the rest is for those that are.
+    ahead_bytes: u64,
     stats: LoaderStats,
     turns: u64,
 }
@@ -94,6 +107,10 @@ impl<S: Sink> Loader<S> {
             rules: Rules::default(),
             processes: HashMap::new(),
             refused: Lru::new(MAX_REFUSED),
+            no_room: Lru::new(MAX_REFUSED),
+            known: Lru::new(MAX_KNOWN),
+            ahead: Ahead::new(Instant::now()),
+            ahead_bytes: max_bytes / 4 * 3,
             stats: LoaderStats::default(),
             turns: 0,
         }
@@ -120,7 +137,10 @@ impl<S: Sink> Loader<S> {
             // It has mapped more since.
             (Some(process), UnwindResult::NoMapping) => process.looked.elapsed() >= process.again,
             // Something else may have been mapped in place of what was there.
-            (Some(process), _) => process.looked.elapsed() >= REFRESH,
+            (Some(process), UnwindResult::Complete | UnwindResult::Unsupported | UnwindResult::TooDeep) => {
+                process.looked.elapsed() >= REFRESH
+            }
+            (Some(process), _) => process.looked.elapsed() >= process.suspect,
         };
         if wanted { self.look(slot, pid) } else { Ok(()) }
     }
@@ -129,14 +149,16 @@ impl<S: Sink> Loader<S> {
     pub fn look(&mut self, slot: SlotId, pid: u32) -> Result<()> {
         let key = SpaceKey { slot: slot.0, pid };
         let shared = SpaceKey { slot: slot.0, pid: 0 };
+        self.ahead.done(slot);
         let Some(mappings) = self.mappings(pid) else {
             return Ok(());
         };
-        let mut again = FIRST_AGAIN;
+        let (mut again, mut suspect) = (FIRST_AGAIN, FIRST_AGAIN);
         if let Some(process) = self.processes.get_mut(&key) {
             process.looked = Instant::now();
             process.again = AGAIN.min(2 * process.again);
-            again = process.again;
+            process.suspect = REFRESH.min(2 * process.suspect);
+            (again, suspect) = (process.again, process.suspect);
             if process.mappings == mappings {
                 return Ok(());
             }
@@ -149,6 +171,7 @@ impl<S: Sink> Loader<S> {
         let process = Process {
             looked,
             again,
+            suspect,
             mappings,
         };
         self.processes.insert(key, process);
@@ -165,8 +188,32 @@ impl<S: Sink> Loader<S> {
         Ok(())
     }
 
+    /// A program image began, or was found.
+    pub fn opened(&mut self, slot: SlotId, pid: u32, now: Instant) {
+        self.ahead.opened(slot, pid, now);
+    }
+
+    /// When [`Self::ahead`] has something to do.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        self.ahead.due()
+    }
+
+    /// Brings the tables of one program that was not sampled yet, as long as there is much room.
+    pub fn ahead(&mut self, now: Instant) -> Result<()> {
+        let Some((slot, pid)) = self.ahead.next(now) else {
+            return Ok(());
+        };
+        let shared = SpaceKey { slot: slot.0, pid: 0 };
+        if self.tables.knows(shared) || self.tables.row_bytes() > self.ahead_bytes {
+            return Ok(());
+        }
+        self.look(slot, pid)
+    }
+
     /// A program image ended.
     pub fn closed(&mut self, slot: SlotId) -> Result<()> {
+        self.ahead.done(slot);
         let gone: Vec<SpaceKey> = self
             .processes
             .keys()
@@ -198,7 +245,9 @@ impl<S: Sink> Loader<S> {
         if self.turns.is_multiple_of(SWEEP) {
             self.sweep()?;
         }
-        self.tables.evict(KEEP);
+        if self.tables.evict(KEEP) {
+            self.no_room = Lru::new(MAX_REFUSED);
+        }
         self.tables.turn(&mut self.sink)
     }
 
@@ -246,23 +295,23 @@ impl<S: Sink> Loader<S> {
         let Some((file, identity)) = self.open(pid, mapping) else {
             return self.trampolines(pid, mapping);
         };
-        let Ok(headers) = Headers::read(&file) else {
+        let Some((file_key, segments)) = self.headers(&file, identity) else {
             return Ok(None);
         };
-        let Some(delta) = headers.segments.delta(mapping.offset) else {
+        let Some(delta) = segments.delta(mapping.offset) else {
             return Ok(None);
         };
         let bias = mapping
             .offset
             .wrapping_add(delta)
             .wrapping_sub(mapping.range.start);
-        let file_key = headers
-            .build_id
-            .map_or(FileKey::Identity(identity), FileKey::Build);
         if self.tables.has(&file_key) {
             return Ok(Some((file_key, bias)));
         }
-        if self.refused.get(&file_key).is_some() {
+        let turns = self.turns;
+        if self.refused.get(&file_key).is_some()
+            || self.no_room.get(&file_key).is_some_and(|again| turns < *again)
+        {
             return Ok(None);
         }
         match build(&file, &mut self.rules, self.config.max_parse) {
@@ -277,6 +326,7 @@ impl<S: Sink> Loader<S> {
                     .place(&mut self.sink, file_key.clone(), &built.table)?
                 {
                     self.stats.full += 1;
+                    self.no_room.insert(file_key, turns + ROOM_AGAIN);
                     return Ok(None);
                 }
                 Ok(Some((file_key, bias)))
@@ -287,6 +337,21 @@ impl<S: Sink> Loader<S> {
                 Ok(None)
             }
         }
+    }
+
+    /// What tells a file from others, and how its offsets become addresses. They are read once, and not for each process that has
+    /// the file mapped.
+    fn headers(&mut self, file: &File, identity: FileIdentity) -> Option<(FileKey, Segments)> {
+        if let Some(known) = self.known.get(&identity) {
+            return Some(known.clone());
+        }
+        let headers = Headers::read(file).ok()?;
+        let file_key = headers
+            .build_id
+            .map_or(FileKey::Identity(identity), FileKey::Build);
+        let known = (file_key, headers.segments);
+        self.known.insert(identity, known.clone());
+        Some(known)
     }
 
     fn trampolines(&mut self, pid: u32, mapping: &Mapping) -> Result<Option<(FileKey, u64)>> {

@@ -1,5 +1,6 @@
 //! Unwind tables: from the call frame information of an executable to rows that the kernel side searches.
 
+mod ahead;
 mod arena;
 mod cfi;
 mod code;

@@ -100,11 +100,12 @@ fn make(file: &File, rules: &mut Rules, until: CpuTime) -> Result<Built, Refused
     if rows.is_empty() {
         return Err(Refused::NoInformation);
     }
+    let table = Table::pack(&rows).ok_or(Refused::TooLarge)?;
     Ok(Built {
-        table: Table::pack(&rows).ok_or(Refused::TooLarge)?,
         functions: found.functions,
         broken: found.broken,
-        unsupported: found.unsupported,
+        unsupported: found.unsupported + table.refused,
+        table,
         took: Duration::ZERO,
     })
 }

@@ -21,6 +21,9 @@ pub(super) const UNSUPPORTED: Rule = Rule {
     ..NONE
 };
 
+/// Its number.
+pub(super) const UNSUPPORTED_NUMBER: u16 = 1;
+
 /// Distinct rules, numbered in the order in which they were met; none is ever taken back, because a row may be on its way to
 /// the kernel.
 #[derive(Debug)]
@@ -54,7 +57,7 @@ impl Rules {
             .filter(|number| u32::from(*number) < MAX_RULES)
         else {
             self.refused += 1;
-            return 1;
+            return UNSUPPORTED_NUMBER;
         };
         self.known.insert(rule, number);
         self.list.push(rule);

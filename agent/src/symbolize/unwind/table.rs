@@ -1,68 +1,157 @@
 //! Rows in pages, as the kernel side reads them.
 
-use agent_ebpf::wire::unwind::{MAX_PAGES, PAGE_BITS, row};
+use std::collections::HashMap;
+use std::ops::Range;
+
+use agent_ebpf::wire::unwind::{MAX_PAGES, PAGE_BITS, PAGE_HEAD, PAGE_RULES, PART_BITS, Page, row};
 
 use super::functions::Row;
+use super::rules::UNSUPPORTED_NUMBER;
 
 const PAGE: u64 = 1 << PAGE_BITS;
+/// Words of a table at most: those of 4 million rows in 32,768 pages, more than twice of what Chromium has.
+const MAX_WORDS: usize = 12 << 20;
 
 /// The table of one executable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
     /// Address of the first page.
     pub base: u64,
-    /// Where in `rows` each page begins; one more at the end.
-    pub pages: Vec<u32>,
-    /// Rows as `agent_ebpf::wire::unwind` packs them; each page's first holds from its first byte on.
-    pub rows: Vec<u32>,
+    /// The pages, their words counted from the first of `words`.
+    pub pages: Vec<Page>,
+    /// Where in `words` each page begins; one more at the end.
+    starts: Vec<u32>,
+    /// The pages one after the other, as `agent_ebpf::wire::unwind` lays them out.
+    words: Vec<u16>,
+    /// Rows whose page had no room for their rule.
+    pub(super) refused: u64,
 }
 
 impl Table {
     /// Packs rows that are sorted by address; `None` where the code has more pages than there can be, in which two functions at
-    /// the two ends of the address space suffice.
+    /// the two ends of the address space suffice, or a row for each byte.
     pub(super) fn pack(rows: &[Row]) -> Option<Self> {
         let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
             return Some(Self::default());
         };
         let base = first.address() & !(PAGE - 1);
-        if (last.address() - base) / PAGE >= u64::from(MAX_PAGES) {
+        let pages = (last.address() - base) / PAGE + 1;
+        if pages > u64::from(MAX_PAGES) {
             return None;
         }
         let mut table = Self {
             base,
-            pages: vec![0],
-            rows: Vec::with_capacity(rows.len() + rows.len() / 64),
+            pages: Vec::with_capacity(pages as usize),
+            starts: vec![0],
+            words: Vec::with_capacity(rows.len() + pages as usize * (PAGE_HEAD as usize + 32)),
+            refused: 0,
         };
-        let (mut page, mut rule) = (base, 0);
-        if first.address() > page {
-            table.rows.push(row(page, 0));
+        let (mut rest, mut rule) = (rows, 0);
+        for number in 0..pages {
+            let start = base + number * PAGE;
+            let (inside, after) = rest.split_at(rest.partition_point(|row| row.address() < start + PAGE));
+            let page = table.push(start, inside, rule)?;
+            table.pages.push(page);
+            table.starts.push(u32::try_from(table.words.len()).ok()?);
+            rule = inside.last().map_or(rule, |row| row.rule());
+            rest = after;
         }
-        for next in rows {
-            while next.address() >= page + PAGE {
-                page += PAGE;
-                table.pages.push(table.rows.len() as u32);
-                if next.address() > page {
-                    table.rows.push(row(page, rule));
-                }
-            }
-            table.rows.push(row(next.address(), next.rule()));
-            rule = next.rule();
-        }
-        table.pages.push(table.rows.len() as u32);
         Some(table)
+    }
+
+    /// The page of code that begins at an address, with the rule in force there unless a row says another.
+    fn push(&mut self, start: u64, rows: &[Row], rule: u16) -> Option<Page> {
+        let (rule, rows) = match rows.split_first() {
+            Some((first, rest)) if first.address() == start => (first.rule(), rest),
+            _ => (rule, rows),
+        };
+        if rows.is_empty() {
+            return Some(Page {
+                first: u32::from(rule),
+                rules: 0,
+            });
+        }
+        let mut rules = Rules::default();
+        let mut packed = vec![row(0, rules.number(rule).0)];
+        let mut head = Vec::with_capacity(PAGE_HEAD as usize);
+        for next in rows {
+            let part = ((next.address() - start) >> PART_BITS) as usize;
+            head.resize(head.len().max(part + 1), packed.len() as u16);
+            let (number, found) = rules.number(next.rule());
+            self.refused += u64::from(!found);
+            packed.push(row(next.address(), number));
+        }
+        let end = u16::try_from(packed.len()).ok()?;
+        head.resize(PAGE_HEAD as usize, end);
+        let page = Page {
+            first: u32::try_from(self.words.len()).ok()?,
+            rules: rules.list.len() as u32,
+        };
+        self.words.extend(head);
+        self.words.extend(rules.list);
+        self.words.extend(packed);
+        (self.words.len() <= MAX_WORDS).then_some(page)
+    }
+
+    /// The words of some pages that follow each other.
+    pub(super) fn words(&self, pages: Range<usize>) -> &[u16] {
+        let start = |page: usize| self.starts.get(page).map_or(0, |start| *start as usize);
+        self.words
+            .get(start(pages.start)..start(pages.end))
+            .unwrap_or_default()
     }
 
     /// Number of the rule at an address of the file: what the kernel side does, for tests and for what is not hot.
     #[must_use]
     pub fn find(&self, address: u64) -> Option<u16> {
         let at = address.checked_sub(self.base)?;
-        let page = usize::try_from(at >> PAGE_BITS).ok()?;
-        let (from, to) = (*self.pages.get(page)?, *self.pages.get(page + 1)?);
-        let rows = self.rows.get(from as usize..to as usize)?;
-        let low = (at & (PAGE - 1)) as u32;
-        let after = rows.partition_point(|row| row & (PAGE as u32 - 1) <= low);
-        let found = rows.get(after.checked_sub(1)?)?;
-        Some((found >> PAGE_BITS) as u16)
+        let number = usize::try_from(at >> PAGE_BITS).ok()?;
+        let page = self.pages.get(number)?;
+        if page.rules == 0 {
+            return u16::try_from(page.first).ok();
+        }
+        find(self.words(number..number + 1), page.rules, at as u16)
+    }
+}
+
+/// Number of the rule at a place in a page with so many rules.
+pub(super) fn find(words: &[u16], rules: u32, at: u16) -> Option<u16> {
+    let part = usize::from(at >> PART_BITS);
+    let (from, to) = (usize::from(*words.get(part)?), usize::from(*words.get(part + 1)?));
+    let rules_at = PAGE_HEAD as usize;
+    let rows = words.get(rules_at + rules as usize..)?;
+    let low = |row: &u16| row & ((1 << PART_BITS) - 1);
+    let after = rows.get(from..to)?.partition_point(|row| low(row) <= low(&at));
+    let found = rows.get((from + after).checked_sub(1)?)?;
+    words.get(rules_at + usize::from(found >> PART_BITS)).copied()
+}
+
+/// The rules of a page, numbered in the order in which they were met.
+#[derive(Default)]
+struct Rules {
+    known: HashMap<u16, u8>,
+    list: Vec<u16>,
+}
+
+impl Rules {
+    /// Number of a rule in the page, and whether it is this rule's: where a page has more rules than there are numbers, the last
+    /// one says that the rule cannot be expressed.
+    fn number(&mut self, rule: u16) -> (u8, bool) {
+        const LAST: u8 = (PAGE_RULES - 1) as u8;
+        if let Some(number) = self.known.get(&rule) {
+            return (*number, true);
+        }
+        let number = self.list.len() as u8;
+        if self.list.len() > usize::from(LAST) {
+            return (LAST, false);
+        }
+        if number == LAST {
+            self.list.push(UNSUPPORTED_NUMBER);
+            return (LAST, rule == UNSUPPORTED_NUMBER);
+        }
+        self.known.insert(rule, number);
+        self.list.push(rule);
+        (number, true)
     }
 }
 
@@ -76,7 +165,13 @@ mod tests {
             .map(|(address, rule)| Row::new(address, rule));
         let table = Table::pack(&rows).unwrap();
         assert_eq!(table.base, 0x1_0000);
-        assert_eq!(table.pages, [0, 3, 4, 5, 7]);
+        let rules: Vec<u32> = table.pages.iter().map(|page| page.rules).collect();
+        assert_eq!(rules, [3, 0, 0, 2]);
+        assert_eq!((table.pages[1].first, table.pages[2].first), (3, 3));
+        // Words for the rules and the rows; a row at a page's first byte is the one in force there.
+        let words = [3 + 3 + PAGE_HEAD, 0, 0, 2 + 2 + PAGE_HEAD].map(|words| words as usize);
+        let found: Vec<usize> = (0..4).map(|page| table.words(page..page + 1).len()).collect();
+        assert_eq!(found, words);
         let found: Vec<_> = [
             0xffff, 0x1_0000, 0x1_2000, 0x1_fffe, 0x1_ffff, 0x2_0000, 0x3_ffff, 0x4_000f, 0x4_ffff, 0x5_0000,
         ]
@@ -102,5 +197,39 @@ mod tests {
         assert_eq!(Table::pack(&[]).unwrap().find(0), None);
         let far = [(0x1000, 2), (0x1000 + (PAGE << 16), 0)].map(|(address, rule)| Row::new(address, rule));
         assert_eq!(Table::pack(&far), None);
+    }
+
+    #[test]
+    fn rows_of_all_parts_are_found_and_a_page_has_so_many_rules() {
+        // Parts with none, one, some, and as many rows as bytes; 300 rules are more than a page has.
+        let addresses = [0x10, 0x13, 0x50, 0x9ff, 0xa00, 0xa01, 0xfffe]
+            .into_iter()
+            .chain(0x3000..0x3100)
+            .chain((0x8000..0x8000 + 300 * 8).step_by(8))
+            .chain([0xffff]);
+        let mut rows: Vec<Row> = (10..)
+            .zip(addresses)
+            .map(|(rule, at)| Row::new(at, rule))
+            .collect();
+        rows.sort_unstable();
+        let table = Table::pack(&rows).unwrap();
+        assert_eq!(table.pages[0].rules, PAGE_RULES);
+        let mut refused = 0;
+        for address in 0..=0xffff_u64 {
+            let at = rows.partition_point(|row| row.address() <= address);
+            let rule = at.checked_sub(1).map_or(0, |at| rows[at].rule());
+            let found = table.find(address).unwrap();
+            assert!(
+                found == rule || found == UNSUPPORTED_NUMBER,
+                "{address:#x}: {found}"
+            );
+            let begins = rows.binary_search_by_key(&address, |row| row.address()).is_ok();
+            refused += u64::from(begins && found != rule);
+        }
+        // 565 rules with that of the beginning.
+        assert_eq!((refused, table.refused), (565 - 255, 565 - 255));
+        let full: Vec<Row> = (0..PAGE).map(|at| Row::new(at, (at % 2) as u16)).collect();
+        assert_eq!(Table::pack(&full), None);
+        assert!(Table::pack(&full[2..]).is_some());
     }
 }

@@ -4,15 +4,18 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use agent_ebpf::wire::unwind::{
-    BLOCK_ROWS, MAX_MAPPINGS, MAX_MODULES, MAX_PAGES, MAX_SEGMENTS, Mapping, Module, Page, Rule,
-    SEGMENT_BLOCKS, Space, SpaceKey,
+    BLOCK_WORDS, MAX_MAPPINGS, MAX_MODULES, MAX_PAGES, MAX_SEGMENTS, Mapping, Module, Page, Rule,
+    SEGMENT_BLOCKS, SEGMENT_WORDS, Space, SpaceKey,
 };
 use anyhow::Result;
 
 use super::arena::Arena;
 use super::table::Table;
 
-const SEGMENT_ROWS: u32 = BLOCK_ROWS * SEGMENT_BLOCKS;
+const SEGMENT_BYTES: u64 = SEGMENT_WORDS as u64 * size_of::<u16>() as u64;
+
+/// Words of a run of pages at most.
+const RUN_WORDS: u32 = SEGMENT_WORDS / 8;
 
 /// Where tables are written to: the maps of the kernel side.
 pub trait Sink {
@@ -20,8 +23,8 @@ pub trait Sink {
     fn rule(&mut self, number: u32, rule: Rule) -> Result<()>;
     /// Makes or drops the memory of a segment.
     fn segment(&mut self, segment: u32, there: bool) -> Result<()>;
-    /// Writes a block of rows.
-    fn block(&mut self, segment: u32, block: u32, rows: &[u32; BLOCK_ROWS as usize]) -> Result<()>;
+    /// Writes a block of words.
+    fn block(&mut self, segment: u32, block: u32, words: &[u16; BLOCK_WORDS as usize]) -> Result<()>;
     /// Writes a page.
     fn page(&mut self, number: u32, page: Page) -> Result<()>;
     /// Writes a module.
@@ -78,10 +81,10 @@ pub struct Tables<K> {
 }
 
 impl<K: Clone + Eq + Hash> Tables<K> {
-    /// None yet; at most `max_bytes` of rows.
+    /// None yet; at most `max_bytes` of them.
     #[must_use]
     pub fn new(max_bytes: u64) -> Self {
-        let segments = max_bytes / (u64::from(SEGMENT_ROWS) * 4);
+        let segments = max_bytes / SEGMENT_BYTES;
         Self {
             placed: HashMap::new(),
             spaces: HashMap::new(),
@@ -107,10 +110,10 @@ impl<K: Clone + Eq + Hash> Tables<K> {
         self.spaces.contains_key(&key)
     }
 
-    /// Bytes of memory for rows.
+    /// Bytes of memory for tables.
     #[must_use]
     pub fn row_bytes(&self) -> u64 {
-        self.segments.iter().flatten().count() as u64 * u64::from(SEGMENT_ROWS) * 4
+        self.segments.iter().flatten().count() as u64 * SEGMENT_BYTES
     }
 
     /// Writes the rules that are new.
@@ -131,36 +134,35 @@ impl<K: Clone + Eq + Hash> Tables<K> {
             return Ok(false);
         };
         let mut page = placed.first_page;
-        for (run, pages) in runs(table) {
-            let (segment, first, blocks) =
-                match self.take_blocks(sink, rows(table, &pages).div_ceil(BLOCK_ROWS)) {
-                    Ok(Some(found)) => found,
-                    other => {
-                        self.give_back(&placed);
-                        return other.map(|_| false);
-                    }
-                };
+        for pages in runs(table) {
+            let words = table.words(pages.clone());
+            let taken = match (words.len() as u32).div_ceil(BLOCK_WORDS) {
+                0 => Ok(Some((0, 0, 0))),
+                blocks => self.take_blocks(sink, blocks),
+            };
+            let (segment, first, blocks) = match taken {
+                Ok(Some(found)) => found,
+                other => {
+                    self.give_back(&placed);
+                    return other.map(|_| false);
+                }
+            };
             placed.runs.push((segment, first, blocks));
-            let start = table.pages[pages.start];
-            let written = &table.rows[start as usize..table.pages[pages.end] as usize];
-            for (at, chunk) in (first..).zip(written.chunks(BLOCK_ROWS as usize)) {
-                let mut block = [0; BLOCK_ROWS as usize];
+            for (at, chunk) in (first..).zip(words.chunks(BLOCK_WORDS as usize)) {
+                let mut block = [0; BLOCK_WORDS as usize];
                 block[..chunk.len()].copy_from_slice(chunk);
                 sink.block(segment, at, &block)?;
             }
-            for number in pages.clone() {
-                let (from, to) = (table.pages[number], table.pages[number + 1]);
-                let first = segment * SEGMENT_ROWS + first * BLOCK_ROWS + (from - start);
-                sink.page(
-                    page,
-                    Page {
-                        first,
-                        rows: to - from,
-                    },
-                )?;
+            let mut at = segment * SEGMENT_WORDS + first * BLOCK_WORDS;
+            for number in pages {
+                let mut place = table.pages[number];
+                if place.rules > 0 {
+                    place.first = at;
+                }
+                at += table.words(number..number + 1).len() as u32;
+                sink.page(page, place)?;
                 page += 1;
             }
-            debug_assert_eq!(run + 1, placed.runs.len());
         }
         sink.module(
             placed.module,
@@ -245,8 +247,8 @@ impl<K: Clone + Eq + Hash> Tables<K> {
         Ok(())
     }
 
-    /// Drops the tables that nobody used for so many turns.
-    pub fn evict(&mut self, turns: u64) {
+    /// Drops the tables that nobody used for so many turns; whether there were any.
+    pub fn evict(&mut self, turns: u64) -> bool {
         let now = self.turn;
         let unused: Vec<K> = self
             .placed
@@ -254,16 +256,17 @@ impl<K: Clone + Eq + Hash> Tables<K> {
             .filter(|(_, placed)| placed.users == 0 && now - placed.idle_since >= turns)
             .map(|(file, _)| file.clone())
             .collect();
-        for file in unused {
-            if let Some(placed) = self.placed.remove(&file) {
+        for file in &unused {
+            if let Some(placed) = self.placed.remove(file) {
                 self.give_back(&placed);
             }
         }
+        !unused.is_empty()
     }
 
     /// Numbers for a module and its pages.
     fn room(&mut self, _sink: &mut impl Sink, table: &Table) -> Result<Option<Placed>> {
-        let pages = u32::try_from(table.pages.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        let pages = u32::try_from(table.pages.len()).unwrap_or(u32::MAX);
         let Some(module) = self.modules.take(1) else {
             return Ok(None);
         };
@@ -312,18 +315,14 @@ impl<K: Clone + Eq + Hash> Tables<K> {
     }
 }
 
-fn rows(table: &Table, pages: &std::ops::Range<usize>) -> u32 {
-    table.pages[pages.end] - table.pages[pages.start]
-}
-
-/// The pages of a table in runs that fit into a segment each: the rows of a page are in one segment.
-fn runs(table: &Table) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> {
+/// The pages of a table in runs that are each in one segment, and small enough to find room beside others. A page alone always is.
+fn runs(table: &Table) -> Vec<std::ops::Range<usize>> {
     let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
-    for page in 0..table.pages.len().saturating_sub(1) {
+    for page in 0..table.pages.len() {
         match runs.last_mut() {
-            Some(run) if rows(table, &(run.start..page + 1)) <= SEGMENT_ROWS => run.end = page + 1,
+            Some(run) if table.words(run.start..page + 1).len() <= RUN_WORDS as usize => run.end = page + 1,
             _ => runs.push(page..page + 1),
         }
     }
-    runs.into_iter().enumerate()
+    runs
 }

@@ -3,24 +3,22 @@
 use std::collections::HashMap;
 
 use agent_ebpf::wire::unwind::{
-    BLOCK_ROWS, MAX_RULES, Mapping, Module, PAGE_BITS, Page, Rule, SEGMENT_BLOCKS, Space, SpaceKey,
+    BLOCK_WORDS, MAX_RULES, Mapping, Module, PAGE_BITS, Page, Rule, SEGMENT_WORDS, Space, SpaceKey,
 };
 use anyhow::{Context as _, Result, ensure};
 
 use super::super::functions::Row;
-use super::super::table::Table;
+use super::super::table::{Table, find};
 use super::super::tables::{Mapped, Sink, Tables};
 
-const SEGMENT_ROWS: u32 = BLOCK_ROWS * SEGMENT_BLOCKS;
-
 #[derive(Default)]
-struct Maps {
+pub(super) struct Maps {
     rules: HashMap<u32, Rule>,
-    segments: HashMap<u32, Vec<u32>>,
+    segments: HashMap<u32, Vec<u16>>,
     pages: HashMap<u32, Page>,
     modules: HashMap<u32, Module>,
     mappings: HashMap<u32, Mapping>,
-    spaces: HashMap<SpaceKey, Space>,
+    pub(super) spaces: HashMap<SpaceKey, Space>,
 }
 
 impl Sink for Maps {
@@ -32,7 +30,7 @@ impl Sink for Maps {
 
     fn segment(&mut self, segment: u32, there: bool) -> Result<()> {
         if there {
-            let old = self.segments.insert(segment, vec![0; SEGMENT_ROWS as usize]);
+            let old = self.segments.insert(segment, vec![0; SEGMENT_WORDS as usize]);
             ensure!(old.is_none(), "segment {segment} is there already");
         } else {
             self.segments.remove(&segment).context("no such segment")?;
@@ -40,10 +38,10 @@ impl Sink for Maps {
         Ok(())
     }
 
-    fn block(&mut self, segment: u32, block: u32, rows: &[u32; BLOCK_ROWS as usize]) -> Result<()> {
-        let at = (block * BLOCK_ROWS) as usize;
-        self.segments.get_mut(&segment).context("no such segment")?[at..at + rows.len()]
-            .copy_from_slice(rows);
+    fn block(&mut self, segment: u32, block: u32, words: &[u16; BLOCK_WORDS as usize]) -> Result<()> {
+        let at = (block * BLOCK_WORDS) as usize;
+        self.segments.get_mut(&segment).context("no such segment")?[at..at + words.len()]
+            .copy_from_slice(words);
         Ok(())
     }
 
@@ -72,6 +70,14 @@ impl Sink for Maps {
 }
 
 impl Maps {
+    /// The table of an address of a process.
+    pub(super) fn module(&self, key: SpaceKey, ip: u64) -> Option<u32> {
+        let space = self.spaces.get(&key)?;
+        let mut mappings = (space.first..space.first + space.count).map(|number| self.mappings[&number]);
+        let mapping = mappings.find(|mapping| (mapping.start..mapping.end).contains(&ip))?;
+        mapping.module.checked_sub(1)
+    }
+
     /// Number of the rule at an address of a process.
     fn find(&self, key: SpaceKey, ip: u64) -> Option<u16> {
         let space = self.spaces.get(&key)?;
@@ -84,12 +90,15 @@ impl Maps {
             return None;
         }
         let page = self.pages[&(module.first_page + (at >> PAGE_BITS) as u32)];
-        let segment = self.segments.get(&(page.first / SEGMENT_ROWS))?;
-        let first = (page.first % SEGMENT_ROWS) as usize;
-        let rows = &segment[first..first + page.rows as usize];
-        let low = at as u32 & 0xffff;
-        let after = rows.partition_point(|row| row & 0xffff <= low);
-        Some((rows[after.checked_sub(1)?] >> PAGE_BITS) as u16)
+        if page.rules == 0 {
+            return u16::try_from(page.first).ok();
+        }
+        let segment = self.segments.get(&(page.first / SEGMENT_WORDS))?;
+        find(
+            &segment[(page.first % SEGMENT_WORDS) as usize..],
+            page.rules,
+            at as u16,
+        )
     }
 }
 
@@ -114,8 +123,8 @@ fn mapped(start: u64, file: Option<&'static str>) -> Mapped<&'static str> {
 #[test]
 fn every_address_leads_to_its_rule_through_segments_and_blocks() {
     let (mut maps, mut tables) = (Maps::default(), Tables::new(64 << 20));
-    // 300,000 rows are more than a segment holds.
-    let (large, small) = (table(300_000, 7, 10), table(100, 64, 20));
+    // 600,000 rows are more than a segment holds.
+    let (large, small) = (table(600_000, 7, 10), table(100, 64, 20));
     assert!(tables.place(&mut maps, "large", &large).unwrap());
     assert!(tables.place(&mut maps, "small", &small).unwrap());
     let space = [
@@ -125,7 +134,7 @@ fn every_address_leads_to_its_rule_through_segments_and_blocks() {
     ];
     assert!(tables.map(&mut maps, KEY, &space).unwrap());
     assert_eq!((tables.row_bytes(), maps.segments.len()), (2 << 20, 2));
-    for address in (0..300_000 * 7 + 0x2000).step_by(13) {
+    for address in (0..600_000 * 7 + 0x2000).step_by(13) {
         assert_eq!(
             maps.find(KEY, 0x7000_0000 + address),
             large.find(address),
@@ -144,7 +153,7 @@ fn every_address_leads_to_its_rule_through_segments_and_blocks() {
 #[test]
 fn unused_tables_make_room_and_their_memory_is_given_back() {
     let (mut maps, mut tables) = (Maps::default(), Tables::new(1 << 20));
-    let half = table(120_000, 3, 10);
+    let half = table(240_000, 3, 10);
     assert!(tables.place(&mut maps, "one", &half).unwrap());
     assert!(tables.place(&mut maps, "two", &half).unwrap());
     assert!(!tables.place(&mut maps, "three", &half).unwrap());

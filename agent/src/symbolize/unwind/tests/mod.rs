@@ -2,6 +2,7 @@ mod code;
 mod damaged;
 mod files;
 mod kernel;
+mod loader;
 
 use std::time::Duration;
 
