@@ -78,7 +78,7 @@ impl Default for SymbolizerConfig {
             root: PathBuf::from("/"),
             max_file_bytes: 512 << 20,
             max_image_bytes: 48 << 20,
-            max_images_bytes: 12 << 20,
+            max_images_bytes: 24 << 20,
             image_idle: Duration::from_secs(30),
             max_parse: Duration::from_secs(5),
             max_processes: 1024,

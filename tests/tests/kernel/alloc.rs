@@ -154,8 +154,11 @@ fn full_mode_is_exact_in_total_and_unbiased_by_code() -> Result<()> {
         }
     }
     let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+    // Of the 17 errors of a program those of one function go together: what lives after a phase lives on in the next ones, and
+    // what is never freed is all that was allocated. Their sum has the variance 5 (one each) + 13 (leak: correlations are the
+    // roots of 1/2, 1/3 and 2/3) + 16 (cache: four times the same) + 4 (churn) = 38.
     assert!(
-        mean.abs() < 3.0 / (errors.len() as f64).sqrt(),
+        mean.abs() < 3.0 * (38.0 / 17.0 / errors.len() as f64).sqrt(),
         "{} estimates are off by {mean:.2} standard errors in the mean",
         errors.len()
     );
