@@ -244,7 +244,10 @@ fn measure(args: &Args, loads: &[&Load], agent: &mut Agent, site: &Site<'_>) -> 
         ),
         ("BPF maps at most", MAPS, |m| m.maps),
     ] {
-        let most = memory.iter().map(of).fold(0.0, f64::max);
+        // No load was asked for, nothing was measured.
+        let Some(most) = memory.iter().map(of).reduce(f64::max) else {
+            break;
+        };
         let most = Estimate {
             value: most,
             low: most,
