@@ -1,22 +1,21 @@
 //! Keeps slot → service while slots come and go.
 
+mod decide;
 mod slot;
 #[cfg(test)]
 mod tests;
 mod tree;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use self::slot::AttributeStats;
-use self::slot::{Decided, Found, Open, hold};
+use self::slot::{Decided, Open, hold};
 pub use self::tree::{Only, RECORDED};
-use super::identify::bounded;
 use super::release::Releases;
 use super::{
-    AttributedTick, Identity, Lifecycle, Peer, PoolPeer, Service, ServiceInfo, ServiceRule, SlotId, Tick,
-    Totals, identify,
+    AttributedTick, Lifecycle, Peer, PoolPeer, Service, ServiceInfo, ServiceRule, SlotId, Tick, Totals,
 };
 use crate::host::Host;
 
@@ -34,6 +33,8 @@ pub struct Attributor {
     open: BTreeMap<SlotId, Open>,
     /// Those that are not decided and not gone.
     waiting: BTreeSet<SlotId>,
+    /// Those that went before they were decided, and when.
+    brief: Vec<(SlotId, Instant)>,
     /// Newest open slot of each process.
     by_pid: HashMap<u32, SlotId>,
     tombs: HashMap<SlotId, Decided>,
@@ -64,6 +65,7 @@ impl Attributor {
             services: HashMap::new(),
             released: Vec::new(),
             waiting: BTreeSet::new(),
+            brief: Vec::new(),
             finished: false,
             stats: AttributeStats::default(),
         }
@@ -80,7 +82,6 @@ impl Attributor {
                     pid: *pid,
                     parent: *parent,
                     since: now,
-                    gone: None,
                     found,
                     service: None,
                     held: None,
@@ -91,10 +92,9 @@ impl Attributor {
                 self.decide(*slot, now, false);
             }
             Lifecycle::Closed { slot } => {
-                // What there was to see of it was seen. Who is charged is decided at the end, when its parent is, too.
-                self.waiting.remove(slot);
-                if let Some(open) = self.open.get_mut(slot) {
-                    open.gone = Some(now);
+                // What there was to see of it was seen. Who is charged is decided with the tick, when its parent is, too.
+                if self.waiting.remove(slot) {
+                    self.brief.push((*slot, now));
                 }
             }
             Lifecycle::Exited { slot, pid } => {
@@ -111,7 +111,6 @@ impl Attributor {
     /// Forgets a slot whose last totals were attributed.
     pub fn finish(&mut self, slot: SlotId, now: Instant) {
         self.decide(slot, now, true);
-        self.waiting.remove(&slot);
         let Some(open) = self.open.remove(&slot) else {
             return;
         };
@@ -138,179 +137,6 @@ impl Attributor {
         }
     }
 
-    /// Decides the slots that have become old enough.
-    pub fn settle(&mut self, now: Instant) {
-        let waiting: Vec<SlotId> = self.waiting.iter().copied().collect();
-        for slot in waiting {
-            self.decide(slot, now, false);
-        }
-    }
-
-    fn decide(&mut self, slot: SlotId, now: Instant, last: bool) {
-        let Some(open) = self.open.get_mut(&slot) else {
-            return;
-        };
-        if open.service.is_some() {
-            return;
-        }
-        if let Some(decided) = self.of_tree(slot) {
-            if let Some(open) = self.open.get_mut(&slot) {
-                open.service = Some(decided);
-            }
-            return;
-        }
-        let Some(open) = self.open.get_mut(&slot) else {
-            return;
-        };
-        // Found when the agent started: as old as it gets.
-        let age = open.gone.unwrap_or(now).saturating_duration_since(open.since);
-        let old = open.parent.is_none() || age >= self.min_age;
-        if old
-            && !last
-            && open.parent.is_some()
-            && open.found.as_ref().is_none_or(|found| !found.identity.explicit)
-        {
-            // Programs set titles and change their cgroup right after they start: what counts is what they are now.
-            let pid = open.pid;
-            let now = self.look(pid);
-            let Some(open) = self.open.get_mut(&slot) else {
-                return;
-            };
-            open.found = now.or(open.found.take());
-        }
-        let Some(open) = self.open.get(&slot) else { return };
-        let ready = open
-            .found
-            .as_ref()
-            .is_some_and(|found| found.identity.explicit || old);
-        let (pid, parent) = (open.pid, open.parent);
-        let service = if ready {
-            let found = open.found.clone();
-            found.map(|found| self.intern(found, pid, parent))
-        } else if last || old {
-            self.stats.vanished += 1;
-            let service = self.parent_service(parent);
-            Some(Decided {
-                service,
-                executable: String::new(),
-                settled: true,
-            })
-        } else {
-            None
-        };
-        if let (Some(decided), Some(open)) = (service, self.open.get_mut(&slot)) {
-            if let Some(held) = open.held.take() {
-                self.released.push((Arc::clone(&decided.service), held));
-            }
-            open.service = Some(decided);
-            self.waiting.remove(&slot);
-        }
-    }
-
-    fn look(&self, pid: u32) -> Option<Found> {
-        let facts = self.host.process(pid).ok()?;
-        Some(Found {
-            identity: identify(&facts, &self.rules),
-            parent: facts.parent,
-        })
-    }
-
-    fn parent_service(&mut self, parent: Option<SlotId>) -> Arc<Service> {
-        let mut at = parent;
-        for _ in 0..64 {
-            let Some(slot) = at else { break };
-            if let Some(service) = self.known(slot) {
-                return service;
-            }
-            at = self.open.get(&slot).and_then(|open| open.parent);
-        }
-        self.special("(unknown)")
-    }
-
-    fn special(&mut self, name: &str) -> Arc<Service> {
-        let service = Service {
-            name: name.to_owned(),
-            namespace: String::new(),
-            version: String::new(),
-        };
-        let info = ServiceInfo {
-            source: "kernel".to_owned(),
-            ..ServiceInfo::default()
-        };
-        let entry = self
-            .services
-            .entry(service.clone())
-            .or_insert_with(|| (Arc::new(service), info));
-        Arc::clone(&entry.0)
-    }
-
-    fn intern(&mut self, found: Found, pid: u32, parent: Option<SlotId>) -> Decided {
-        let Identity {
-            mut service, info, ..
-        } = found.identity;
-        let executable = info.executable.clone();
-        let parent = parent
-            .or_else(|| self.by_pid.get(&found.parent).copied())
-            .and_then(|slot| self.decided(slot));
-        // A helper (another program that the service starts) is of the service's release, not of its own.
-        let heir = parent.cloned().filter(|parent| {
-            parent.settled
-                && parent.executable != info.executable
-                && (&parent.service.name, &parent.service.namespace) == (&service.name, &service.namespace)
-        });
-        let origin = self.releases.origin(&self.host, pid, &info.executable);
-        self.stats.malformed = self.releases.malformed();
-        let mut settled = true;
-        if service.version.is_empty() {
-            match (&heir, origin.release) {
-                (Some(parent), _) => service.version.clone_from(&parent.service.version),
-                (None, Some(release)) => service.version = bounded(&release),
-                (None, None) => settled = false,
-            }
-        }
-        if !self.services.contains_key(&service) && !self.has_room() {
-            self.stats.capped += 1;
-            return Decided {
-                service: self.special("(other)"),
-                executable,
-                settled,
-            };
-        }
-        let entry = self
-            .services
-            .entry(service.clone())
-            .or_insert_with(|| (Arc::new(service), ServiceInfo::default()));
-        let known = &mut entry.1;
-        if heir.is_none() || known.source.is_empty() {
-            let pids = std::mem::take(&mut known.pids);
-            *known = ServiceInfo {
-                pids,
-                runtime: origin.runtime.to_owned(),
-                ..info
-            };
-        }
-        known.pids.insert(pid);
-        Decided {
-            service: Arc::clone(&entry.0),
-            executable,
-            settled,
-        }
-    }
-
-    /// Whether one more service fits, once those without a process are forgotten: releases come and go.
-    fn has_room(&mut self) -> bool {
-        if self.services.len() >= self.limit && std::mem::take(&mut self.finished) {
-            let live: HashSet<&Service> = self
-                .open
-                .values()
-                .filter_map(|open| open.service.as_ref())
-                .map(|decided| &*decided.service)
-                .collect();
-            self.services.retain(|service, _| live.contains(service));
-        }
-        self.services.len() < self.limit
-    }
-
     fn decided(&self, slot: SlotId) -> Option<&Decided> {
         let open = self.open.get(&slot).and_then(|open| open.service.as_ref());
         open.or_else(|| self.tombs.get(&slot))
@@ -334,6 +160,9 @@ impl Attributor {
 
     /// Sums a tick to services. Totals of slots that are not decided yet are held back, gauges excepted.
     pub fn attribute(&mut self, tick: Tick) -> AttributedTick {
+        for (slot, gone) in std::mem::take(&mut self.brief) {
+            self.decide(slot, gone, true);
+        }
         let mut sums: BTreeMap<Arc<Service>, Totals> = BTreeMap::new();
         for (slot, mut totals) in tick.slots {
             self.name_peers(&mut totals);

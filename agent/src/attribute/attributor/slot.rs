@@ -50,8 +50,6 @@ pub(super) struct Open {
     pub(super) pid: u32,
     pub(super) parent: Option<SlotId>,
     pub(super) since: Instant,
-    /// When its last thread was seen to have ended.
-    pub(super) gone: Option<Instant>,
     /// What `/proc` said, not final while a program has only its file's name and is younger than the minimum age.
     pub(super) found: Option<Found>,
     pub(super) service: Option<Decided>,

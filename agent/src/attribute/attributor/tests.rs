@@ -73,6 +73,9 @@ fn a_short_life_that_was_seen_is_charged_to_the_parent() {
     attributor.apply(&opened(4, 22, Some(2)), start);
     attributor.apply(&Lifecycle::Closed { slot: SlotId(3) }, after(100));
     attributor.settle(after(1500));
+    // In the very tick in which it ended.
+    let first = attributor.attribute(tick(&[(3, 7)]));
+    assert_eq!(faults(&first, "parent"), 7);
     attributor.apply(&Lifecycle::Closed { slot: SlotId(4) }, after(1600));
     for slot in [3, 4] {
         attributor.finish(SlotId(slot), after(10_000));
