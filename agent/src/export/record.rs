@@ -295,7 +295,7 @@ fn seconds(ns: u64) -> String {
 mod tests {
     use super::*;
     use crate::aggregate::fixture;
-    use crate::export::http::tests::{probes, telemetry};
+    use crate::export::http::tests::facts::{probes, telemetry};
 
     fn recorded<'a>(
         snapshot: &'a Snapshot,

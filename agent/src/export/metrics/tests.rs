@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::aggregate::fixture::{self, SECOND};
-use crate::export::http::tests::{assert_golden, probes, telemetry};
+use crate::export::http::tests::facts::{assert_golden, probes, telemetry};
 
 fn text(snapshot: &Snapshot) -> String {
     let scrapes = Scrapes {
