@@ -17,6 +17,7 @@ mod debug;
 mod engine;
 mod frames;
 mod go;
+mod headers;
 mod image;
 mod kernel;
 mod layers;

@@ -11,11 +11,13 @@ use super::cpu_time::CpuTime;
 use super::debug::{Budget, DebugFiles};
 use super::engine::{Engine, Part};
 use super::go::GoTable;
-use super::image::{self, FileIdentity, Headers, Segments};
+use super::headers::{self, FileIdentity, Headers};
+use super::image;
 use super::layers::Layers;
 use super::lru::Lru;
 use super::maps::Mapping;
 use super::open::{open_in_root, open_regular};
+use super::segments::Segments;
 use super::{Outcome, SymbolizerConfig};
 
 /// Numbers a file as some process sees it; never reused.
@@ -128,7 +130,7 @@ impl Modules {
             let headers = Headers::read(&file)?;
             let until = CpuTime::now() + config.max_parse;
             let image = headers.copy(&file, metadata.len(), config.max_image_bytes, until)?;
-            let id = self.add((image::identity(&metadata), "[vdso]".into()), headers);
+            let id = self.add((headers::identity(&metadata), "[vdso]".into()), headers);
             self.image_bytes += image.bytes;
             let layers = Layers::new(vec![image]);
             self.images.insert(id, (layers, Instant::now()));
@@ -291,13 +293,13 @@ pub(super) fn open(config: &SymbolizerConfig, via: Via<'_>) -> Result<(File, Fil
         let process = config.proc.join(pid.to_string());
         let range = format!("map_files/{:x}-{:x}", mapping.range.start, mapping.range.end);
         match open_regular(&config.proc, &process.join(range), max) {
-            Ok((file, metadata)) => return Ok((file, image::identity(&metadata))),
+            Ok((file, metadata)) => return Ok((file, headers::identity(&metadata))),
             Err(why @ (Outcome::TooLarge | Outcome::OddFile)) => return Err(why),
             Err(_) => {}
         }
         match open_in_root(&config.proc, &process.join("root"), &mapping.path, max) {
             Ok((file, metadata)) if metadata.ino() == mapping.inode => {
-                return Ok((file, image::identity(&metadata)));
+                return Ok((file, headers::identity(&metadata)));
             }
             Ok(_) => {}
             Err(why) => outcome = why,
@@ -305,7 +307,7 @@ pub(super) fn open(config: &SymbolizerConfig, via: Via<'_>) -> Result<(File, Fil
     } else {
         match open_regular(&config.proc, &PathBuf::from(&*mapping.path), max) {
             Ok((file, metadata)) if metadata.ino() == mapping.inode => {
-                return Ok((file, image::identity(&metadata)));
+                return Ok((file, headers::identity(&metadata)));
             }
             Err(why @ Outcome::TooLarge) => outcome = why,
             _ => {}

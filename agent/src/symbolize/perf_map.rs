@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::SymbolizerConfig;
-use super::image::{self, FileIdentity};
+use super::headers::{self, FileIdentity};
 use super::name::Names;
 use super::open::open_in_root;
 
@@ -61,7 +61,7 @@ impl PerfMap {
         ) else {
             return;
         };
-        let identity = image::identity(&metadata);
+        let identity = headers::identity(&metadata);
         if self.identity == Some(identity) || ![0, owner].contains(&metadata.uid()) {
             return;
         }

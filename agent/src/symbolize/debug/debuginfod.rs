@@ -15,7 +15,7 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::cache::Cache;
 use super::unpack::copy;
-use crate::symbolize::image::Headers;
+use crate::symbolize::headers::Headers;
 use crate::symbolize::lru::Lru;
 use crate::symbolize::{DebuginfodConfig, Fetched, Outcome};
 

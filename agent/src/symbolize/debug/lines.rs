@@ -7,7 +7,7 @@ use gimli::{AttributeValue, DebugLine, DebugLineOffset, EndianSlice, LittleEndia
 use super::nesting::{read, unit_length};
 use crate::symbolize::Outcome;
 use crate::symbolize::cpu_time::CpuTime;
-use crate::symbolize::image::Headers;
+use crate::symbolize::headers::Headers;
 
 /// Longest table of lines of one unit, in bytes: each may become a row of 24 bytes. That of SQLite as one file is 1 MB.
 const MAX_LINES: u64 = 4 << 20;

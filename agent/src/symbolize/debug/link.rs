@@ -6,7 +6,7 @@ use std::io::Read;
 use super::section;
 use crate::symbolize::Outcome;
 use crate::symbolize::cpu_time::CpuTime;
-use crate::symbolize::image::Headers;
+use crate::symbolize::headers::Headers;
 
 /// What a file says about its debug file.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,7 +9,8 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::unpack::{Part, copy};
 use crate::symbolize::cpu_time::CpuTime;
-use crate::symbolize::image::{Headers, Image};
+use crate::symbolize::headers::Headers;
+use crate::symbolize::image::Image;
 use crate::symbolize::{Outcome, SymbolizerConfig};
 
 /// Largest packed section; that of Fedora's LLVM, a library of 130 MB, is below 2 MB.

@@ -22,7 +22,8 @@ use debuginfod::Client;
 
 use super::cpu_time::CpuTime;
 use super::go::GoTable;
-use super::image::{Headers, Image};
+use super::headers::Headers;
+use super::image::Image;
 use super::layers::Layers;
 use super::module::Via;
 use super::{DebugFile, Fetched, Outcome, SymbolizerConfig};

@@ -14,7 +14,7 @@ use super::lines;
 use super::ranges::{Counter, Sections};
 use crate::symbolize::Outcome;
 use crate::symbolize::cpu_time::CpuTime;
-use crate::symbolize::image::Headers;
+use crate::symbolize::headers::Headers;
 
 /// Functions inlined in each other at most. The deepest of LLVM and Chromium are below 100.
 const MAX_INLINED: usize = 256;

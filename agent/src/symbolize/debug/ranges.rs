@@ -12,7 +12,7 @@ use gimli::{
 use super::nesting::read;
 use crate::symbolize::Outcome;
 use crate::symbolize::cpu_time::CpuTime;
-use crate::symbolize::image::Headers;
+use crate::symbolize::headers::Headers;
 
 /// Ranges at most, 24 bytes each. The debug information of LLVM's largest library has 2 million.
 const MAX_RANGES: u64 = 6 << 20;

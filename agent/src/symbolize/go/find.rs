@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use super::Version;
 use super::bytes::Bytes;
 use crate::symbolize::Outcome;
-use crate::symbolize::image::{Headers, Place};
+use crate::symbolize::headers::{Headers, Place};
 
 /// By linker: an executable at a fixed address, one that can be anywhere.
 const TABLES: [&str; 2] = [".gopclntab", ".data.rel.ro.gopclntab"];

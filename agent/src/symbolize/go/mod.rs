@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use super::Outcome;
 use super::engine::Part;
-use super::image::Headers;
+use super::headers::Headers;
 use super::name::Names;
 
 /// Calls inlined in each other at most.

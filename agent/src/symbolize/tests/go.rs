@@ -11,7 +11,7 @@ use super::programs::GO;
 use super::separate::{run, text};
 use crate::host::damage::Random;
 use crate::symbolize::go::GoTable;
-use crate::symbolize::image::Headers;
+use crate::symbolize::headers::Headers;
 use crate::symbolize::name::Names;
 use crate::symbolize::unwind::{Built, Rules, build as build_table};
 

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use agent_ebpf::wire::unwind::{MAX_MODULES, SpaceKey, UnwindResult};
 use anyhow::Result;
 
-use super::super::image::{FileIdentity, Headers, Segments};
+use super::super::headers::{FileIdentity, Headers};
 use super::super::lru::Lru;
 use super::super::maps::{self, Mapping};
 use super::super::module::{Via, open, own_vdso};
+use super::super::segments::Segments;
 use super::super::{SlotId, SymbolizerConfig};
 use super::ahead::Ahead;
 use super::tables::{Mapped, Sink, Tables};

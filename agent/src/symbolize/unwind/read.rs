@@ -13,7 +13,7 @@ use object::{LittleEndian as Little, Object as _, ObjectSection as _, ObjectSymb
 
 use super::super::cpu_time::CpuTime;
 use super::super::go::GoTable;
-use super::super::image::Headers;
+use super::super::headers::Headers;
 use super::code;
 use super::functions::{Functions, Stopped};
 use super::limited::Limited;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use agent_ebpf::wire::unwind::{SpaceKey, UnwindResult};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::super::super::image::Headers;
+use super::super::super::headers::Headers;
 use super::super::functions::Row;
 use super::super::loader::FileKey;
 use super::super::{Loader, Table};
