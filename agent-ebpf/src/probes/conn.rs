@@ -69,7 +69,7 @@ pub(crate) mod bpf {
             task::{Kernel, current, field, now},
         },
         wire::{
-            CONN_ADOPTED, CONN_CLOSED, CONN_ESTABLISHED, CALLER_SAMPLES, Conn, ConnEnd, ConnFailure, ConnKey,
+            CALLER_SAMPLES, CONN_ADOPTED, CONN_CLOSED, CONN_ESTABLISHED, Conn, ConnEnd, ConnFailure, ConnKey,
             Direction, LastData, Lost, Program, SLOT_KERNEL, StackKind, Tuning,
         },
     };

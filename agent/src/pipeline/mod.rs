@@ -3,6 +3,7 @@
 
 mod alloc;
 mod descriptors;
+mod environment;
 mod first_stack;
 mod growth;
 mod kill_switch;
@@ -14,8 +15,10 @@ mod stack_cost;
 mod unwind;
 mod watching;
 
+pub use environment::load;
 pub(crate) use own::keep_little_freed_memory;
 pub use recording::Recording;
+pub use stack_cost::stack_cost;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{
@@ -26,13 +29,13 @@ use std::sync::{
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use aya::maps::{MapData, RingBuf};
 use tokio::sync::watch;
 
-use crate::aggregate::{Limits, Snapshot, names};
+use crate::aggregate::{Limits, Snapshot};
 use crate::attribute::{Attributor, Lifecycle, OomVictim, ServiceRule, SlotId, StackSample, UnwindResult};
-use crate::config::{Config, RuleTable, SyscallMode};
+use crate::config::{Config, RuleTable};
 use crate::decode::{
     events::{Event, Events, More},
     harvest::Harvest,
@@ -40,8 +43,7 @@ use crate::decode::{
 };
 use crate::governor::{Governor, calibrate};
 use crate::host::Host;
-use crate::kernel::{btf::Btf, layout};
-use crate::load::{Environment, Loaded, status::ProbeStatus};
+use crate::load::{Loaded, status::ProbeStatus};
 use crate::symbolize::SymbolizerConfig;
 use crate::telemetry::Telemetry;
 
@@ -64,59 +66,6 @@ pub struct Publish {
     pub telemetry: watch::Sender<Arc<Telemetry>>,
     /// Probes.
     pub probes: watch::Sender<Arc<Vec<ProbeStatus>>>,
-}
-
-pub use stack_cost::stack_cost;
-
-/// Loads the kernel side as this host needs it.
-pub fn load(host: &Host, config: &Config) -> Result<Loaded> {
-    Loaded::new(environment(host, config)?)
-}
-
-/// What the kernel side must know of this host.
-fn environment(host: &Host, config: &Config) -> Result<Environment> {
-    let raw = host.btf().context(
-        "cannot read the kernel's type information at /sys/kernel/btf/vmlinux: Tieback needs Linux 5.18 or newer with \
-         CONFIG_DEBUG_INFO_BTF",
-    )?;
-    let btf = Btf::parse(&raw)?;
-    // For tests: one field of this probe is looked up under a name that no kernel has.
-    let bogus = std::env::var("TIEBACK_TEST_BOGUS_FIELD").ok().and_then(|wanted| {
-        let probe = agent_ebpf::probes::ALL.iter().find(|probe| probe.name == wanted);
-        probe.and_then(|probe| probe.fields.last()).copied()
-    });
-    let mut disabled: std::collections::BTreeSet<String> = config
-        .probes
-        .iter()
-        .filter(|(_, on)| !**on)
-        .map(|(name, _)| name.clone())
-        .collect();
-    if config.syscall_mode == SyscallMode::Off {
-        disabled.insert("syscall".to_owned());
-    }
-    let fops = [
-        "eventfd_fops",
-        "eventpoll_fops",
-        "timerfd_fops",
-        "inotify_fops",
-        "signalfd_fops",
-    ];
-    let mut layout = layout(&btf, bogus);
-    if host.interprets_bpf() {
-        // The interpreter cannot call functions of the kernel.
-        layout.cast = None;
-    }
-    Ok(Environment {
-        host: host.clone(),
-        pid_max: host.pid_max().context("read pid_max")?,
-        cpus: host.online_cpus().context("read the list of online CPUs")?,
-        layout,
-        anon_fops: host.kernel_symbols(fops).unwrap_or_default(),
-        syscalls: names::syscalls().collect(),
-        disabled,
-        cpu_hz: config.sample_cpu_hz,
-        alloc: !config.alloc.0.is_empty(),
-    })
 }
 
 /// Starts both threads. They stop when `stop` is set; everything is detached when the first one ends. Of a recording, they

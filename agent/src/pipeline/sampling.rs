@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::decode::listeners::Listeners;
@@ -21,15 +22,6 @@ pub(super) fn wait_mean(mean: u32, rate: f64, budget: f64) -> Option<u32> {
     (wanted != mean).then_some(wanted)
 }
 
-/// Samples of open connections.
-pub(super) struct PoolSampling {
-    pace: Pace,
-    sockets: Sockets,
-    pools: Pools,
-    unix: UnixConnections,
-    failures: u64,
-}
-
 fn clock(id: ClockId) -> Duration {
     let time = clock_gettime(id);
     Duration::new(
@@ -42,47 +34,75 @@ fn monotonic_ns() -> u64 {
     u64::try_from(clock(ClockId::Monotonic).as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// When samples of one kind are taken, and how often that failed.
+struct Paced {
+    what: &'static str,
+    pace: Pace,
+    failures: u64,
+}
+
+impl Paced {
+    fn new(what: &'static str, mean: Duration, share: f64) -> Self {
+        Self {
+            what,
+            pace: Pace::new(Instant::now(), mean, share),
+            failures: 0,
+        }
+    }
+
+    /// Takes a sample by `read`, which returns of how many things there are.
+    fn sample(&mut self, read: impl FnOnce() -> Result<usize>) {
+        let began = clock(ClockId::ThreadCPUTime);
+        let count = read().unwrap_or_else(|error| {
+            if self.failures == 0 {
+                tracing::warn!(%error, "{} cannot be read", self.what);
+            }
+            self.failures += 1;
+            0
+        });
+        let cost = clock(ClockId::ThreadCPUTime).saturating_sub(began);
+        tracing::debug!(count, ?cost, "sampled {}", self.what);
+        self.pace.took(Instant::now(), cost, count == 0);
+    }
+}
+
+/// Samples of open connections.
+pub(super) struct PoolSampling {
+    paced: Paced,
+    sockets: Sockets,
+    pools: Pools,
+    unix: UnixConnections,
+}
+
 impl PoolSampling {
     pub(super) fn new() -> Self {
         Self {
-            pace: Pace::new(Instant::now(), Duration::from_millis(25), 0.002),
+            paced: Paced::new("open connections", Duration::from_millis(25), 0.002),
             sockets: Sockets::default(),
             pools: Pools::default(),
             unix: UnixConnections::default(),
-            failures: 0,
         }
     }
 
     /// When the next sample is due.
     pub(super) fn next_turn(&self) -> Instant {
-        self.pace.next()
+        self.paced.pace.next()
     }
 
     /// Takes a sample if one is due.
     pub(super) fn turn(&mut self, loaded: &mut Loaded, now: Instant) {
-        if self.pace.due(now) {
+        if self.paced.pace.due(now) {
             self.sample(loaded);
         }
     }
 
     fn sample(&mut self, loaded: &mut Loaded) {
-        let began = clock(ClockId::ThreadCPUTime);
-        let mut count = 0;
-        match self.sockets.read(loaded) {
-            Ok(sockets) => {
-                count = sockets.len();
-                self.pools.sample(monotonic_ns(), sockets);
-            }
-            Err(error) => {
-                if self.failures == 0 {
-                    tracing::warn!(%error, "open connections cannot be read");
-                }
-                self.failures += 1;
-            }
-        }
-        let cost = clock(ClockId::ThreadCPUTime).saturating_sub(began);
-        tracing::debug!(count, ?cost, "sampled open connections");
-        self.pace.took(Instant::now(), cost, count == 0);
+        self.paced.sample(|| {
+            let sockets = self.sockets.read(loaded)?;
+            let count = sockets.len();
+            self.pools.sample(monotonic_ns(), sockets);
+            Ok(count)
+        });
     }
 
     /// Takes one more sample, so that gauges are as old as the tick's other numbers, and adds what is known of pools.
@@ -95,60 +115,48 @@ impl PoolSampling {
     /// What was lost, by reason.
     pub(super) fn lost(&self) -> [(&'static str, u64); 3] {
         [
-            ("unreadable", self.failures),
+            ("unreadable", self.paced.failures),
             ("malformed", self.sockets.malformed),
             ("full", self.sockets.left_out),
         ]
     }
 }
 
-/// Samples of listening sockets: of few things, and so more often.
+/// Samples of listening sockets: fewer things change there, and so more rarely.
 pub(super) struct ListenSampling {
-    pace: Pace,
+    paced: Paced,
     listeners: Listeners,
     queues: Queues,
-    failures: u64,
 }
 
 impl ListenSampling {
     pub(super) fn new() -> Self {
         Self {
-            pace: Pace::new(Instant::now(), Duration::from_millis(250), 0.0005),
+            paced: Paced::new("listening sockets", Duration::from_millis(250), 0.0005),
             listeners: Listeners::default(),
             queues: Queues::default(),
-            failures: 0,
         }
     }
 
     /// When the next sample is due.
     pub(super) fn next_turn(&self) -> Instant {
-        self.pace.next()
+        self.paced.pace.next()
     }
 
     /// Takes a sample if one is due.
     pub(super) fn turn(&mut self, loaded: &mut Loaded, now: Instant) {
-        if self.pace.due(now) {
+        if self.paced.pace.due(now) {
             self.sample(loaded);
         }
     }
 
     fn sample(&mut self, loaded: &mut Loaded) {
-        let began = clock(ClockId::ThreadCPUTime);
-        let mut none = true;
-        match self.listeners.read(loaded) {
-            Ok(sockets) => {
-                none = sockets.is_empty();
-                self.queues.sample(monotonic_ns(), sockets);
-            }
-            Err(error) => {
-                if self.failures == 0 {
-                    tracing::warn!(%error, "listening sockets cannot be read");
-                }
-                self.failures += 1;
-            }
-        }
-        let cost = clock(ClockId::ThreadCPUTime).saturating_sub(began);
-        self.pace.took(Instant::now(), cost, none);
+        self.paced.sample(|| {
+            let sockets = self.listeners.read(loaded)?;
+            let count = sockets.len();
+            self.queues.sample(monotonic_ns(), sockets);
+            Ok(count)
+        });
     }
 
     /// Takes one more sample, and adds what is known of accept queues.
@@ -160,7 +168,7 @@ impl ListenSampling {
     /// What was lost, by reason.
     pub(super) fn lost(&self) -> [(&'static str, u64); 2] {
         [
-            ("unreadable", self.failures),
+            ("unreadable", self.paced.failures),
             ("malformed", self.listeners.malformed),
         ]
     }

@@ -20,7 +20,7 @@ const SLOT: SlotId = SlotId(0);
 
 /// Has a program run the walks on stacks of its own of the given depths: `tests/programs/depth.c`, which prints what it measured.
 pub fn stack_cost(host: &Host, config: &Config, program: &Path, depths: &[u32]) -> Result<()> {
-    let measured = Measured::load(&super::environment(host, config)?)?;
+    let measured = Measured::load(&super::environment::environment(host, config)?)?;
     let mut child = Command::new(program)
         .args(measured.programs.iter().map(|fd| fd.as_raw_fd().to_string()))
         .args(depths.iter().map(u32::to_string))

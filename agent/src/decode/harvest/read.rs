@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use agent_ebpf::wire::{ConnKey, ConnStats, DiskKey, DiskStats, Hist, Program, SyscallKey};
 use anyhow::{Context as _, Result};
-use aya::maps::PerCpuArray;
+use aya::maps::{MapData, PerCpuArray};
 
 use super::{View, hash};
 use crate::decode::{
@@ -92,24 +92,20 @@ pub fn runs(loaded: &mut Loaded) -> Result<Vec<u64>> {
     Ok(runs)
 }
 
+fn per_cpu<'a>(loaded: &'a mut Loaded, name: &str) -> Result<PerCpuArray<&'a mut MapData, u64>> {
+    let map = loaded.maps().map_mut(name);
+    let map = map.with_context(|| format!("the object has no map {name}"))?;
+    Ok(PerCpuArray::try_from(map)?)
+}
+
 /// Per-CPU counters of the kernel side, summed over CPUs.
 pub fn counters(loaded: &mut Loaded, name: &str) -> Result<Vec<u64>> {
-    let map: PerCpuArray<_, u64> = PerCpuArray::try_from(
-        loaded
-            .maps()
-            .map_mut(name)
-            .with_context(|| format!("the object has no map {name}"))?,
-    )?;
+    let map = per_cpu(loaded, name)?;
     (0..map.len()).map(|i| Ok(map.get(&i, 0)?.iter().sum())).collect()
 }
 
 /// One counter of a per-CPU array, by CPU.
 pub fn counter_by_cpu(loaded: &mut Loaded, name: &str, index: u32) -> Result<Vec<u64>> {
-    let map: PerCpuArray<_, u64> = PerCpuArray::try_from(
-        loaded
-            .maps()
-            .map_mut(name)
-            .with_context(|| format!("the object has no map {name}"))?,
-    )?;
+    let map = per_cpu(loaded, name)?;
     Ok(map.get(&index, 0)?.to_vec())
 }

@@ -1,0 +1,62 @@
+//! The kernel side, loaded as this host needs it.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context as _, Result};
+
+use crate::aggregate::names;
+use crate::config::{Config, SyscallMode};
+use crate::host::Host;
+use crate::kernel::{btf::Btf, layout};
+use crate::load::{Environment, Loaded};
+
+/// Loads the kernel side as this host needs it.
+pub fn load(host: &Host, config: &Config) -> Result<Loaded> {
+    Loaded::new(environment(host, config)?)
+}
+
+/// What the kernel side must know of this host.
+pub(super) fn environment(host: &Host, config: &Config) -> Result<Environment> {
+    let raw = host.btf().context(
+        "cannot read the kernel's type information at /sys/kernel/btf/vmlinux: Tieback needs Linux 5.18 or newer with \
+         CONFIG_DEBUG_INFO_BTF",
+    )?;
+    let btf = Btf::parse(&raw)?;
+    // For tests: one field of this probe is looked up under a name that no kernel has.
+    let bogus = std::env::var("TIEBACK_TEST_BOGUS_FIELD").ok().and_then(|wanted| {
+        let probe = agent_ebpf::probes::ALL.iter().find(|probe| probe.name == wanted);
+        probe.and_then(|probe| probe.fields.last()).copied()
+    });
+    let mut disabled: BTreeSet<String> = config
+        .probes
+        .iter()
+        .filter(|(_, on)| !**on)
+        .map(|(name, _)| name.clone())
+        .collect();
+    if config.syscall_mode == SyscallMode::Off {
+        disabled.insert("syscall".to_owned());
+    }
+    let fops = [
+        "eventfd_fops",
+        "eventpoll_fops",
+        "timerfd_fops",
+        "inotify_fops",
+        "signalfd_fops",
+    ];
+    let mut layout = layout(&btf, bogus);
+    if host.interprets_bpf() {
+        // The interpreter cannot call functions of the kernel.
+        layout.cast = None;
+    }
+    Ok(Environment {
+        host: host.clone(),
+        pid_max: host.pid_max().context("read pid_max")?,
+        cpus: host.online_cpus().context("read the list of online CPUs")?,
+        layout,
+        anon_fops: host.kernel_symbols(fops).unwrap_or_default(),
+        syscalls: names::syscalls().collect(),
+        disabled,
+        cpu_hz: config.sample_cpu_hz,
+        alloc: !config.alloc.0.is_empty(),
+    })
+}
