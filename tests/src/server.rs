@@ -9,13 +9,17 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::agent::Agent;
 use crate::program::unique_service;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A child that is killed and reaped when dropped.
+/// How long a server has to end before it is killed.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A child that is ended and reaped when dropped.
 pub struct Guard(pub Child);
 
 impl Guard {
@@ -37,6 +41,14 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        // One that was killed would leave its workers behind, as nginx does. (A process that was reaped has no pid any more.)
+        if matches!(self.0.try_wait(), Ok(None)) {
+            let _asked = kill_process(Pid::from_child(&self.0), Signal::TERM);
+        }
+        let asked = Instant::now();
+        while asked.elapsed() < PATIENCE && matches!(self.0.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         // Fails only where it has already ended.
         let _ended = self.0.kill();
         let _reaped = self.0.wait();
@@ -256,6 +268,17 @@ impl Server {
     #[must_use]
     pub fn socket_folder(&self) -> &Path {
         self.files.path()
+    }
+
+    /// The number that PostgreSQL answers to a query.
+    pub fn query(&self, sql: &str) -> Result<f64> {
+        let port = self.port.to_string();
+        let output = Command::new("psql")
+            .args(["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-tAc", sql])
+            .output()
+            .context("start psql")?;
+        ensure!(output.status.success(), "psql failed");
+        Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
     }
 
     /// pgbench against this server.

@@ -72,21 +72,7 @@ fn exchanges_of_redis_benchmark_are_the_commands_of_redis() -> Result<()> {
 
 /// Transactions that PostgreSQL has committed until now in pgbench's database.
 fn postgres_transactions(server: &Server) -> Result<f64> {
-    let output = Command::new("psql")
-        .args([
-            "-h",
-            "127.0.0.1",
-            "-p",
-            &server.port.to_string(),
-            "-U",
-            "postgres",
-            "-tAc",
-        ])
-        .arg("select xact_commit from pg_stat_database where datname = 'postgres'")
-        .output()
-        .context("start psql")?;
-    ensure!(output.status.success(), "psql failed");
-    Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
+    server.query("select xact_commit from pg_stat_database where datname = 'postgres'")
 }
 
 #[test]

@@ -1,7 +1,5 @@
 //! pgbench over the Unix socket of PostgreSQL, against what PostgreSQL says.
 
-use std::process::Command;
-
 use anyhow::{Context, Result, ensure};
 use tieback_tests::metrics::Scrape;
 use tieback_tests::program::unique_service;
@@ -15,24 +13,6 @@ fn pool(scrape: &Scrape, name: &str, service: &str, direction: &str, peer: &str)
         ("peer", peer),
     ];
     scrape.sum(&format!("tieback_pool_{name}"), &labels)
-}
-
-fn postgres(server: &Server, query: &str) -> Result<f64> {
-    let output = Command::new("psql")
-        .args([
-            "-h",
-            "127.0.0.1",
-            "-p",
-            &server.port.to_string(),
-            "-U",
-            "postgres",
-            "-tAc",
-            query,
-        ])
-        .output()
-        .context("start psql")?;
-    ensure!(output.status.success(), "psql failed");
-    Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
 }
 
 #[test]
@@ -57,7 +37,7 @@ fn pgbench_over_a_unix_socket_is_what_postgres_counts() -> Result<()> {
     })?;
     let held =
         "select count(*) from pg_stat_activity where application_name = 'pgbench' and client_addr is null";
-    assert_eq!(postgres(&database, held)?, 4.0, "what PostgreSQL says");
+    assert_eq!(database.query(held)?, 4.0, "what PostgreSQL says");
     ensure!(pgbench.0.wait()?.success(), "pgbench failed");
     let after = agent.settled()?;
     assert_eq!([out(&after), inward(&after)], [0.0; 2]);
