@@ -41,6 +41,9 @@ pub fn stack_cost(host: &Host, config: &Config, program: &Path, depths: &[u32]) 
     };
     let mut loader = Loader::new(symbols, measured.maps, config.unwind_memory_bytes);
     loader.sampled(SLOT, child.id(), UnwindResult::NoMapping)?;
+    while let Some(job) = loader.job() {
+        loader.made(job.make())?;
+    }
     loader.settle()?;
     child.stdin.take().context("no input")?.write_all(b"\n")?;
     for line in lines {

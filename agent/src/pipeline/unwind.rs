@@ -1,8 +1,8 @@
-//! The thread that brings unwind tables to the kernel side.
+//! The threads that bring unwind tables to the kernel side: one that does, and one that makes the tables that take long.
 
 use std::sync::{
-    Arc, Mutex, PoisonError,
-    mpsc::{self, RecvTimeoutError, Sender, SyncSender, TrySendError},
+    Arc, Mutex, PoisonError, Weak,
+    mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError},
 };
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,12 +13,12 @@ use anyhow::Result;
 use crate::attribute::SlotId;
 use crate::load::UnwindMaps;
 use crate::symbolize::SymbolizerConfig;
-use crate::symbolize::unwind::{Loader, LoaderStats, Sink};
+use crate::symbolize::unwind::{Job, Loader, LoaderStats, Made, Sink};
 use crate::telemetry::UnwindTelemetry;
 
 /// How often unused tables are looked for.
 const TURN: Duration = Duration::from_secs(1);
-/// News that wait while a large table is built; more are lost, and come again with the next samples.
+/// News that wait while tables are made; more are lost, and come again with the next samples.
 const QUEUE: usize = 4096;
 /// How long tables are waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -64,55 +64,95 @@ enum News {
     Exited(SlotId, u32),
     Warm(u32, Sender<()>),
     Look(SlotId, u32),
+    Made(Box<Made>),
 }
 
-/// The thread, as the others see it. It ends when this is dropped.
+/// Makes the tables that take long, one after the other. It does not keep the other thread alive.
+fn make(work: &Receiver<Job>, back: &Weak<SyncSender<News>>) {
+    while let Ok(job) = work.recv() {
+        let made = Box::new(job.make());
+        match back.upgrade().map(|back| back.send(News::Made(made))) {
+            Some(Ok(())) => {}
+            _ => return,
+        }
+    }
+}
+
+/// Brings tables until nobody has news any more.
+fn bring<S: Sink>(
+    mut loader: Loader<S>,
+    news: &Receiver<News>,
+    jobs: &SyncSender<Job>,
+    shown: &Mutex<LoaderStats>,
+) {
+    let mut next = Instant::now() + TURN;
+    let mut warming: Vec<Sender<()>> = Vec::new();
+    loop {
+        let wake = loader.due().map_or(next, |due| due.min(next));
+        let mut done = match news.recv_timeout(wake.saturating_duration_since(Instant::now())) {
+            Ok(News::Opened(slot, pid)) => {
+                loader.opened(slot, pid, Instant::now());
+                Ok(())
+            }
+            Ok(News::Sampled(slot, pid, result)) => loader.sampled(slot, pid, result),
+            Ok(News::Closed(slot)) => loader.closed(slot),
+            Ok(News::Exited(slot, pid)) => loader.exited(slot, pid),
+            Ok(News::Look(slot, pid)) => loader.look(slot, pid),
+            Ok(News::Made(made)) => loader.made(*made),
+            Ok(News::Warm(pid, reply)) => {
+                warming.push(reply);
+                loader.warm(pid)
+            }
+            Err(RecvTimeoutError::Timeout) if Instant::now() < next => Ok(()),
+            Err(RecvTimeoutError::Timeout) => {
+                next = Instant::now() + TURN;
+                loader.turn()
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        if done.is_ok() {
+            done = loader.ahead(Instant::now());
+        }
+        if let Err(error) = done.and(loader.settle()) {
+            tracing::warn!(error = format!("{error:#}"), "unwind tables");
+        }
+        if let Some(job) = loader.job()
+            && jobs.send(job).is_err()
+        {
+            tracing::error!("the thread for large unwind tables is gone");
+        }
+        if !loader.is_waiting() {
+            for reply in warming.drain(..) {
+                // Who asked may have given up.
+                let _ = reply.send(());
+            }
+        }
+        *shown.lock().unwrap_or_else(PoisonError::into_inner) = loader.stats();
+    }
+}
+
+/// The threads, as the others see them. They end when this is dropped.
 pub(super) struct Unwinding {
-    send: SyncSender<News>,
+    send: Arc<SyncSender<News>>,
     stats: Arc<Mutex<LoaderStats>>,
 }
 
 impl Unwinding {
     pub(super) fn start(maps: UnwindMaps, config: SymbolizerConfig, max_bytes: u64) -> Result<Self> {
         let (send, receive) = mpsc::sync_channel(QUEUE);
+        let send = Arc::new(send);
+        // Room for one, because the next is given out when one is done.
+        let (jobs, work) = mpsc::sync_channel(1);
+        let back = Arc::downgrade(&send);
+        thread::Builder::new()
+            .name("unwind-large".to_owned())
+            .spawn(move || make(&work, &back))?;
         let stats = Arc::new(Mutex::new(LoaderStats::default()));
         let shown = Arc::clone(&stats);
-        thread::Builder::new().name("unwind".to_owned()).spawn(move || {
-            let mut loader = Loader::new(config, maps, max_bytes);
-            let mut next = Instant::now() + TURN;
-            loop {
-                let wake = loader.due().map_or(next, |due| due.min(next));
-                let mut done = match receive.recv_timeout(wake.saturating_duration_since(Instant::now())) {
-                    Ok(News::Opened(slot, pid)) => {
-                        loader.opened(slot, pid, Instant::now());
-                        Ok(())
-                    }
-                    Ok(News::Sampled(slot, pid, result)) => loader.sampled(slot, pid, result),
-                    Ok(News::Closed(slot)) => loader.closed(slot),
-                    Ok(News::Exited(slot, pid)) => loader.exited(slot, pid),
-                    Ok(News::Look(slot, pid)) => loader.look(slot, pid),
-                    Ok(News::Warm(pid, reply)) => {
-                        let done = loader.warm(pid);
-                        // Who asked may have given up.
-                        let _ = reply.send(());
-                        done
-                    }
-                    Err(RecvTimeoutError::Timeout) if Instant::now() < next => Ok(()),
-                    Err(RecvTimeoutError::Timeout) => {
-                        next = Instant::now() + TURN;
-                        loader.turn()
-                    }
-                    Err(RecvTimeoutError::Disconnected) => return,
-                };
-                if done.is_ok() {
-                    done = loader.ahead(Instant::now());
-                }
-                if let Err(error) = done.and(loader.settle()) {
-                    tracing::warn!(error = format!("{error:#}"), "unwind tables");
-                }
-                *shown.lock().unwrap_or_else(PoisonError::into_inner) = loader.stats();
-            }
-        })?;
+        let loader = Loader::new(config, maps, max_bytes);
+        thread::Builder::new()
+            .name("unwind".to_owned())
+            .spawn(move || bring(loader, &receive, &jobs, &shown))?;
         Ok(Self { send, stats })
     }
 

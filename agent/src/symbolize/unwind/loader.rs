@@ -1,26 +1,20 @@
 //! Brings the tables of sampled processes to the kernel side.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::time::{Duration, Instant};
 
-use agent_ebpf::wire::unwind::{MAX_MODULES, SpaceKey, UnwindResult};
+use agent_ebpf::wire::unwind::{Rule, SpaceKey, UnwindResult};
 use anyhow::Result;
 
-use super::super::headers::{FileIdentity, Headers};
 use super::super::lru::Lru;
-use super::super::maps::{self, Mapping};
-use super::super::module::{Via, open, own_vdso};
-use super::super::segments::Segments;
+use super::super::maps::Mapping;
 use super::super::{SlotId, SymbolizerConfig};
 use super::ahead::Ahead;
+use super::files::{FileKey, Files};
+use super::large::{Job, Large, Made};
 use super::tables::{Mapped, Sink, Tables};
-use super::{Refused, Rules, build, python};
+use super::{Built, Refused, Rules, build, python};
 
-/// Largest `/proc/PID/maps` that is read, in bytes.
-const MAX_MAPS: u64 = 32 << 20;
-/// Mappings of a process at most: as many as the kernel side searches.
-const MAX_MAPPINGS: usize = 4095;
 /// The least time between the first two looks at the mappings of a process: a program that starts loads its libraries one by
 /// one, and with each later look it is twice as long, up to the second.
 const FIRST_AGAIN: Duration = Duration::from_millis(50);
@@ -34,21 +28,11 @@ const SWEEP: u64 = 60;
 const KEEP: u64 = 60;
 /// Files without a table that are remembered.
 const MAX_REFUSED: usize = 4096;
-/// Files whose headers are remembered: as many as there are tables.
-const MAX_KNOWN: usize = MAX_MODULES as usize;
 /// Turns after which a table that found no room is built again.
 const ROOM_AGAIN: u64 = 60;
 
-/// What tells executables apart: the build id where there is one, because the same file is another one in each container.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum FileKey {
-    /// Build id.
-    Build(String),
-    /// Device, inode, size and time of the last change.
-    Identity(FileIdentity),
-    /// None: trampolines of CPython.
-    Trampolines,
-}
+/// Bytes of call frame information from which on a file is a large one: they take about 50 ms.
+const LARGE: u64 = 1 << 20;
 
 /// What was done so far.
 #[derive(Clone, Debug, Default)]
@@ -82,7 +66,7 @@ struct Process {
 /// Builds tables and keeps the kernel side's maps of them.
 #[derive(Debug)]
 pub struct Loader<S> {
-    config: SymbolizerConfig,
+    files: Files,
     pub(super) sink: S,
     pub(super) tables: Tables<FileKey>,
     rules: Rules,
@@ -90,7 +74,9 @@ pub struct Loader<S> {
     refused: Lru<FileKey, Refused>,
     /// Tables that found no room, and the turn from which on they are tried again.
     no_room: Lru<FileKey, u64>,
-    known: Lru<FileIdentity, (FileKey, Segments)>,
+    large: Large,
+    /// What a file costs from which on it is a large one.
+    pub(super) large_from: u64,
     ahead: Ahead,
     /// Bytes of tables up to which programs get theirs before they are sampled: the rest is for those that are.
     ahead_bytes: u64,
@@ -102,14 +88,15 @@ impl<S: Sink> Loader<S> {
     /// Nothing is there yet; at most `max_bytes` of rows will be.
     pub fn new(config: SymbolizerConfig, sink: S, max_bytes: u64) -> Self {
         Self {
-            config,
+            files: Files::new(config),
             sink,
             tables: Tables::new(max_bytes),
             rules: Rules::default(),
             processes: HashMap::new(),
             refused: Lru::new(MAX_REFUSED),
             no_room: Lru::new(MAX_REFUSED),
-            known: Lru::new(MAX_KNOWN),
+            large: Large::default(),
+            large_from: LARGE,
             ahead: Ahead::new(Instant::now()),
             ahead_bytes: max_bytes / 4 * 3,
             stats: LoaderStats::default(),
@@ -151,7 +138,7 @@ impl<S: Sink> Loader<S> {
         let key = SpaceKey { slot: slot.0, pid };
         let shared = SpaceKey { slot: slot.0, pid: 0 };
         self.ahead.done(slot);
-        let Some(mappings) = self.mappings(pid) else {
+        let Some(mappings) = self.files.mappings(pid) else {
             return Ok(());
         };
         let (mut again, mut suspect) = (FIRST_AGAIN, FIRST_AGAIN);
@@ -164,9 +151,10 @@ impl<S: Sink> Loader<S> {
                 return Ok(());
             }
         }
-        self.load(key, pid, &mappings)?;
+        let space = self.space(pid, &mappings)?;
+        self.map(key, &space)?;
         if !self.tables.knows(shared) {
-            self.load(shared, pid, &mappings)?;
+            self.map(shared, &space)?;
         }
         let looked = Instant::now();
         let process = Process {
@@ -181,7 +169,7 @@ impl<S: Sink> Loader<S> {
 
     /// Brings the tables of the libraries of a process, for others that will map them.
     pub fn warm(&mut self, pid: u32) -> Result<()> {
-        let mappings = self.mappings(pid).unwrap_or_default();
+        let mappings = self.files.mappings(pid).unwrap_or_default();
         let program = mappings.first().map(|mapping| &mapping.path);
         for mapping in mappings.iter().filter(|mapping| Some(&mapping.path) != program) {
             self.table(pid, mapping)?;
@@ -254,7 +242,7 @@ impl<S: Sink> Loader<S> {
 
     /// Where the ring of events was full, nobody said that a process had ended.
     fn sweep(&mut self) -> Result<()> {
-        let gone = |key: &&SpaceKey| !self.config.proc.join(key.pid.to_string()).exists();
+        let gone = |key: &&SpaceKey| !self.files.config.proc.join(key.pid.to_string()).exists();
         let gone: Vec<SpaceKey> = self.processes.keys().filter(gone).copied().collect();
         for key in gone {
             self.exited(SlotId(key.slot), key.pid)?;
@@ -262,19 +250,7 @@ impl<S: Sink> Loader<S> {
         Ok(())
     }
 
-    fn mappings(&self, pid: u32) -> Option<Vec<Mapping>> {
-        use std::io::Read as _;
-        let mut text = Vec::new();
-        let file = File::open(self.config.proc.join(pid.to_string()).join("maps")).ok()?;
-        file.take(MAX_MAPS).read_to_end(&mut text).ok()?;
-        let mut mappings = maps::parse(&String::from_utf8_lossy(&text));
-        // `[vsyscall]` is in the kernel's half of the addresses, which the kernel side's search leaves out.
-        mappings.retain(|mapping| mapping.range.start >> 63 == 0);
-        mappings.truncate(MAX_MAPPINGS);
-        (!mappings.is_empty()).then_some(mappings)
-    }
-
-    fn load(&mut self, key: SpaceKey, pid: u32, mappings: &[Mapping]) -> Result<()> {
+    fn space(&mut self, pid: u32, mappings: &[Mapping]) -> Result<Vec<Mapped<FileKey>>> {
         let mut space = Vec::with_capacity(mappings.len());
         for mapping in mappings {
             let found = self.table(pid, mapping)?;
@@ -285,78 +261,100 @@ impl<S: Sink> Loader<S> {
                 file: found.map(|(file, _)| file),
             });
         }
-        if !self.tables.map(&mut self.sink, key, &space)? {
+        Ok(space)
+    }
+
+    fn map(&mut self, key: SpaceKey, space: &[Mapped<FileKey>]) -> Result<()> {
+        if !self.tables.map(&mut self.sink, key, space)? {
             self.stats.full += 1;
         }
         Ok(())
     }
 
-    /// The file behind a mapping, its table being there, and what to add to an address for that of the file.
+    /// The file behind a mapping, its table being there or to come, and what to add to an address for that of the file.
     fn table(&mut self, pid: u32, mapping: &Mapping) -> Result<Option<(FileKey, u64)>> {
-        let Some((file, identity)) = self.open(pid, mapping) else {
+        let Some((file, identity)) = self.files.open(pid, mapping) else {
             return self.trampolines(pid, mapping);
         };
-        let Some((file_key, segments)) = self.headers(&file, identity) else {
+        let Some(known) = self.files.headers(&file, identity) else {
             return Ok(None);
         };
-        let Some(delta) = segments.delta(mapping.offset) else {
+        let Some(bias) = known.bias(mapping) else {
             return Ok(None);
         };
-        let bias = mapping
-            .offset
-            .wrapping_add(delta)
-            .wrapping_sub(mapping.range.start);
-        if self.tables.has(&file_key) {
-            return Ok(Some((file_key, bias)));
+        let key = known.key;
+        if self.tables.has(&key) || self.large.has(&key) {
+            return Ok(Some((key, bias)));
         }
         let turns = self.turns;
-        if self.refused.get(&file_key).is_some()
-            || self.no_room.get(&file_key).is_some_and(|again| turns < *again)
-        {
+        if self.refused.get(&key).is_some() || self.no_room.get(&key).is_some_and(|again| turns < *again) {
             return Ok(None);
         }
-        match build(&file, &mut self.rules, self.config.max_parse) {
-            Ok(built) => {
-                self.stats.built += 1;
-                self.stats.broken_functions += built.broken;
-                self.stats.unsupported_rows += built.unsupported;
-                self.stats.build_time += built.took;
-                self.tables.rules(&mut self.sink, self.rules.all())?;
-                if !self
-                    .tables
-                    .place(&mut self.sink, file_key.clone(), &built.table)?
-                {
-                    self.stats.full += 1;
-                    self.no_room.insert(file_key, turns + ROOM_AGAIN);
-                    return Ok(None);
-                }
-                Ok(Some((file_key, bias)))
-            }
-            Err(why) => {
-                *self.stats.refused.entry(why).or_default() += 1;
-                self.refused.insert(file_key, why);
-                Ok(None)
-            }
+        if known.cost >= self.large_from {
+            let comes = self.large.push(key.clone(), file, known.cost);
+            return Ok(comes.then_some((key, bias)));
         }
+        let built = build(&file, &mut self.rules, self.files.config.max_parse);
+        Ok(self.place(&key, built)?.then_some((key, bias)))
     }
 
-    /// What tells a file from others, and how its offsets become addresses. They are read once, and not for each process that has
-    /// the file mapped.
-    fn headers(&mut self, file: &File, identity: FileIdentity) -> Option<(FileKey, Segments)> {
-        if let Some(known) = self.known.get(&identity) {
-            return Some(known.clone());
+    /// The next table that takes long, to be made beside everything else and brought by [`Self::made`]. None while one is being
+    /// made.
+    pub fn job(&mut self) -> Option<Job> {
+        self.large.next(&self.rules, self.files.config.max_parse)
+    }
+
+    /// Whether tables that take long are to come.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        !self.large.is_empty()
+    }
+
+    /// A table that took long is there: those who have its file mapped have it from now on.
+    pub fn made(&mut self, made: Made) -> Result<()> {
+        let Made {
+            key,
+            rules,
+            mut built,
+        } = made;
+        self.large.done(&key);
+        if let Ok(built) = &mut built {
+            let ours = |rule: &Rule| self.rules.number(*rule);
+            let numbers: Vec<u16> = rules.all().iter().map(ours).collect();
+            built.table.renumber(&numbers);
         }
-        let headers = Headers::read(file).ok()?;
-        let file_key = headers
-            .build_id
-            .map_or(FileKey::Identity(identity), FileKey::Build);
-        let known = (file_key, headers.segments);
-        self.known.insert(identity, known.clone());
-        Some(known)
+        let placed = self.place(&key, built);
+        if !matches!(placed, Ok(true)) {
+            self.tables.unwanted(&key);
+        }
+        placed.map(|_| ())
+    }
+
+    /// Brings a table to the kernel side, if there is one and it finds room.
+    fn place(&mut self, key: &FileKey, built: Result<Built, Refused>) -> Result<bool> {
+        let built = match built {
+            Ok(built) => built,
+            Err(why) => {
+                *self.stats.refused.entry(why).or_default() += 1;
+                self.refused.insert(key.clone(), why);
+                return Ok(false);
+            }
+        };
+        self.stats.built += 1;
+        self.stats.broken_functions += built.broken;
+        self.stats.unsupported_rows += built.unsupported;
+        self.stats.build_time += built.took;
+        self.tables.rules(&mut self.sink, self.rules.all())?;
+        let placed = self.tables.place(&mut self.sink, key.clone(), &built.table)?;
+        if !placed {
+            self.stats.full += 1;
+            self.no_room.insert(key.clone(), self.turns + ROOM_AGAIN);
+        }
+        Ok(placed)
     }
 
     fn trampolines(&mut self, pid: u32, mapping: &Mapping) -> Result<Option<(FileKey, u64)>> {
-        if !python::is_trampolines(&self.config.proc, pid, mapping) {
+        if !python::is_trampolines(&self.files.config.proc, pid, mapping) {
             return Ok(None);
         }
         let found = (FileKey::Trampolines, mapping.range.start.wrapping_neg());
@@ -370,21 +368,5 @@ impl<S: Sink> Loader<S> {
         let placed = self.tables.place(&mut self.sink, FileKey::Trampolines, &table)?;
         self.stats.full += u64::from(!placed);
         Ok(placed.then_some(found))
-    }
-
-    fn open(&self, pid: u32, mapping: &Mapping) -> Option<(File, FileIdentity)> {
-        if &*mapping.path == "[vdso]" {
-            let file = own_vdso(&self.config.proc).ok()?;
-            return Some((file, (0, 0, 0, 0, 0)));
-        }
-        if !mapping.is_file() {
-            return None;
-        }
-        let via = Via {
-            pid,
-            alive: true,
-            mapping,
-        };
-        open(&self.config, via).ok()
     }
 }

@@ -5,7 +5,9 @@ mod arena;
 mod cfi;
 mod code;
 mod effect;
+mod files;
 mod functions;
+mod large;
 mod limited;
 mod loader;
 mod python;
@@ -16,6 +18,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
+pub use large::{Job, Made};
 pub use loader::{Loader, LoaderStats};
 pub use read::{Built, Refused, build};
 pub use rules::Rules;

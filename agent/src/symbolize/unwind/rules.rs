@@ -26,7 +26,7 @@ pub(super) const UNSUPPORTED_NUMBER: u16 = 1;
 
 /// Distinct rules, numbered in the order in which they were met; none is ever taken back, because a row may be on its way to
 /// the kernel.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Rules {
     known: HashMap<Rule, u16>,
     list: Vec<Rule>,

@@ -93,6 +93,25 @@ impl Table {
         (self.words.len() <= MAX_WORDS).then_some(page)
     }
 
+    /// Has other numbers for its rules; `numbers` holds the new ones by the old ones.
+    pub(super) fn renumber(&mut self, numbers: &[u16]) {
+        let new = |old: u16| {
+            numbers
+                .get(usize::from(old))
+                .copied()
+                .unwrap_or(UNSUPPORTED_NUMBER)
+        };
+        for (page, start) in self.pages.iter_mut().zip(&self.starts) {
+            if page.rules == 0 {
+                page.first = u32::from(new(page.first as u16));
+            }
+            let from = *start as usize + PAGE_HEAD as usize;
+            for rule in self.words.iter_mut().skip(from).take(page.rules as usize) {
+                *rule = new(*rule);
+            }
+        }
+    }
+
     /// The words of some pages that follow each other.
     pub(super) fn words(&self, pages: Range<usize>) -> &[u16] {
         let start = |page: usize| self.starts.get(page).map_or(0, |start| *start as usize);
@@ -194,6 +213,13 @@ mod tests {
                 None
             ]
         );
+        let mut other = table.clone();
+        other.renumber(&[5, 1, 4, 3, 2]);
+        let found: Vec<_> = [0x1_0000, 0x1_2000, 0x1_ffff, 0x2_0000, 0x4_000f, 0x4_ffff]
+            .into_iter()
+            .map(|address| other.find(address))
+            .collect();
+        assert_eq!(found, [5, 4, 3, 3, 2, 5].map(Some));
         assert_eq!(Table::pack(&[]).unwrap().find(0), None);
         let far = [(0x1000, 2), (0x1000 + (PAGE << 16), 0)].map(|(address, rule)| Row::new(address, rule));
         assert_eq!(Table::pack(&far), None);

@@ -66,11 +66,24 @@ pub struct Mapped<K> {
     pub file: Option<K>,
 }
 
+/// The mappings of a process, and the tables behind them.
+#[derive(Debug)]
+struct Used<K> {
+    space: Space,
+    files: Vec<K>,
+    /// Files whose tables are to come.
+    wanted: Vec<K>,
+}
+
+/// A mapping whose table is to come: its process, its number, and what it says.
+type Wanted = (SpaceKey, u32, Mapping);
+
 /// All that is on the kernel side.
 #[derive(Debug)]
 pub struct Tables<K> {
     placed: HashMap<K, Placed>,
-    spaces: HashMap<SpaceKey, (Space, Vec<K>)>,
+    spaces: HashMap<SpaceKey, Used<K>>,
+    wanted: HashMap<K, Vec<Wanted>>,
     segments: Vec<Option<Arena>>,
     max_segments: u32,
     pages: Arena,
@@ -88,6 +101,7 @@ impl<K: Clone + Eq + Hash> Tables<K> {
         Self {
             placed: HashMap::new(),
             spaces: HashMap::new(),
+            wanted: HashMap::new(),
             segments: Vec::new(),
             max_segments: u32::try_from(segments).unwrap_or(u32::MAX).clamp(1, MAX_SEGMENTS),
             pages: Arena::new(MAX_PAGES),
@@ -173,39 +187,58 @@ impl<K: Clone + Eq + Hash> Tables<K> {
             },
         )?;
         placed.idle_since = self.turn;
+        for (key, number, mut mapping) in self.wanted.remove(&file).unwrap_or_default() {
+            mapping.module = placed.module + 1;
+            sink.mapping(number, mapping)?;
+            if let Some(used) = self.spaces.get_mut(&key) {
+                placed.users += 1;
+                used.files.push(file.clone());
+            }
+        }
         self.placed.insert(file, placed);
         Ok(true)
     }
 
-    /// Writes the mappings of a process, in the order of their addresses; those it had before are dropped. `false` when there
-    /// is no room.
+    /// This file's table will not come.
+    pub fn unwanted(&mut self, file: &K) {
+        self.wanted.remove(file);
+    }
+
+    /// Writes the mappings of a process, in the order of their addresses; those it had before are dropped. Where a file's table
+    /// is to come, it is there for them as soon as it is placed. `false` when there is no room.
     pub fn map(&mut self, sink: &mut impl Sink, key: SpaceKey, mappings: &[Mapped<K>]) -> Result<bool> {
         let count = u32::try_from(mappings.len()).unwrap_or(u32::MAX);
         let Some(first) = self.mappings.take(count.max(1)) else {
             return Ok(false);
         };
-        let mut files = Vec::new();
+        let (mut files, mut wanted) = (Vec::new(), Vec::new());
         for (number, mapped) in (first..).zip(mappings) {
-            let module = mapped.file.as_ref().and_then(|file| {
-                let placed = self.placed.get_mut(file)?;
-                placed.users += 1;
-                files.push(file.clone());
-                Some(placed.module + 1)
-            });
-            sink.mapping(
-                number,
-                Mapping {
-                    start: mapped.start,
-                    end: mapped.end,
-                    bias: mapped.bias,
-                    module: module.unwrap_or(0),
-                    pad: 0,
-                },
-            )?;
+            let placed = mapped.file.as_ref().and_then(|file| self.placed.get_mut(file));
+            let mapping = Mapping {
+                start: mapped.start,
+                end: mapped.end,
+                bias: mapped.bias,
+                module: placed.as_ref().map_or(0, |placed| placed.module + 1),
+                pad: 0,
+            };
+            match (placed, &mapped.file) {
+                (Some(placed), Some(file)) => {
+                    placed.users += 1;
+                    files.push(file.clone());
+                }
+                (None, Some(file)) => {
+                    let waiting = self.wanted.entry(file.clone()).or_default();
+                    waiting.push((key, number, mapping));
+                    wanted.push(file.clone());
+                }
+                _ => {}
+            }
+            sink.mapping(number, mapping)?;
         }
         let space = Space { first, count };
         sink.space(key, Some(space))?;
-        if let Some(old) = self.spaces.insert(key, (space, files)) {
+        let used = Used { space, files, wanted };
+        if let Some(old) = self.spaces.insert(key, used) {
             self.release(&old);
         }
         Ok(true)
@@ -220,9 +253,15 @@ impl<K: Clone + Eq + Hash> Tables<K> {
         Ok(())
     }
 
-    fn release(&mut self, (space, files): &(Space, Vec<K>)) {
-        self.mappings.give_back(space.first, space.count.max(1));
-        for file in files {
+    fn release(&mut self, used: &Used<K>) {
+        let Space { first, count } = used.space;
+        self.mappings.give_back(first, count.max(1));
+        for file in &used.wanted {
+            if let Some(waiting) = self.wanted.get_mut(file) {
+                waiting.retain(|(_, number, _)| !(first..first + count).contains(number));
+            }
+        }
+        for file in &used.files {
             if let Some(placed) = self.placed.get_mut(file) {
                 placed.users = placed.users.saturating_sub(1);
                 placed.idle_since = self.turn;

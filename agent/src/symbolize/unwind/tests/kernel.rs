@@ -78,7 +78,12 @@ impl Maps {
         mapping.module.checked_sub(1)
     }
 
-    /// Number of the rule at an address of a process.
+    /// The rule at an address of a process.
+    pub(super) fn rule_of(&self, key: SpaceKey, ip: u64) -> Option<Rule> {
+        self.rules.get(&u32::from(self.find(key, ip)?)).copied()
+    }
+
+    /// Its number.
     fn find(&self, key: SpaceKey, ip: u64) -> Option<u16> {
         let space = self.spaces.get(&key)?;
         let mapping = (space.first..space.first + space.count)
@@ -196,4 +201,40 @@ fn a_process_that_maps_anew_keeps_no_old_places() {
         tables.turn(&mut maps).unwrap();
     }
     assert_eq!(maps.spaces[&KEY].count, 2);
+}
+
+#[test]
+fn a_table_that_comes_later_is_there_for_those_who_still_want_it() {
+    let (mut maps, mut tables) = (Maps::default(), Tables::new(1 << 20));
+    let keys = [1, 2, 3, 4].map(|pid| SpaceKey { slot: 7, pid });
+    let space = [
+        mapped(0x4000_0000, Some("late")),
+        mapped(0x7000_0000, Some("never")),
+    ];
+    for key in keys {
+        assert!(tables.map(&mut maps, key, &space).unwrap());
+        assert_eq!(maps.find(key, 0x4000_1000), None);
+    }
+    // One ends, one has something else in that place by then.
+    tables.unmap(&mut maps, keys[1]).unwrap();
+    assert!(
+        tables
+            .map(&mut maps, keys[2], &[mapped(0x4000_0000, None)])
+            .unwrap()
+    );
+    let late = table(10, 16, 10);
+    assert!(tables.place(&mut maps, "late", &late).unwrap());
+    tables.unwanted(&"never");
+    let found = keys.map(|key| maps.find(key, 0x4000_1000));
+    assert_eq!(found, [late.find(0x1000), None, None, late.find(0x1000)]);
+    // It is kept for as long as one of the two has it mapped.
+    tables.unmap(&mut maps, keys[0]).unwrap();
+    for (key, kept) in [(keys[1], true), (keys[3], false)] {
+        tables.unmap(&mut maps, key).unwrap();
+        for _ in 0..3 {
+            tables.turn(&mut maps).unwrap();
+        }
+        tables.evict(2);
+        assert_eq!(tables.has(&"late"), kept);
+    }
 }

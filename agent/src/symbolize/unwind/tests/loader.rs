@@ -8,8 +8,8 @@ use agent_ebpf::wire::unwind::{SpaceKey, UnwindResult};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::super::super::headers::Headers;
+use super::super::files::FileKey;
 use super::super::functions::Row;
-use super::super::loader::FileKey;
 use super::super::{Loader, Table};
 use super::kernel::Maps;
 use crate::attribute::SlotId;
@@ -28,6 +28,13 @@ fn key(slot: SlotId) -> SpaceKey {
     }
 }
 
+/// Makes the tables that take long.
+fn finish(loader: &mut Loader<Maps>) {
+    while let Some(job) = loader.job() {
+        loader.made(job.make()).unwrap();
+    }
+}
+
 #[test]
 fn a_program_has_its_tables_before_it_is_sampled() {
     let mut loader = loader(64 << 20);
@@ -37,6 +44,7 @@ fn a_program_has_its_tables_before_it_is_sampled() {
     assert!(loader.sink.spaces.is_empty());
     let due = loader.due().unwrap();
     loader.ahead(due).unwrap();
+    finish(&mut loader);
     assert!(loader.sink.spaces.contains_key(&key(SLOT)));
     assert!(loader.stats().built > 1);
     let here = a_program_has_its_tables_before_it_is_sampled as fn() as usize as u64;
@@ -118,4 +126,54 @@ fn another_library_in_the_place_of_one_is_found_by_the_first_broken_stack() {
     assert_ne!(after, before);
     // SAFETY: what `map` mapped, and nobody uses.
     unsafe { munmap(at, size).unwrap() };
+}
+
+/// A slot's stacks in this program and in the C library, as tables are there for both.
+fn there(loader: &Loader<Maps>, slot: SlotId, libc: u64) -> [bool; 2] {
+    let here = there as fn(&Loader<Maps>, SlotId, u64) -> [bool; 2] as usize as u64;
+    [here, libc].map(|ip| loader.sink.module(key(slot), ip).is_some())
+}
+
+#[test]
+fn tables_that_take_long_come_later_and_hold_up_nobody() {
+    let mut loader = loader(64 << 20);
+    // This program is larger than the C library by far; both are large ones here, and nothing else is.
+    let libc = libc::getpid as unsafe extern "C" fn() -> libc::pid_t as usize as u64;
+    let pid = std::process::id();
+    loader.large_from = 100 << 10;
+    loader.sampled(SLOT, pid, UnwindResult::FramePointers).unwrap();
+    assert!(loader.stats().built > 0 && loader.is_waiting());
+    assert_eq!(there(&loader, SLOT, libc), [false, false]);
+    let first = loader.job().unwrap();
+    assert!(loader.job().is_none());
+    // Who comes while it is being made has all that is there, and waits for the same.
+    let slot = SlotId(8);
+    loader.sampled(slot, pid, UnwindResult::FramePointers).unwrap();
+    loader.made(first.make()).unwrap();
+    assert_eq!(
+        [SLOT, slot].map(|slot| there(&loader, slot, libc)),
+        [[false, true]; 2]
+    );
+    // It ends before the second is there.
+    loader.closed(slot).unwrap();
+    let second = loader.job().unwrap();
+    loader.made(second.make()).unwrap();
+    assert!(!loader.is_waiting());
+    assert_eq!(there(&loader, SLOT, libc), [true, true]);
+    assert!(!loader.sink.spaces.contains_key(&key(slot)));
+    // The same tables as those that were made at once, as far as the rules go.
+    let mut at_once = Loader::new(SymbolizerConfig::default(), Maps::default(), 64 << 20);
+    at_once.large_from = u64::MAX;
+    at_once.sampled(SLOT, pid, UnwindResult::FramePointers).unwrap();
+    assert_eq!(at_once.stats().built, loader.stats().built);
+    for ip in (libc - 0x1_0000..libc + 0x1_0000).step_by(3) {
+        let [later, at_once] = [&loader, &at_once].map(|loader| loader.sink.rule_of(key(SLOT), ip));
+        assert_eq!(later, at_once, "{ip:#x}");
+    }
+    // Nobody has them mapped: they go like all others.
+    loader.closed(SLOT).unwrap();
+    for _ in 0..=62 {
+        loader.turn().unwrap();
+    }
+    assert_eq!(loader.stats().row_bytes, 0);
 }
