@@ -2,7 +2,10 @@
 
 #[cfg(test)]
 pub(crate) mod damage;
+#[cfg(test)]
+mod damaged;
 mod executable;
+mod limited;
 mod mapped;
 mod memory;
 mod memory_limit;
@@ -14,12 +17,16 @@ use std::io::{self, Read as _};
 use std::path::PathBuf;
 
 pub use executable::{Executable, FileId};
+pub(crate) use limited::Limited;
 pub use mapped::{MappedFile, OpenFile};
 pub use memory::{Pages, ProcessMemory};
 pub use privileges::Privileges;
 #[cfg(test)]
 pub(crate) use process::cgroups;
 pub use process::{OtelEnv, ProcessFacts};
+
+/// CPUs that a kernel can be built for (`NR_CPUS`).
+const MOST_CPUS: u32 = 8192;
 
 /// The host, as its pseudo file systems show it.
 #[derive(Clone, Debug)]
@@ -91,6 +98,9 @@ impl Host {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
             let first: u32 = first.parse().map_err(io::Error::other)?;
             let last: u32 = last.parse().map_err(io::Error::other)?;
+            if last >= MOST_CPUS {
+                return Err(io::Error::other("more CPUs than a kernel can have"));
+            }
             cpus.extend(first..=last);
         }
         Ok(cpus)

@@ -72,14 +72,17 @@ impl Headers {
         if header[..6] != *b"\x7fELF\x02\x01" {
             return Err(Outcome::ElfError);
         }
+        let len = file.metadata().map_err(|_| Outcome::ElfError)?.len();
+        let file = Measured { file, len };
         let (segment_table, table_offset) = (u64_at(&header, 32), u64_at(&header, 40));
         let (segment_len, segment_count) = (u16_at(&header, 54), u16_at(&header, 56));
         let (section_len, section_count) = (u16_at(&header, 58), u16_at(&header, 60));
         let names_index = usize::from(u16_at(&header, 62));
-        let mut segments = Vec::new();
+        let (mut segments, mut segment_bytes) = (Vec::new(), 0);
         if segment_count > 0 && usize::from(segment_len) == PROGRAM_HEADER {
+            segment_bytes = u64::from(segment_len) * u64::from(segment_count);
             let count = usize::from(segment_count).min(MAX_SEGMENTS);
-            let table = read_at(file, segment_table, count * PROGRAM_HEADER)?;
+            let table = file.read(segment_table, count * PROGRAM_HEADER)?;
             for entry in table.chunks_exact(PROGRAM_HEADER) {
                 if u32_at(entry, 0) == PT_LOAD {
                     segments.push(Segment {
@@ -98,20 +101,19 @@ impl Headers {
             table: Vec::new(),
             table_offset,
             names_index,
-            segment_table: (segment_table, u64::from(segment_len) * u64::from(segment_count)),
+            segment_table: (segment_table, segment_bytes),
         };
         if table_offset != 0 && section_count > 0 && usize::from(section_len) == SECTION_HEADER {
-            headers.table = read_at(
-                file,
+            headers.table = file.read(
                 table_offset,
                 usize::from(section_count).min(MAX_SECTIONS) * SECTION_HEADER,
             )?;
-            headers.read_sections(file)?;
+            headers.read_sections(&file)?;
         }
         Ok(headers)
     }
 
-    fn read_sections(&mut self, file: &File) -> Result<(), Outcome> {
+    fn read_sections(&mut self, file: &Measured<'_>) -> Result<(), Outcome> {
         self.sections = self
             .table
             .chunks_exact(SECTION_HEADER)
@@ -126,7 +128,7 @@ impl Headers {
         let names = match self.sections.get(self.names_index) {
             Some(section) if section.size > MAX_NAMES => return Err(Outcome::TooLarge),
             Some(section) if section.kind != SHT_NOBITS => {
-                read_at(file, section.offset, usize::try_from(section.size).unwrap_or(0))?
+                file.read(section.offset, usize::try_from(section.size).unwrap_or(0))?
             }
             _ => Vec::new(),
         };
@@ -137,7 +139,7 @@ impl Headers {
             .collect();
         for (section, name) in self.sections.iter().zip(&self.names) {
             if section.kind == SHT_NOTE && name == ".note.gnu.build-id" && section.size <= 4096 {
-                let note = read_at(file, section.offset, usize::try_from(section.size).unwrap_or(0))?;
+                let note = file.read(section.offset, usize::try_from(section.size).unwrap_or(0))?;
                 self.build_id = build_id(&note);
             }
         }
@@ -195,11 +197,24 @@ fn build_id(note: &[u8]) -> Option<String> {
     (!id.is_empty() && id.len() <= 64).then(|| id.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn read_at(file: &File, offset: u64, len: usize) -> Result<Vec<u8>, Outcome> {
-    let mut bytes = vec![0; len];
-    file.read_exact_at(&mut bytes, offset)
-        .map_err(|_| Outcome::ElfError)?;
-    Ok(bytes)
+/// A file and its size.
+struct Measured<'a> {
+    file: &'a File,
+    len: u64,
+}
+
+impl Measured<'_> {
+    /// A part of it; no memory is taken for what it cannot hold.
+    fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, Outcome> {
+        if offset.checked_add(len as u64).is_none_or(|end| end > self.len) {
+            return Err(Outcome::ElfError);
+        }
+        let mut bytes = vec![0; len];
+        self.file
+            .read_exact_at(&mut bytes, offset)
+            .map_err(|_| Outcome::ElfError)?;
+        Ok(bytes)
+    }
 }
 
 fn c_str(table: &[u8], at: u32) -> String {

@@ -171,12 +171,15 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Result<File, Outcome> {
 
 fn copy_range(file: &File, out: &mut File, offset: u64, size: u64, file_bytes: u64) -> Result<u64, Outcome> {
     let size = size.min(file_bytes.saturating_sub(offset));
+    if size == 0 {
+        return Ok(0);
+    }
     let mut source = file;
     source
         .seek(SeekFrom::Start(offset))
         .map_err(|_| Outcome::ElfError)?;
     out.seek(SeekFrom::Start(offset)).map_err(|_| Outcome::ElfError)?;
-    let mut buffer = vec![0; COPY];
+    let mut buffer = vec![0; usize::try_from(size).unwrap_or(COPY).min(COPY)];
     let mut left = size;
     while left > 0 {
         let want = usize::try_from(left).unwrap_or(COPY).min(COPY);

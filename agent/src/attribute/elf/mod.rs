@@ -14,6 +14,8 @@ use crate::host::Executable;
 const PIECE: u64 = 1 << 20;
 /// Where Go's build information is looked for in a file without sections.
 const DATA: u64 = 64 << 10;
+/// Notes that are read at most: real files have a dozen, a crafted one may have the same ones in thousands of sections.
+const NOTES: usize = 4096;
 /// Digits of an id that tell releases apart; as many as people know from Git.
 const ID_DIGITS: usize = 12;
 /// `NT_FDO_PACKAGING_METADATA`, systemd's "Package Metadata for Executable Files".
@@ -61,6 +63,7 @@ struct Finds {
     package: Option<String>,
     gnu_id: Option<String>,
     malformed: bool,
+    notes: usize,
 }
 
 /// Reads an executable.
@@ -143,6 +146,11 @@ impl Finds {
 
     fn notes<Elf: FileHeader>(&mut self, endian: Elf::Endian, mut notes: NoteIterator<'_, Elf>) {
         while let Some(Some(note)) = self.sound(notes.next()) {
+            self.notes += 1;
+            if self.notes > NOTES {
+                self.malformed = true;
+                return;
+            }
             let desc = note.desc();
             match (note.name(), note.n_type(endian)) {
                 (b"GNU", elf::NT_GNU_BUILD_ID) if !desc.is_empty() => {

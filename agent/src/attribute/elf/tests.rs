@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::*;
+use crate::host::damage::{Bounds, harmless};
 
 fn run(command: &mut Command) {
     let output = command
@@ -197,18 +198,43 @@ fn broken_files_do_no_harm() {
     }
     assert!(parse(Pieces(&bytes[..bytes.len() / 2])).malformed);
     assert!(parse(Pieces(b"#!/bin/sh\n".as_slice())).malformed);
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-    for _ in 0..5_000 {
-        let mut broken = bytes.clone();
-        for _ in 0..8 {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            // Mostly the headers: that is where lies do harm.
-            let end = if random & 3 == 0 { broken.len() } else { 1024 };
-            let at = (random >> 16) as usize % end;
-            broken[at] = (random >> 8) as u8;
-        }
-        let _any = parse(Pieces(broken.as_slice()));
+    // Half of it in the headers: that is where lies do harm.
+    let bounds = Bounds {
+        bytes: 4 * bytes.len(),
+        allocations: 2000,
+    };
+    let ends = harmless(5_000, &bytes, &[0..64, 64..1024], bounds, |broken| {
+        let build = parse(Pieces(broken));
+        assert!(build.release.is_none_or(|release| release.len() <= broken.len()));
+        !build.malformed
+    });
+    ends.both_often();
+}
+
+/// A file of 2 MiB whose 16,000 sections are all the same 65,536 notes: they are not read again and again.
+#[test]
+fn notes_in_many_sections_are_read_within_limits() {
+    let notes = note(b"GNU\0", 9, b"").repeat(1 << 16);
+    let mut file = vec![0; 64];
+    file[..8].copy_from_slice(b"\x7fELF\x02\x01\x01\0");
+    let at = 64 + notes.len();
+    let count: u16 = 16_000;
+    file[16..24].copy_from_slice(&[2, 0, 62, 0, 1, 0, 0, 0]);
+    file[40..48].copy_from_slice(&(at as u64).to_le_bytes());
+    file[52..64].copy_from_slice(&[64, 0, 56, 0, 0, 0, 64, 0, 0, 0, 0, 0]);
+    file[60..62].copy_from_slice(&count.to_le_bytes());
+    file.extend_from_slice(&notes);
+    for _ in 0..count {
+        let mut section = [0; 64];
+        section[4] = 7;
+        section[24] = 64;
+        section[32..40].copy_from_slice(&(notes.len() as u64).to_le_bytes());
+        section[48] = 4;
+        file.extend_from_slice(&section);
     }
+    let mut finds = Finds::default();
+    finds.file::<FileHeader64<Endianness>, _>(Pieces(file.as_slice()));
+    assert!(finds.malformed);
+    // Each section that is left says so, and no more.
+    assert!(finds.notes <= NOTES + usize::from(count), "{}", finds.notes);
 }

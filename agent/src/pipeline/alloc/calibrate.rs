@@ -23,7 +23,7 @@ pub(super) fn calibrate(side: &AllocSide, host: &Host) -> Result<Costs> {
         let Ok(file) = host.open_mapped(own, &mapped) else {
             continue;
         };
-        if let Ok(Some(allocator)) = Allocator::read(file) {
+        if let Ok(Some(allocator)) = Allocator::read(&file) {
             found = Some((mapped, allocator));
             break;
         }

@@ -289,10 +289,7 @@ impl Watcher {
         if self.files.len() >= MOST_FILES && !self.files.contains_key(&key) {
             self.files.clear();
         }
-        let read = || -> Result<Option<Arc<Allocator>>, String> {
-            let again = file.try_clone().map_err(|error| error.to_string())?;
-            Ok(Allocator::read(again)?.map(Arc::new))
-        };
+        let read = || -> Result<Option<Arc<Allocator>>, String> { Ok(Allocator::read(&file)?.map(Arc::new)) };
         let Some(allocator) = self.files.entry(key).or_insert_with(read).clone()? else {
             return Ok(None);
         };

@@ -5,6 +5,8 @@ mod duty;
 mod functions;
 mod live;
 mod module;
+#[cfg(test)]
+mod tests;
 
 pub use code::Sites;
 pub use duty::{Duty, Scale, Windows};

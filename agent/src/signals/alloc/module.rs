@@ -4,23 +4,26 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use object::read::elf::{ElfFile64, FileHeader as _, ProgramHeader as _};
 use object::{
-    Endianness, Object as _, ObjectSymbol as _, ObjectSymbolTable as _, ReadCache, RelocationTarget,
-    SymbolKind, elf,
+    Endianness, Object as _, ObjectSymbol as _, ObjectSymbolTable as _, RelocationTarget, SymbolKind, elf,
 };
 
 use super::code::{Sites, Text, sites};
 use super::functions::Family;
 use super::{ALLOC_RANGES, AllocCall};
-use crate::host::OpenFile;
+use crate::host::{Limited, OpenFile};
 
 /// Largest file that is looked at.
 const MOST_BYTES: u64 = 2 << 30;
+/// Bytes of it that are read at most: its symbols, most of all.
+const MOST_READ: u64 = 256 << 20;
 /// Largest part of its code that is read: what holds the functions of an allocator, not the whole program.
 const MOST_CODE: u64 = 8 << 20;
 /// Functions that are this near to each other are of the same part of a program, with nobody else's in between.
 const NEAR: u64 = 4096;
 /// How much of the code behind a function is read: it may end with a jump to a part that has no symbol.
 const BEYOND: u64 = 256 << 10;
+/// Functions at most; no allocator has a quarter of them.
+const MOST_FUNCTIONS: usize = 1024;
 /// Pointers to functions that are read at most.
 const MOST_POINTERS: usize = 1 << 16;
 
@@ -61,15 +64,30 @@ struct Segment {
     size: u64,
 }
 
+impl Segment {
+    /// First address behind it.
+    fn end(&self) -> u64 {
+        self.address.saturating_add(self.size)
+    }
+}
+
 impl Allocator {
     /// Looks for an allocator in a file; `None` where it has none. The error says why it cannot be known.
-    pub fn read(file: OpenFile) -> Result<Option<Self>, String> {
+    pub fn read(file: &OpenFile) -> Result<Option<Self>, String> {
         let about = file.metadata().map_err(|error| error.to_string())?;
         if about.len() > MOST_BYTES {
             return Err("the file is larger than 2 GiB".to_owned());
         }
-        let cache = ReadCache::new(file);
-        let parsed = ElfFile64::<Endianness, _>::parse(&cache).map_err(|error| error.to_string())?;
+        let limited = Limited::new(file, MOST_READ);
+        let found = Self::find(&limited);
+        if limited.is_over() {
+            return Err("its symbols are too many".to_owned());
+        }
+        found
+    }
+
+    fn find(limited: &Limited<'_>) -> Result<Option<Self>, String> {
+        let parsed = ElfFile64::<Endianness, _>::parse(limited).map_err(|error| error.to_string())?;
         let endian = parsed.endian();
         if parsed.elf_header().e_machine(endian) != elf::EM_X86_64 {
             return Err("its code is not x86-64".to_owned());
@@ -94,6 +112,9 @@ impl Allocator {
                     .or_insert_with(|| (name.to_owned(), call, symbol.size()));
             }
         }
+        if found.len() > MOST_FUNCTIONS {
+            return Err("its functions are too many".to_owned());
+        }
         let segments: Vec<Segment> = parsed
             .elf_program_headers()
             .iter()
@@ -104,7 +125,7 @@ impl Allocator {
                 size: header.p_filesz(endian),
             })
             .collect();
-        let mut code = Code::read(&cache, &segments, &found)?;
+        let mut code = Code::read(limited, &segments, &found)?;
         for (address, relocation) in parsed
             .dynamic_relocations()
             .into_iter()
@@ -192,8 +213,8 @@ impl Allocator {
         let segment = self
             .segments
             .iter()
-            .find(|segment| (segment.address..segment.address + segment.size).contains(&address))?;
-        Some(address - segment.address + segment.offset)
+            .find(|segment| (segment.address..segment.end()).contains(&address))?;
+        (address - segment.address).checked_add(segment.offset)
     }
 
     /// What to add to addresses of the file where the part of it that begins at `offset` is mapped at `start`.
@@ -201,7 +222,7 @@ impl Allocator {
     pub fn bias(&self, start: u64, offset: u64) -> Option<u64> {
         let segment = self.segments.iter().find(|segment| {
             let page = segment.offset & !0xfff;
-            (page..segment.offset + segment.size).contains(&offset)
+            (page..segment.offset.saturating_add(segment.size)).contains(&offset)
         })?;
         let address = segment.address.wrapping_sub(segment.offset).wrapping_add(offset);
         Some(start.wrapping_sub(address))
@@ -231,26 +252,26 @@ struct Code {
 
 impl Code {
     fn read(
-        cache: &ReadCache<OpenFile>,
+        limited: &Limited<'_>,
         segments: &[Segment],
         found: &BTreeMap<u64, (String, AllocCall, u64)>,
     ) -> Result<Self, String> {
         use object::ReadRef as _;
         let mut parts = Vec::new();
         for segment in segments {
-            let inside = |address: &u64| (segment.address..segment.address + segment.size).contains(address);
+            let inside = |address: &u64| (segment.address..segment.end()).contains(address);
             let mut of_segment = found.iter().filter(|(address, _)| inside(address));
             let Some((first, _)) = of_segment.next() else {
                 continue;
             };
             let last = of_segment.next_back().map_or(*first, |(address, _)| *address);
             let from = first.saturating_sub(BEYOND).max(segment.address);
-            let to = (last + BEYOND).min(segment.address + segment.size);
+            let to = last.saturating_add(BEYOND).min(segment.end());
             if to - from > MOST_CODE {
                 return Err("its functions are too far apart".to_owned());
             }
-            let bytes = cache
-                .read_bytes_at(segment.offset + (from - segment.address), to - from)
+            let bytes = limited
+                .read_bytes_at(segment.offset.saturating_add(from - segment.address), to - from)
                 .map_err(|()| "its code cannot be read".to_owned())?;
             parts.push((from, bytes.to_vec()));
         }
@@ -296,7 +317,7 @@ mod tests {
 
     #[test]
     fn glibc_is_understood() {
-        let allocator = Allocator::read(libc()).unwrap().expect("an allocator");
+        let allocator = Allocator::read(&libc()).unwrap().expect("an allocator");
         assert_eq!(allocator.family, Family::Glibc);
         for name in ["malloc", "calloc", "realloc", "free", "posix_memalign"] {
             let function = allocator
@@ -336,7 +357,7 @@ mod tests {
             else {
                 continue;
             };
-            let allocator = Allocator::read(file).unwrap().expect("an allocator");
+            let allocator = Allocator::read(&file).unwrap().expect("an allocator");
             assert_eq!(allocator.family, family);
             // A function has many names, of which one is kept.
             for names in [
@@ -365,9 +386,9 @@ mod tests {
     #[test]
     fn files_without_an_allocator_and_no_files_are_told_apart() {
         let shell = File::open("/bin/sh").unwrap();
-        assert_eq!(Allocator::read(shell), Ok(None));
+        assert_eq!(Allocator::read(&shell), Ok(None));
         let mut text = tempfile::tempfile().unwrap();
         std::io::Write::write_all(&mut text, b"#!/bin/sh\n").unwrap();
-        assert!(Allocator::read(text).is_err());
+        assert!(Allocator::read(&text).is_err());
     }
 }

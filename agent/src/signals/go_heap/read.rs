@@ -12,6 +12,8 @@ const MAX_BUCKETS: usize = 100_000;
 const MAX_TIME: Duration = Duration::from_millis(200);
 /// Frames of a stack at most (`GODEBUG=profstackdepth`).
 const MAX_STACK: usize = 1024;
+/// Frames of all stacks together at most (16 MiB): two hundred a bucket of a large program.
+const MAX_FRAMES: usize = 2 << 20;
 /// Frames that are read at once with their bucket.
 const USUAL_STACK: usize = 32;
 
@@ -67,14 +69,15 @@ fn records(memory: &ProcessMemory, record: usize, head: u64, cycle: u64) -> Resu
         ..GoHeap::default()
     };
     let mut futures = Vec::new();
-    let mut next = head;
+    let (mut next, mut frames) = (head, 0);
     while next != 0 {
-        if heap.buckets.len() >= MAX_BUCKETS || began.elapsed() > MAX_TIME {
+        if heap.buckets.len() >= MAX_BUCKETS || frames > MAX_FRAMES || began.elapsed() > MAX_TIME {
             heap.complete = false;
             break;
         }
         let (after, stack, counts) = bucket(memory, record, next)?;
         next = after;
+        frames += stack.len();
         let counts = |part: usize| counts[part];
         let mut published = counts(0);
         if cycle & 1 == 0 {

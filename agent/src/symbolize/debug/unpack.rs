@@ -112,6 +112,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::host::damage::{Bounds, harmless};
 
     fn section(kind: u32, claimed: u64, packed: &[u8]) -> File {
         let mut file = tempfile::tempfile().unwrap();
@@ -164,5 +165,29 @@ mod tests {
         assert_eq!(run(ZSTD, 300_000, &packed, soon), (Ok(300_000), 300_100));
         assert_eq!(run(ZSTD, 1000, &packed, soon).0, Err(Outcome::TooLarge));
         assert_eq!(run(ZSTD, 300_000, &packed[..10], soon).0, Err(Outcome::ElfError));
+    }
+
+    #[test]
+    fn damaged_sections_are_no_larger_than_they_said() {
+        // Text as a table of names has it: both kinds of packing have much to say about it.
+        let text: Vec<u8> = (0..3_000u32)
+            .flat_map(|n| format!("_ZN4shop{}load{}Ev\0", n % 7, n * n).into_bytes())
+            .collect();
+        let zstd = ruzstd::encoding::compress_to_vec(&*text, ruzstd::encoding::CompressionLevel::Fastest);
+        for (kind, packed) in [(ZLIB, zlib(&text)), (ZSTD, zstd)] {
+            let claimed = text.len() as u64;
+            // What the two need to unpack anything, and two copies of the text.
+            let bounds = Bounds {
+                bytes: (1 << 20) + 2 * text.len(),
+                allocations: 1_000,
+            };
+            let soon = CpuTime::now() + Duration::from_secs(60);
+            assert_eq!(run(kind, claimed, &packed, soon).0, Ok(claimed));
+            harmless(1_000, &packed, &[0..4, 4..16], bounds, |damaged| {
+                let (result, written) = run(kind, claimed, damaged, soon);
+                assert!(written <= 100 + claimed, "{written}");
+                result.is_ok()
+            });
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use super::{PROGRAM, read_address, resolve, start_program, stop};
+use crate::host::damage::rounds;
 use crate::symbolize::{DebugFile, SharedStack, SymbolizeStats, Symbolizer, SymbolizerConfig};
 
 pub(super) fn run(program: &str, arguments: &[&str]) {
@@ -232,14 +233,15 @@ fn packed_symbols() {
         .windows(packed.len())
         .position(|part| part == packed)
         .unwrap();
-    for (round, at) in (0..packed.len()).step_by(packed.len() / 60).enumerate() {
-        let mut damaged = whole.clone();
-        damaged[begin + at] ^= 1 << (round % 8);
-        std::fs::write(&built.program, damaged).unwrap();
+    for mut random in rounds(60) {
+        let damaged = random.damage(&packed, &[]);
+        let mut program = whole.clone();
+        program[begin..begin + damaged.len()].copy_from_slice(&damaged);
+        std::fs::write(&built.program, program).unwrap();
         let (frames, stats) = built.look_up(Path::new("/nowhere"));
         assert_eq!(frames[0], "shop_load ?:0");
         let known = stats.debug_files(DebugFile::DebugData) + stats.debug_files(DebugFile::Malformed);
-        assert!(known + stats.debug_files(DebugFile::TooLarge) == 1, "byte {at}");
+        assert_eq!(known + stats.debug_files(DebugFile::TooLarge), 1);
     }
     // A bomb, and what is no archive at all.
     let bombs = [

@@ -8,7 +8,6 @@ mod effect;
 mod files;
 mod functions;
 mod large;
-mod limited;
 mod loader;
 mod python;
 mod read;

@@ -16,14 +16,17 @@ use super::super::go::GoTable;
 use super::super::headers::Headers;
 use super::code;
 use super::functions::{Functions, Stopped};
-use super::limited::Limited;
 use super::rules::Rules;
 use super::table::Table;
+use crate::host::Limited;
 
 /// Bytes of a file that are read at most: what a table is made from, and the symbols. Chromium's call frame information is 30 MB.
 const MAX_READ: u64 = 96 << 20;
 /// Largest section after unpacking.
 const MAX_SECTION: u64 = 64 << 20;
+/// By how much a section grows at most when it is unpacked: call frame information packs to a fifth, and memory is taken for what a
+/// section claims.
+const MAX_GROWTH: u64 = 100;
 /// Largest table of Go's that is read; that of Kubernetes is about 20 MB.
 const MAX_GO: u64 = 48 << 20;
 /// Symbols that are looked at for where functions begin.
@@ -254,7 +257,8 @@ fn refused(stopped: Stopped) -> Refused {
 /// What a section holds; linkers may compress what starts with `.debug`.
 fn contents<'a>(section: &impl object::ObjectSection<'a>) -> Result<Cow<'a, [u8]>, Refused> {
     let data = section.compressed_data().map_err(|_| Refused::Malformed)?;
-    if section.size() > MAX_SECTION || data.uncompressed_size > MAX_SECTION {
+    let most = MAX_GROWTH.saturating_mul(data.data.len() as u64).min(MAX_SECTION);
+    if section.size() > MAX_SECTION || data.uncompressed_size > most {
         return Err(Refused::TooLarge);
     }
     data.decompress().map_err(|_| Refused::Malformed)

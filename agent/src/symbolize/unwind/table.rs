@@ -43,7 +43,10 @@ impl Table {
             base,
             pages: Vec::with_capacity(pages as usize),
             starts: vec![0],
-            words: Vec::with_capacity(rows.len() + pages as usize * (PAGE_HEAD as usize + 32)),
+            // Most pages of real code have rows; of code with holes no more than there are rows.
+            words: Vec::with_capacity(
+                rows.len() + rows.len().min(pages as usize) * (PAGE_HEAD as usize + 32),
+            ),
             refused: 0,
         };
         let (mut rest, mut rule) = (rows, 0);

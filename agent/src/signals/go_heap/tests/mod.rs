@@ -1,5 +1,7 @@
 //! The program's own heap profile is the truth.
 
+mod damaged;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
@@ -107,6 +109,10 @@ impl Running {
 
     fn go(&mut self) {
         self.0.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
     }
 
     fn heap(&self) -> Result<GoHeap, Refused> {

@@ -6,16 +6,19 @@ use std::ops::Range;
 
 use object::{ReadCache, ReadRef};
 
+/// What a piece of text costs beside its bytes: it is kept on its own.
+const EACH_TEXT: u64 = 64;
+
 /// A file whose parts are kept in memory once they were read, up to a limit for all of them; what is over it cannot be read.
 #[derive(Debug)]
-pub(super) struct Limited<'a> {
+pub(crate) struct Limited<'a> {
     cache: ReadCache<&'a File>,
     left: Cell<u64>,
     over: Cell<bool>,
 }
 
 impl<'a> Limited<'a> {
-    pub(super) fn new(file: &'a File, bytes: u64) -> Self {
+    pub(crate) fn new(file: &'a File, bytes: u64) -> Self {
         Self {
             cache: ReadCache::new(file),
             left: Cell::new(bytes),
@@ -31,7 +34,7 @@ impl<'a> Limited<'a> {
     }
 
     /// Whether something was not read because of the limit.
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.over.get()
     }
 }
@@ -47,8 +50,12 @@ impl<'a> ReadRef<'a> for &'a Limited<'_> {
     }
 
     fn read_bytes_at_until(self, range: Range<u64>, delimiter: u8) -> Result<&'a [u8], ()> {
+        // How long it is shows only when it was read, and kept.
+        if self.is_over() {
+            return Err(());
+        }
         let found = self.cache.read_bytes_at_until(range, delimiter)?;
-        self.take(found.len() as u64)?;
+        self.take(found.len() as u64 + EACH_TEXT)?;
         Ok(found)
     }
 }
@@ -66,5 +73,10 @@ mod tests {
         assert!((&limited).read_bytes_at(90, 20).is_err());
         assert_eq!((&limited).read_bytes_at(40, 11), Err(()));
         assert!(limited.is_over());
+        // Many short names are more than their bytes.
+        std::fs::write(file.path(), [0; 100]).unwrap();
+        let limited = Limited::new(file.as_file(), 200);
+        let names = (0..100).filter(|at| (&limited).read_bytes_at_until(*at..100, 0).is_ok());
+        assert_eq!(names.count(), 3);
     }
 }
