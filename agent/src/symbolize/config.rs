@@ -12,7 +12,7 @@ pub struct SymbolizerConfig {
     pub proc: PathBuf,
     /// The host's root: debug files are looked for here, after the process's own root.
     pub root: PathBuf,
-    /// Largest file that is opened for symbols, in bytes.
+    /// Largest file that is opened for symbols, in bytes. What a file costs is what is read of it, which has limits of its own.
     pub max_file_bytes: u64,
     /// Most bytes of symbol tables and debug sections kept of one file; a file whose debug sections are larger keeps
     /// its symbol tables only.
@@ -76,7 +76,7 @@ impl Default for SymbolizerConfig {
         Self {
             proc: PathBuf::from("/").join("proc"),
             root: PathBuf::from("/"),
-            max_file_bytes: 512 << 20,
+            max_file_bytes: 64 << 30,
             max_image_bytes: 48 << 20,
             max_images_bytes: 24 << 20,
             image_idle: Duration::from_secs(30),

@@ -12,9 +12,7 @@ use super::functions::Family;
 use super::{ALLOC_RANGES, AllocCall};
 use crate::host::{Limited, OpenFile};
 
-/// Largest file that is looked at.
-const MOST_BYTES: u64 = 2 << 30;
-/// Bytes of it that are read at most: its symbols, most of all.
+/// Bytes of a file that are read at most: its symbols, most of all.
 const MOST_READ: u64 = 256 << 20;
 /// Largest part of its code that is read: what holds the functions of an allocator, not the whole program.
 const MOST_CODE: u64 = 8 << 20;
@@ -74,10 +72,6 @@ impl Segment {
 impl Allocator {
     /// Looks for an allocator in a file; `None` where it has none. The error says why it cannot be known.
     pub fn read(file: &OpenFile) -> Result<Option<Self>, String> {
-        let about = file.metadata().map_err(|error| error.to_string())?;
-        if about.len() > MOST_BYTES {
-            return Err("the file is larger than 2 GiB".to_owned());
-        }
         let limited = Limited::new(file, MOST_READ);
         let found = Self::find(&limited);
         if limited.is_over() {

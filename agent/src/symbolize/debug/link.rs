@@ -8,6 +8,9 @@ use crate::symbolize::Outcome;
 use crate::symbolize::cpu_time::CpuTime;
 use crate::symbolize::headers::Headers;
 
+/// Largest file whose contents are compared: all of it has to be read.
+const MOST_COMPARED: u64 = 512 << 20;
+
 /// What a file says about its debug file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Link {
@@ -38,6 +41,9 @@ impl Link {
 
     /// Whether the contents of a file are the ones meant.
     pub(super) fn is(&self, mut file: &File, until: CpuTime) -> Result<bool, Outcome> {
+        if file.metadata().map_err(|_| Outcome::ElfError)?.len() > MOST_COMPARED {
+            return Err(Outcome::TooLarge);
+        }
         let mut hasher = crc32fast::Hasher::new();
         let mut buffer = vec![0; 256 << 10];
         loop {

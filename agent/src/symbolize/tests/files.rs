@@ -1,7 +1,11 @@
 //! Files that are gone, replaced, stripped, too large or cut short.
 
-use super::{functions, resolve, start, stop};
+use std::time::Duration;
+
+use super::separate::Built;
+use super::{functions, resolve, start, start_program, stop};
 use crate::host::damage::{Bounds, harmless};
+use crate::symbolize::unwind::{Rules, build};
 use crate::symbolize::{Outcome, SlotId, Symbolizer, SymbolizerConfig, maps};
 
 #[test]
@@ -87,6 +91,33 @@ fn debug_information_over_the_limit_leaves_the_symbols() {
     let mut symbolizer = Symbolizer::new(config);
     resolve(&mut symbolizer, child.id(), vec![address]);
     assert_eq!(symbolizer.stats().count(Outcome::TooLarge), 1);
+    stop(&mut child);
+}
+
+/// A hole of 3 GiB at the end of the file: nobody reads it.
+#[test]
+fn a_file_of_gigabytes_costs_what_is_read_of_it() {
+    let built = Built::new(&[]);
+    let file = std::fs::File::options().write(true).open(&built.whole).unwrap();
+    file.set_len(3 << 30).unwrap();
+    drop(file);
+    let (mut child, address) = start_program(&built.whole);
+    let mut symbolizer = Symbolizer::new(SymbolizerConfig::default());
+    let bounds = Bounds {
+        bytes: 4 << 20,
+        allocations: 10_000,
+    };
+    harmless(1, b"one round", &[], bounds, |_| {
+        let stack = resolve(&mut symbolizer, child.id(), vec![address]);
+        assert_eq!(
+            (functions(&stack), stack.frames[0].line > 0),
+            (vec!["shop_load"], true)
+        );
+        let file = std::fs::File::open(&built.whole).unwrap();
+        let table = build(&file, &mut Rules::default(), Duration::from_secs(60)).unwrap();
+        table.functions > 5
+    })
+    .always();
     stop(&mut child);
 }
 
