@@ -45,12 +45,26 @@ pub struct Made {
 }
 
 /// Those that wait, by what they cost and when they came.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Large {
+    /// How many may wait.
+    pub(super) most: usize,
     waiting: BTreeMap<(u64, u64), (FileKey, File)>,
     known: HashSet<FileKey>,
     came: u64,
     busy: bool,
+}
+
+impl Default for Large {
+    fn default() -> Self {
+        Self {
+            most: MAX,
+            waiting: BTreeMap::new(),
+            known: HashSet::new(),
+            came: 0,
+            busy: false,
+        }
+    }
 }
 
 impl Large {
@@ -66,7 +80,7 @@ impl Large {
 
     /// One more; `false` when too many wait.
     pub(super) fn push(&mut self, key: FileKey, file: File, cost: u64) -> bool {
-        if self.waiting.len() >= MAX {
+        if self.waiting.len() >= self.most {
             return false;
         }
         self.known.insert(key.clone());

@@ -74,7 +74,9 @@ pub struct Loader<S> {
     refused: Lru<FileKey, Refused>,
     /// Tables that found no room, and the turn from which on they are tried again.
     no_room: Lru<FileKey, u64>,
-    large: Large,
+    pub(super) large: Large,
+    /// Too many files waited: what was looked at last is to be looked at again.
+    missed: bool,
     /// What a file costs from which on it is a large one.
     pub(super) large_from: u64,
     ahead: Ahead,
@@ -96,6 +98,7 @@ impl<S: Sink> Loader<S> {
             refused: Lru::new(MAX_REFUSED),
             no_room: Lru::new(MAX_REFUSED),
             large: Large::default(),
+            missed: false,
             large_from: LARGE,
             ahead: Ahead::new(Instant::now()),
             ahead_bytes: max_bytes / 4 * 3,
@@ -151,17 +154,17 @@ impl<S: Sink> Loader<S> {
                 return Ok(());
             }
         }
+        self.missed = false;
         let space = self.space(pid, &mappings)?;
         self.map(key, &space)?;
         if !self.tables.knows(shared) {
             self.map(shared, &space)?;
         }
-        let looked = Instant::now();
         let process = Process {
-            looked,
+            looked: Instant::now(),
             again,
             suspect,
-            mappings,
+            mappings: if self.missed { Vec::new() } else { mappings },
         };
         self.processes.insert(key, process);
         Ok(())
@@ -292,6 +295,7 @@ impl<S: Sink> Loader<S> {
         }
         if known.cost >= self.large_from {
             let comes = self.large.push(key.clone(), file, known.cost);
+            self.missed |= !comes;
             return Ok(comes.then_some((key, bias)));
         }
         let built = build(&file, &mut self.rules, self.files.config.max_parse);

@@ -128,6 +128,22 @@ fn another_library_in_the_place_of_one_is_found_by_the_first_broken_stack() {
     unsafe { munmap(at, size).unwrap() };
 }
 
+#[test]
+fn who_found_too_many_waiting_is_looked_at_again() {
+    let mut loader = loader(64 << 20);
+    let libc = libc::getpid as unsafe extern "C" fn() -> libc::pid_t as usize as u64;
+    (loader.large_from, loader.large.most) = (100 << 10, 1);
+    for there_now in [[true, false], [true, true]] {
+        loader.look(SLOT, std::process::id()).unwrap();
+        finish(&mut loader);
+        assert_eq!(there(&loader, SLOT, libc), there_now);
+    }
+    let all = loader.stats();
+    loader.look(SLOT, std::process::id()).unwrap();
+    assert!(!loader.is_waiting());
+    assert_eq!(loader.stats().built, all.built);
+}
+
 /// A slot's stacks in this program and in the C library, as tables are there for both.
 fn there(loader: &Loader<Maps>, slot: SlotId, libc: u64) -> [bool; 2] {
     let here = there as fn(&Loader<Maps>, SlotId, u64) -> [bool; 2] as usize as u64;
