@@ -20,6 +20,9 @@ pub const MARK_CASTS: u32 = 0x7ebb_0002;
 pub const MARK_DIRECT: u32 = 0x7ebb_0003;
 /// Stands for the mask of `in_iowait` in its byte.
 pub const MARK_IOWAIT: u32 = 0x7ebb_0004;
+/// Stands for the flags of maps that take memory for an element when it is added, where the kernel can do so; else they take
+/// it for all of them at once. Nothing else in the object's type information is near it.
+pub const MARK_FLAGS: usize = 0x7ebc_0000;
 
 macro_rules! offsets {
     ($($(#[$meta:meta])* $field:ident : $variant:ident = $paths:expr,)+) => {

@@ -11,17 +11,18 @@ use super::{
     state::tuning,
     task::now,
 };
+use crate::offsets::MARK_FLAGS;
 use crate::wire::{
     CONN_ADOPTED, CONN_CLOSED, CONN_ESTABLISHED, Conn, ConnEnd, ConnKey, ConnStats, Lost, Program,
 };
 
 /// Connections that exist, by the address of their socket.
 #[btf_map]
-pub(crate) static CONNS: HashMap<u64, Conn, 65536> = HashMap::new();
+pub(crate) static CONNS: HashMap<u64, Conn, 65536, MARK_FLAGS> = HashMap::new();
 
 /// Totals.
 #[btf_map]
-pub(crate) static CONN_STATS: HashMap<ConnKey, ConnStats, 8192> = HashMap::new();
+pub(crate) static CONN_STATS: HashMap<ConnKey, ConnStats, 8192, MARK_FLAGS> = HashMap::new();
 
 /// A `ConnStats` whose every byte is zero.
 #[btf_map]

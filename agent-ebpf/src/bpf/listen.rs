@@ -7,15 +7,16 @@ use super::{
     sock::Sock,
     task::now,
 };
+use crate::offsets::MARK_FLAGS;
 use crate::wire::{LISTEN_SAMPLES, ListenKey, ListenSock, Listener, Lost, Program};
 
 /// What listens, by address.
 #[btf_map]
-static CONN_LISTENERS: HashMap<ListenKey, Listener, 4096> = HashMap::new();
+static CONN_LISTENERS: HashMap<ListenKey, Listener, 4096, MARK_FLAGS> = HashMap::new();
 
 /// Listening sockets, by their address in memory.
 #[btf_map]
-pub(crate) static LISTEN_SOCKS: HashMap<u64, ListenSock, { LISTEN_SAMPLES }> = HashMap::new();
+pub(crate) static LISTEN_SOCKS: HashMap<u64, ListenSock, { LISTEN_SAMPLES }, MARK_FLAGS> = HashMap::new();
 
 /// A socket listens, of the program image `slot`. `found`: it did so before it was seen.
 #[inline(always)]

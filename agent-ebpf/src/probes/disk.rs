@@ -26,6 +26,7 @@ mod bpf {
     };
 
     use crate::{
+        offsets::MARK_FLAGS,
         bpf::{
             count::{add, lost, observe, run},
             state::thread,
@@ -40,7 +41,7 @@ mod bpf {
 
     /// Totals.
     #[btf_map]
-    static DISK_STATS: HashMap<DiskKey, DiskStats, 4096> = HashMap::new();
+    static DISK_STATS: HashMap<DiskKey, DiskStats, 4096, MARK_FLAGS> = HashMap::new();
 
     /// `REQ_OP_*`, include/linux/blk_types.h.
     #[inline(always)]

@@ -50,6 +50,7 @@ mod bpf {
     };
 
     use crate::{
+        offsets::MARK_FLAGS,
         bpf::{
             count::{add, lost, run},
             sample::{self, Level, What},
@@ -61,7 +62,7 @@ mod bpf {
 
     /// Ranges that were given back or moved, and when last. The agent takes them away on each tick.
     #[btf_map]
-    static MEMORY_RANGES: HashMap<RangeKey, u64, 8192> = HashMap::new();
+    static MEMORY_RANGES: HashMap<RangeKey, u64, 8192, MARK_FLAGS> = HashMap::new();
 
     /// Numbers of system calls.
     #[cfg(not(bpf_target_arch = "aarch64"))]

@@ -43,6 +43,7 @@ pub(crate) mod bpf {
     };
 
     use crate::{
+        offsets::MARK_FLAGS,
         bpf::{
             count::{lost, run},
             file::File,
@@ -58,7 +59,7 @@ pub(crate) mod bpf {
 
     /// Descriptors whose opening was sampled.
     #[btf_map]
-    static OPENER_FDS: HashMap<OpenerKey, OpenerFd, 8192> = HashMap::new();
+    static OPENER_FDS: HashMap<OpenerKey, OpenerFd, 8192, MARK_FLAGS> = HashMap::new();
 
     /// How system calls open descriptors, by number.
     #[btf_map]

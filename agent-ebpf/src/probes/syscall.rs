@@ -32,6 +32,7 @@ mod bpf {
     };
 
     use crate::{
+        offsets::MARK_FLAGS,
         bpf::{
             count::{add, lost, observe, run},
             sample::{self, Level, What},
@@ -43,11 +44,11 @@ mod bpf {
 
     /// Calls and errors.
     #[btf_map]
-    static SYSCALL_COUNTS: HashMap<SyscallKey, u64, 16384> = HashMap::new();
+    static SYSCALL_COUNTS: HashMap<SyscallKey, u64, 16384, MARK_FLAGS> = HashMap::new();
 
     /// Durations of the timed calls.
     #[btf_map]
-    static SYSCALL_HISTS: HashMap<SyscallKey, Hist, 8192> = HashMap::new();
+    static SYSCALL_HISTS: HashMap<SyscallKey, Hist, 8192, MARK_FLAGS> = HashMap::new();
 
     #[btf_tracepoint(function = "sys_enter")]
     fn syscall_enter(ctx: BtfTracePointContext) -> i32 {

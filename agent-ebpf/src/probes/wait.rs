@@ -302,7 +302,7 @@ mod bpf {
         if let Some(hists) = hists {
             // SAFETY: map value, the index is below the array's length.
             unsafe {
-                tally((&raw mut (*hists).causes).cast::<[u64; BUCKETS]>().add(cause), blocked);
+                tally((&raw mut (*hists).causes).cast::<[u32; BUCKETS]>().add(cause), blocked);
                 tally((&raw mut (*hists).causes).cast(), runqueue);
             }
         }

@@ -216,12 +216,12 @@ pub struct Hist {
 }
 
 /// Histograms of finished waits of a slot. They have no sums of their own: the finished part of the totals is that sum,
-/// and each atomic addition costs as much as a fifth of the whole program.
+/// and each atomic addition costs as much as a fifth of the whole program. Counts begin at 0 again after 2^32.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct WaitHists {
     /// Buckets by cause.
-    pub causes: [[u64; BUCKETS]; Cause::COUNT],
+    pub causes: [[u32; BUCKETS]; Cause::COUNT],
 }
 
 /// A range of a process's addresses whose memory was given back or moved.

@@ -22,6 +22,9 @@ pub struct Layout {
     pub rss_stride: u32,
     /// How the kernel side tells the verifier what an address is; `None` where it must ask a helper instead.
     pub cast: Option<Cast>,
+    /// Whether maps may take memory for an element when it is added, wherever that happens: the allocator that BPF has for it
+    /// (since Linux 6.1).
+    pub allocates: bool,
 }
 
 /// Types of the kernel, by their ids.
@@ -46,6 +49,7 @@ pub fn layout(btf: &Btf<'_>, bogus: Option<Field>) -> Layout {
             .function_id("bpf_rdonly_cast")
             .zip(btf.struct_id("pt_regs"))
             .map(|(function, registers)| Cast { function, registers }),
+        allocates: btf.struct_id("bpf_mem_alloc").is_some(),
     };
     for field in Field::ALL {
         let mut why = String::new();

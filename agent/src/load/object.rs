@@ -1,6 +1,8 @@
 //! Writes what is known of the running kernel into the instructions of the object.
 
-use agent_ebpf::offsets::{MARK, MARK_CAST, MARK_CASTS, MARK_DIRECT, MARK_IOWAIT, MARK_LOAD, MARK_REGS};
+use agent_ebpf::offsets::{
+    MARK, MARK_CAST, MARK_CASTS, MARK_DIRECT, MARK_FLAGS, MARK_IOWAIT, MARK_LOAD, MARK_REGS,
+};
 use anyhow::{Context as _, Result};
 use object::{Object as _, ObjectSection as _, SectionKind};
 
@@ -16,6 +18,9 @@ const LOADS: [u8; 4] = [0x61, 0x69, 0x71, 0x79];
 const CALL: u8 = 0x85;
 /// `BPF_PSEUDO_KFUNC_CALL` as the source register: the function is one of the kernel, by its type's id.
 const KERNEL_FUNCTION: u8 = 2 << 4;
+
+/// `BPF_F_NO_PREALLOC`: a map takes memory for an element when it is added.
+const NO_PREALLOC: u32 = 1;
 
 /// An object that is aligned as the ELF format wants it.
 pub(super) struct Bytes {
@@ -38,19 +43,24 @@ impl Bytes {
 pub(super) fn for_kernel(compiled: &[u8], layout: &Layout, direct: bool) -> Result<Bytes> {
     let mut bytes = compiled.to_vec();
     let file = object::File::parse(compiled).context("the embedded BPF object is no ELF file")?;
-    for section in file
-        .sections()
-        .filter(|section| section.kind() == SectionKind::Text)
-    {
+    for section in file.sections() {
+        let types = section.name() == Ok(".BTF");
         let Some((start, len)) = section.file_range() else {
             continue;
         };
-        let code = usize::try_from(start)
+        if !types && section.kind() != SectionKind::Text {
+            continue;
+        }
+        let inside = usize::try_from(start)
             .ok()
             .zip(usize::try_from(start + len).ok())
             .and_then(|(from, to)| bytes.get_mut(from..to))
             .context("the embedded BPF object is cut off")?;
-        patch(code, layout, direct);
+        if types {
+            flags(inside, layout.allocates);
+        } else {
+            patch(inside, layout, direct);
+        }
     }
     let mut words = vec![0; bytes.len().div_ceil(8)];
     for (word, chunk) in words.iter_mut().zip(bytes.chunks(8)) {
@@ -62,6 +72,16 @@ pub(super) fn for_kernel(compiled: &[u8], layout: &Layout, direct: bool) -> Resu
         words,
         len: bytes.len(),
     })
+}
+
+/// The flags of maps are the length of an array in the object's type information.
+fn flags(types: &mut [u8], allocates: bool) {
+    let flags = if allocates { NO_PREALLOC } else { 0 };
+    for word in types.chunks_exact_mut(4) {
+        if *word == (MARK_FLAGS as u32).to_le_bytes() {
+            word.copy_from_slice(&flags.to_le_bytes());
+        }
+    }
 }
 
 fn patch(code: &mut [u8], layout: &Layout, direct: bool) {
@@ -124,6 +144,7 @@ mod tests {
             iowait_mask: 0x20,
             rss_stride: 8,
             cast,
+            allocates: true,
         }
     }
 
@@ -220,7 +241,10 @@ mod tests {
             let text = file
                 .sections()
                 .filter(|section| section.kind() == SectionKind::Text);
-            let mut count = [0; 3];
+            let mut count = [0; 4];
+            let types = file.section_by_name(".BTF").unwrap().data().unwrap();
+            let mark = (MARK_FLAGS as u32).to_le_bytes();
+            count[3] = types.chunks_exact(4).filter(|word| *word == mark).count();
             for section in text {
                 for slot in section.data().unwrap().chunks_exact(8) {
                     let place = i16::from_le_bytes([slot[2], slot[3]]);
@@ -234,13 +258,14 @@ mod tests {
             }
             count
         };
-        let [moves, loads, casts] = count(crate::load::OBJECT);
+        let [moves, loads, casts, flags] = count(crate::load::OBJECT);
         assert!(moves > 10 && loads > 30 && casts > 0, "{moves} {loads} {casts}");
+        assert!(flags > 0, "no map takes its memory when it needs it");
         let mut layout = layout(Some(CAST));
         for field in Field::ALL {
             layout.offsets.set(*field, 8);
         }
         let object = for_kernel(crate::load::OBJECT, &layout, true).unwrap();
-        assert_eq!(count(object.bytes()), [0; 3]);
+        assert_eq!(count(object.bytes()), [0; 4]);
     }
 }

@@ -11,7 +11,7 @@ pub(super) fn difference(view: View, last: &mut Last, syscall_ratio: f64) -> Box
     for cause in Cause::ALL {
         let i = cause.index();
         step(&mut totals.wait_ns[i], &mut before.wait_ns[i]);
-        step_histogram(&mut totals.wait[i], &mut before.wait[i]);
+        step_wait(&mut totals.wait[i], &mut before.wait[i]);
     }
     // The exact time on the CPU is split by the kernel's own sampled user and system times, as `times(2)` does.
     let mut cpu = view.cpu_ns;
@@ -101,6 +101,16 @@ fn step_histogram(now: &mut Histogram, before: &mut Histogram) {
     step(&mut now.sum_ns, &mut before.sum_ns);
 }
 
+/// As [`step_histogram`], of counts that the kernel side keeps in 32 bits: they never dip, but begin anew.
+fn step_wait(now: &mut Histogram, before: &mut Histogram) {
+    for (now, before) in now.buckets.iter_mut().zip(&mut before.buckets) {
+        let absolute = *now;
+        *now = u64::from((absolute as u32).wrapping_sub(*before as u32));
+        *before = absolute;
+    }
+    step(&mut now.sum_ns, &mut before.sum_ns);
+}
+
 /// Scales a histogram of a sample of the calls to all of them.
 fn stretch(hist: &mut Histogram, count: u64) {
     let sampled: u64 = hist.buckets.iter().sum();
@@ -130,6 +140,18 @@ mod tests {
             sum += now;
         }
         assert_eq!(sum, 31);
+    }
+
+    #[test]
+    fn counts_of_waits_may_begin_anew() {
+        let (mut last, mut sum) = (Histogram::default(), 0);
+        for absolute in [7, u32::MAX - 2, 4, 4] {
+            let mut now = Histogram::default();
+            now.buckets[3] = u64::from(absolute);
+            step_wait(&mut now, &mut last);
+            sum += now.buckets[3];
+        }
+        assert_eq!(sum, (1 << 32) + 4);
     }
 
     #[test]

@@ -179,7 +179,7 @@ impl Harvest {
         for (id, view) in &mut views {
             let wait = hists.get(&(id & (MAX_SLOTS - 1)), 0)?.0;
             for (to, from) in view.absolute.wait.iter_mut().zip(&wait.causes) {
-                to.buckets = *from;
+                to.buckets = from.map(u64::from);
             }
         }
         Ok(views)
