@@ -168,12 +168,17 @@ impl Processes {
     }
 }
 
-/// Field 22 of `/proc/PID/stat`, in clock ticks since boot; field 2 is a name in brackets that may hold anything.
+/// Field 22 of `/proc/PID/stat`, in clock ticks since boot; field 2 is a name in brackets that may hold anything. A zombie (field 3)
+/// has nothing left that could be looked at, and is as one that is gone.
 fn start_time(directory: &Path) -> Option<u64> {
     let stat = std::fs::read(directory.join("stat")).ok()?;
     let stat = String::from_utf8_lossy(&stat);
     let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(19)?.parse().ok()
+    let mut fields = fields.split_whitespace();
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -247,8 +252,12 @@ mod tests {
         let process = processes.get(&config, key, 3).unwrap();
         assert!(process.alive && process.generation != first);
         assert_eq!(process.mappings.len(), 2);
-        // Now a zombie: the copy stays.
+        // Its memory is gone: the copy stays.
         write(proc.path(), 40, 700, "");
         assert_eq!(processes.get(&config, key, 4).unwrap().mappings.len(), 2);
+        let stat = proc.path().join("40/stat");
+        let zombie = std::fs::read_to_string(&stat).unwrap().replace(") S", ") Z");
+        std::fs::write(&stat, zombie).unwrap();
+        assert!(!processes.get(&config, key, 5).unwrap().alive);
     }
 }
