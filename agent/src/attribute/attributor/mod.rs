@@ -214,6 +214,10 @@ impl Attributor {
         wanted: impl Fn(&Service) -> Option<T> + 'a,
     ) -> impl Iterator<Item = (SlotId, u32, T)> + 'a {
         self.open.iter().filter_map(move |(slot, open)| {
+            // What a process was before its exec is open until its last numbers were read.
+            if self.by_pid.get(&open.pid) != Some(slot) {
+                return None;
+            }
             let service = &open.service.as_ref()?.service;
             Some((*slot, open.pid, wanted(service)?))
         })
