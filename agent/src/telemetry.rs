@@ -1,6 +1,6 @@
 //! The agent's own numbers, as plain values that the pipeline fills once a tick and `export` serves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Numbers of one probe.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -82,6 +82,26 @@ impl FirstStacks {
     }
 }
 
+/// Where figures of allocations are from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AllocSource {
+    /// Probes in an allocator.
+    Probes,
+    /// The profile that a runtime keeps of itself.
+    Runtime,
+}
+
+impl AllocSource {
+    /// Its name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Probes => "probes",
+            Self::Runtime => "runtime profile",
+        }
+    }
+}
+
 /// A service whose allocations are watched.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AllocTelemetry {
@@ -93,8 +113,10 @@ pub struct AllocTelemetry {
     pub mode: String,
     /// Processes that are watched.
     pub processes: usize,
-    /// Allocators with the paths of their files.
+    /// Allocators with the paths of their files, and runtimes that keep a profile of themselves.
     pub allocators: Vec<String>,
+    /// Where its figures are from.
+    pub from: BTreeSet<AllocSource>,
     /// Why some process is not watched.
     pub refused: Vec<String>,
     /// Share of the time that is watched, the mean of the processes.

@@ -43,6 +43,8 @@ cc $flags -g -o "$to/leak" "$from/leak.c"
 if command -v go >/dev/null; then
     GOCACHE=${GOCACHE:-$to/.go} GO111MODULE=off GOFLAGS= go build -o "$to/chain-go" "$from/chain.go"
     GOCACHE=${GOCACHE:-$to/.go} GO111MODULE=off GOFLAGS= go build "-ldflags=-s -w" -o "$to/chain-go-stripped" "$from/chain.go"
+    GOCACHE=${GOCACHE:-$to/.go} GO111MODULE=off GOFLAGS= CGO_ENABLED=0 go build -o "$to/alloc-go" "$from/alloc.go"
+    GOCACHE=${GOCACHE:-$to/.go} GO111MODULE=off GOFLAGS= CGO_ENABLED=1 go build -o "$to/alloc-cgo" "$from/alloc-cgo.go"
 fi
 
 # Allocations by several allocators.

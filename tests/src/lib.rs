@@ -10,6 +10,7 @@ pub mod chains;
 pub mod elf;
 pub mod leak;
 pub mod metrics;
+pub mod pprof;
 pub mod program;
 pub mod reference;
 pub mod runtime;

@@ -12,6 +12,8 @@ mod conn;
 mod deploy;
 #[path = "kernel/descriptors.rs"]
 mod descriptors;
+#[path = "kernel/go_heap.rs"]
+mod go_heap;
 #[path = "kernel/life.rs"]
 mod life;
 #[path = "kernel/listen.rs"]

@@ -195,6 +195,7 @@ fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample)> {
         own: 0.0,
         user,
         interrupted,
+        unfolded: false,
         kernel,
         unwind: UnwindResult::from_index(header.unwind)?,
     };

@@ -157,6 +157,9 @@ pub struct StackSample {
     pub user: Vec<u64>,
     /// One bit a user frame, the lowest for the innermost: it did not call, it was interrupted by a signal.
     pub interrupted: u128,
+    /// Each user address is that of one function, also where that was inlined, and behind its call: stacks that Go's runtime
+    /// took itself.
+    pub unfolded: bool,
     /// Kernel return addresses, innermost first.
     pub kernel: Vec<u64>,
     /// How the walk of the user half ended.
@@ -168,7 +171,7 @@ impl StackSample {
     /// signals interrupted. That of any other is behind its call.
     #[must_use]
     pub const fn stopped_at(&self, frame: usize) -> bool {
-        frame == 0 || (frame < u128::BITS as usize && self.interrupted >> frame & 1 == 1)
+        frame == 0 && !self.unfolded || (frame < u128::BITS as usize && self.interrupted >> frame & 1 == 1)
     }
 
     /// The walk ended before the entry of the thread.

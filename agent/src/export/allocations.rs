@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::profile::frame_name;
 use crate::aggregate::{Leak, MemoryKind, ServiceSnapshot, Snapshot};
-use crate::telemetry::{AllocTelemetry, Telemetry};
+use crate::telemetry::{AllocSource, AllocTelemetry, Telemetry};
 
 /// Leaks of a service that are listed.
 const MOST_LEAKS: usize = 20;
@@ -24,20 +24,25 @@ struct Service<'a> {
     /// `duty` or `full`.
     mode: &'a str,
     processes: usize,
-    /// Allocators that are watched, with the paths of their files.
+    /// Allocators that are watched, with the paths of their files, and runtimes that keep a profile of themselves.
     allocators: &'a [String],
+    /// Where bytes and allocations are from: `probes`, `runtime profile`.
+    allocated_from: Vec<&'static str>,
     /// Why some process is not watched.
     refused: &'a [String],
     /// Share of the time that is watched.
     duty: f64,
     /// How many times slower the slowest of the processes ran in the last window than it would have; estimated.
     slowdown: f64,
-    /// Bytes and allocations are estimates: they are from windows.
+    /// Bytes and allocations are estimates: they are from windows, or from the samples of a runtime.
     estimated: bool,
     allocated_bytes: u64,
     allocations: u64,
-    /// Allocated since the processes are watched, and not freed; `null` in mode `duty`, which cannot know.
+    /// Not freed: of what was allocated since the processes are watched (`probes`), of all (`runtime profile`); `null` where nobody
+    /// knows, which are probes in mode `duty`.
     live_bytes: Option<u64>,
+    /// Where that is from.
+    live_from: Vec<&'static str>,
     /// Lowest memory limit of the processes: their cgroup's, else the host's memory.
     memory_limit_bytes: Option<u64>,
     leaks: Vec<LeakEntry>,
@@ -81,19 +86,30 @@ fn service<'a>(watched: &'a AllocTelemetry, found: &[&ServiceSnapshot]) -> Servi
     let mut leaks: Vec<&Leak> = found.iter().flat_map(|service| &service.live.leaks).collect();
     leaks.sort_by(|a, b| b.bytes_per_second.total_cmp(&a.bytes_per_second));
     let full = watched.mode == "full";
+    let names = |from: &dyn Fn(&AllocSource) -> bool| -> Vec<&'static str> {
+        watched
+            .from
+            .iter()
+            .filter(|source| from(source))
+            .map(|source| source.as_str())
+            .collect()
+    };
+    let live_from = names(&|source| full || *source == AllocSource::Runtime);
     Service {
         service: &watched.service,
         namespace: &watched.namespace,
         mode: &watched.mode,
         processes: watched.processes,
         allocators: &watched.allocators,
+        allocated_from: names(&|_| true),
         refused: &watched.refused,
         duty: watched.duty,
         slowdown: watched.slowdown,
-        estimated: !full,
+        estimated: !full || watched.from.contains(&AllocSource::Runtime),
         allocated_bytes: sum(|service| service.totals.alloc_bytes),
         allocations: sum(|service| service.totals.alloc_objects),
-        live_bytes: full.then(|| sum(|service| service.totals.alloc_live_bytes)),
+        live_bytes: (full || !live_from.is_empty()).then(|| sum(|service| service.totals.alloc_live_bytes)),
+        live_from,
         memory_limit_bytes: watched.memory_limit_bytes,
         leaks: leaks
             .into_iter()

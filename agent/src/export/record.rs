@@ -13,7 +13,7 @@ use crate::aggregate::{
     Cause, Owner, ProfileQuery, Service, ServiceSnapshot, Snapshot, StackDetail, StackKind, WindowProfile,
 };
 use crate::load::status::{ProbeStatus, Verdict, by_probe};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{AllocSource, AllocTelemetry, Telemetry};
 
 /// Lines of code for each signal.
 const TOP: usize = 6;
@@ -94,8 +94,22 @@ impl Recorded<'_> {
         })
     }
 
+    fn watched(&self) -> Option<&AllocTelemetry> {
+        let mut all = self.telemetry.alloc.iter();
+        all.find(|watched| watched.namespace == self.namespace && watched.service == self.name)
+    }
+
+    /// Some process said itself what it allocates.
+    fn by_runtime(&self) -> bool {
+        self.watched()
+            .is_some_and(|watched| watched.from.contains(&AllocSource::Runtime))
+    }
+
     fn kinds(&self) -> impl Iterator<Item = StackKind> {
-        let (watched, full) = (self.alloc.is_some(), self.alloc == Some("full"));
+        let (watched, full) = (
+            self.alloc.is_some(),
+            self.alloc == Some("full") || self.by_runtime(),
+        );
         StackKind::ALL.iter().copied().filter(move |kind| match kind {
             StackKind::Alloc | StackKind::AllocObjects => watched,
             StackKind::AllocLive => full,
@@ -184,19 +198,22 @@ impl Recorded<'_> {
             sum(&|one| one.totals.alloc_bytes),
             sum(&|one| one.totals.alloc_objects),
         );
-        let watched = self
-            .telemetry
-            .alloc
-            .iter()
-            .find(|watched| watched.namespace == self.namespace && watched.service == self.name);
-        let estimate = if mode == "duty" { ", rough estimates" } else { "" };
+        let watched = self.watched();
+        let estimate = match (mode, self.by_runtime()) {
+            ("duty", false) => ", rough estimates",
+            (_, true) => ", estimates of a runtime's own profile",
+            _ => "",
+        };
         line(
             out,
             "allocations",
             &format!("{} in {objects} allocations (mode {mode}{estimate})", of(size)),
         );
         self.code(out, StackKind::Alloc, of);
-        if mode == "full" {
+        for allocator in watched.iter().flat_map(|watched| &watched.allocators) {
+            line(out, "", &format!("by {allocator}"));
+        }
+        if mode == "full" || self.by_runtime() {
             let live = self.windows(StackKind::AllocLive);
             let live = live.map_or(0, |live| live.samples.iter().map(|sample| sample.value).sum());
             line(out, "not freed", &format!("about {}", of(live)));

@@ -17,6 +17,8 @@ impl Reader {
             return Ok(None);
         }
         tracing::warn!(killed, path = %self.config.kill_switch.display(), "kill switch");
+        // Before and after: what begins meanwhile was not watched from its beginning, either.
+        self.watching.forget();
         let mut last = None;
         if killed {
             self.governor.pause(&mut self.loaded)?;

@@ -204,7 +204,9 @@ impl Reader {
                 }
                 self.drain(now);
                 self.attributor.settle(now);
-                self.follow(now);
+                if !self.killed {
+                    self.follow(now);
+                }
                 next_drain = now + pause;
             }
             if !self.killed {

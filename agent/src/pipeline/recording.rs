@@ -58,7 +58,12 @@ impl Reader {
     /// Goes after programs that began: allocators that are to be watched, and unwind tables of recorded programs before a
     /// sample lacks them.
     pub(super) fn follow(&mut self, now: Instant) {
-        self.watching.follow(&self.attributor, &self.host, &self.config);
+        let new = self.watching.follow(&self.attributor, &self.host, &self.config);
+        for (slot, pid) in new {
+            if self.noted.insert((slot, pid)) {
+                let _ = self.send.try_send(News::Sampled(slot, pid));
+            }
+        }
         for (slot, pid) in self.attributor.young(now, EARLY) {
             self.unwinding.look(slot, pid);
         }

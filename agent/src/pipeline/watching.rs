@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::Result;
 
-use super::alloc::{Allocations, WatchedProcess};
-use crate::attribute::{Attributor, StackDetail, StackKind, StackSample};
+use super::alloc::{Allocations, Counted, WatchedProcess};
+use crate::attribute::{Attributor, SlotId, StackDetail, StackKind, StackSample};
 use crate::config::Config;
 use crate::decode::model::Tick;
 use crate::host::Host;
@@ -20,6 +20,7 @@ const MOST_TEXTS: usize = 8;
 pub(super) struct Watching {
     allocations: Option<Allocations>,
     live: Live,
+    both: Both,
     /// What each watched process was like at the end of the last tick.
     pub(super) watched: Vec<WatchedProcess>,
 }
@@ -33,6 +34,7 @@ impl Watching {
         Ok(Self {
             allocations,
             live: Live::default(),
+            both: Both::default(),
             watched: Vec::new(),
         })
     }
@@ -59,6 +61,13 @@ impl Watching {
         }
     }
 
+    /// Lets go of all processes; who is followed later begins anew.
+    pub(super) fn forget(&mut self) {
+        if let Some(allocations) = &mut self.allocations {
+            allocations.forget();
+        }
+    }
+
     /// A process ended.
     pub(super) fn gone(&mut self, pid: u32) {
         if let Some(allocations) = &mut self.allocations {
@@ -66,16 +75,25 @@ impl Watching {
         }
     }
 
-    /// Watches the processes of services that are wanted, and those that they forked.
-    pub(super) fn follow(&mut self, attributor: &Attributor, host: &Host, config: &Config) {
+    /// Watches the processes of services that are wanted, and those that they forked. Those that are new: what runtimes say has
+    /// to be named, and nobody else may have looked at the process until then.
+    pub(super) fn follow(
+        &mut self,
+        attributor: &Attributor,
+        host: &Host,
+        config: &Config,
+    ) -> Vec<(SlotId, u32)> {
+        let mut new = Vec::new();
         let Some(allocations) = &mut self.allocations else {
-            return;
+            return new;
         };
         let wanted = attributor.processes(|service| config.alloc.mode(&service.namespace, &service.name));
         let mut modes = HashMap::new();
         for (slot, pid, mode) in wanted {
             modes.insert(slot, mode);
-            allocations.follow(slot, pid, mode);
+            if allocations.follow(slot, pid, mode) {
+                new.push((slot, pid));
+            }
         }
         // A child that runs the same program has no slot of its own. One that has become another program has.
         for (pid, slot) in allocations.followed() {
@@ -90,6 +108,7 @@ impl Watching {
                 }
             }
         }
+        new
     }
 
     /// Adds what was counted to a tick, and what lives to its samples.
@@ -97,15 +116,24 @@ impl Watching {
         let Some(allocations) = &self.allocations else {
             return;
         };
-        let taken = allocations.take();
+        let mut taken = allocations.take();
         let (stacks, live) = self.live.read(&taken.live, monotonic_ns());
         samples.extend(stacks);
+        let go = &mut taken.go;
+        go.in_use_bytes
+            .keys()
+            .for_each(|slot| self.both.balance(*slot, &mut taken.counted, samples));
+        samples.append(&mut go.allocated);
+        samples.append(&mut go.in_use);
         for (slot, totals) in &mut tick.slots {
-            if let Some(counted) = taken.counted.get(slot) {
-                totals.alloc_bytes += counted.bytes.round() as u64;
-                totals.alloc_objects += counted.objects.round() as u64;
+            for counted in [&taken.counted, &go.counted] {
+                if let Some(counted) = counted.get(slot) {
+                    totals.alloc_bytes += counted.bytes.round() as u64;
+                    totals.alloc_objects += counted.objects.round() as u64;
+                }
             }
-            totals.alloc_live_bytes = live.get(slot).copied().unwrap_or_default().round() as u64;
+            let live = [&live, &go.in_use_bytes].map(|live| live.get(slot).copied().unwrap_or_default());
+            totals.alloc_live_bytes = live.iter().sum::<f64>().round() as u64;
         }
         self.watched = taken.watched;
     }
@@ -142,14 +170,58 @@ impl Watching {
                     list.push(text);
                 }
             };
-            for (family, path) in &process.allocators {
-                say(|entry| &mut entry.allocators, format!("{family} ({path})"));
+            for allocator in &process.allocators {
+                say(|entry| &mut entry.allocators, allocator.clone());
             }
             if let Some(why) = &process.refused {
                 say(|entry| &mut entry.refused, why.clone());
             }
+            entry.from.extend(&process.from);
         }
         services.into_values().collect()
+    }
+}
+
+/// Programs with figures of two sources: those of cgo, which allocate by Go's runtime and by an allocator.
+#[derive(Default)]
+struct Both {
+    /// What was counted by probes while no sample of them came.
+    waiting: HashMap<SlotId, Counted>,
+}
+
+impl Both {
+    /// All samples of a program are scaled to all that it allocated, so those of probes must stand for what probes counted; what
+    /// was counted without a sample waits for one.
+    fn balance(&mut self, slot: SlotId, counted: &mut HashMap<SlotId, Counted>, samples: &mut [StackSample]) {
+        let waiting = self.waiting.remove(&slot).unwrap_or_default();
+        let counted = counted.entry(slot).or_default();
+        counted.bytes += waiting.bytes;
+        counted.objects += waiting.objects;
+        for (kind, amount) in [
+            (StackKind::Alloc, &mut counted.bytes),
+            (StackKind::AllocObjects, &mut counted.objects),
+        ] {
+            let of_kind = |sample: &&mut StackSample| sample.slot == slot && sample.kind == kind;
+            let sum: f64 = samples
+                .iter_mut()
+                .filter(of_kind)
+                .map(|sample| sample.weight)
+                .sum();
+            if sum > 0.0 {
+                let scale = *amount / sum;
+                samples
+                    .iter_mut()
+                    .filter(of_kind)
+                    .for_each(|sample| sample.weight *= scale);
+            } else {
+                let kept = self.waiting.entry(slot).or_default();
+                let kept = match kind {
+                    StackKind::Alloc => &mut kept.bytes,
+                    _ => &mut kept.objects,
+                };
+                *kept = std::mem::take(amount);
+            }
+        }
     }
 }
 

@@ -22,6 +22,7 @@ struct StackKey {
     generation: u64,
     user: Vec<u64>,
     interrupted: u128,
+    unfolded: bool,
     kernel: Vec<u64>,
     truncated: bool,
     lock_wait: bool,
@@ -182,6 +183,7 @@ impl Symbolizer {
             generation: process.as_ref().map_or(0, |process| process.generation),
             user: sample.user.clone(),
             interrupted: sample.interrupted,
+            unfolded: sample.unfolded,
             kernel: sample.kernel.clone(),
             truncated: sample.truncated(),
             lock_wait,
@@ -211,7 +213,12 @@ impl Symbolizer {
                 of_frames.push(Outcome::ProcessGone);
                 continue;
             }
+            let begin = frames.len();
             let (outcome, fixed) = self.user(key, address, &mut frames);
+            if sample.unfolded {
+                // What it was inlined into comes with the next address.
+                frames.truncate(begin + 1);
+            }
             outcomes.push(outcome);
             of_frames.resize(frames.len(), outcome);
             stable &= fixed;

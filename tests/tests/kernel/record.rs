@@ -1,117 +1,17 @@
 //! `tieback record`: what the file says, against what the recorded program says of itself.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use flate2::read::GzDecoder;
-use prost::Message;
 use serde_json::Value;
 use tieback_tests::assert_within;
 use tieback_tests::chains::Chains;
+use tieback_tests::pprof::Profile;
 use tieback_tests::program::built;
 
-/// The messages of pprof's `profile.proto` that are read here.
-#[derive(Clone, PartialEq, Message)]
-struct Profile {
-    #[prost(message, repeated, tag = "1")]
-    types: Vec<Type>,
-    #[prost(message, repeated, tag = "2")]
-    samples: Vec<Sample>,
-    #[prost(message, repeated, tag = "4")]
-    locations: Vec<Location>,
-    #[prost(message, repeated, tag = "5")]
-    functions: Vec<Function>,
-    #[prost(string, repeated, tag = "6")]
-    strings: Vec<String>,
-}
-
-#[derive(Clone, Copy, PartialEq, Message)]
-struct Type {
-    #[prost(int64, tag = "1")]
-    name: i64,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Sample {
-    #[prost(uint64, repeated, tag = "1")]
-    locations: Vec<u64>,
-    #[prost(int64, repeated, tag = "2")]
-    values: Vec<i64>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Location {
-    #[prost(uint64, tag = "1")]
-    id: u64,
-    #[prost(message, repeated, tag = "4")]
-    lines: Vec<Line>,
-}
-
-#[derive(Clone, Copy, PartialEq, Message)]
-struct Line {
-    #[prost(uint64, tag = "1")]
-    function: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Message)]
-struct Function {
-    #[prost(uint64, tag = "1")]
-    id: u64,
-    #[prost(int64, tag = "2")]
-    name: i64,
-}
-
-impl Profile {
-    fn read(path: &Path) -> Result<Self> {
-        let mut bytes = Vec::new();
-        GzDecoder::new(std::fs::File::open(path)?)
-            .read_to_end(&mut bytes)
-            .context("gzip")?;
-        Self::decode(&*bytes).context("pprof")
-    }
-
-    fn text(&self, at: i64) -> &str {
-        let at = usize::try_from(at).ok();
-        at.and_then(|at| self.strings.get(at)).map_or("", String::as_str)
-    }
-
-    fn named(&self, location: u64, function: &str) -> bool {
-        let lines = self
-            .locations
-            .iter()
-            .filter(|known| known.id == location)
-            .flat_map(|known| &known.lines);
-        lines
-            .flat_map(|line| self.functions.iter().filter(|known| known.id == line.function))
-            .any(|known| self.text(known.name) == function)
-    }
-
-    /// The sum of a signal over the stacks that a function is part of, `""` being part of all.
-    fn sum(&self, signal: &str, function: &str) -> Result<f64> {
-        let at = self
-            .types
-            .iter()
-            .position(|known| self.text(known.name) == signal)
-            .with_context(|| format!("no values of {signal}"))?;
-        let counts = |sample: &&Sample| {
-            function.is_empty()
-                || sample
-                    .locations
-                    .iter()
-                    .any(|location| self.named(*location, function))
-        };
-        Ok(self
-            .samples
-            .iter()
-            .filter(counts)
-            .map(|sample| sample.values[at] as f64)
-            .sum())
-    }
-}
-
-fn record(file: &Path, options: &[&str], command: &[&str]) -> Result<Child> {
+pub(super) fn record(file: &Path, options: &[&str], command: &[&str]) -> Result<Child> {
     Command::new(built("TIEBACK_BIN", "tieback")?)
         .args(["record", "-o"])
         .arg(file)
@@ -127,7 +27,7 @@ fn record(file: &Path, options: &[&str], command: &[&str]) -> Result<Child> {
 }
 
 /// Ends the input, waits, and returns exit status and messages.
-fn finish(mut child: Child) -> Result<(Option<i32>, String)> {
+pub(super) fn finish(mut child: Child) -> Result<(Option<i32>, String)> {
     drop(child.stdin.take());
     let output = child.wait_with_output()?;
     Ok((
@@ -143,7 +43,8 @@ fn recorded_allocations_are_those_of_the_program() -> Result<()> {
     let program = programs.path("alloc");
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("alloc.pb.gz");
-    let command = [program.to_str().context("path")?, "1", "60", "40000"];
+    // A program that becomes another one.
+    let command = ["env", program.to_str().context("path")?, "1", "60", "40000"];
     let mut child = record(&file, &["--alloc", "--alloc-period", "16KiB"], &command)?;
     let mut input = child.stdin.take().context("no input")?;
     let mut output = BufReader::new(child.stdout.take().context("no output")?).lines();

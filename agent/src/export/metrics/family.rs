@@ -45,15 +45,15 @@ pub(super) fn family(metric: Metric) -> Family {
         Metric::OomKills => (Counter, "Processes killed for want of memory."),
         Metric::AllocBytes => (
             Counter,
-            "Allocated bytes of services whose allocations are watched (--alloc): exact in mode full, an estimate in mode duty.",
+            "Allocated bytes of services whose allocations are watched (--alloc): exact in mode full, an estimate in mode duty and of Go's own profile.",
         ),
         Metric::AllocObjects => (
             Counter,
-            "Allocations of services whose allocations are watched: exact in mode full, an estimate in mode duty.",
+            "Allocations of services whose allocations are watched: exact in mode full, an estimate in mode duty and of Go's own profile.",
         ),
         Metric::AllocLive => (
             Gauge,
-            "Bytes that were allocated since the process is watched in mode full and not freed; estimated from samples.",
+            "Bytes that were allocated since the process is watched in mode full and not freed, of Go programs all that is in use; estimated from samples.",
         ),
         Metric::OpenFds => (Gauge, "Open file descriptors by kind."),
         Metric::FdLimit => (

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::go::GoNews;
 use super::process::{Costs, Counted, Process};
 use super::{WatchedProcess, Watcher};
 use crate::attribute::SlotId;
@@ -17,14 +18,16 @@ pub(super) struct Ended {
     pub(super) keep: bool,
     /// Allocations that the next tick gets.
     pub(super) counted: HashMap<SlotId, Counted>,
+    /// What Go programs said.
+    pub(super) go: GoNews,
     /// How those were watched that are kept.
     pub(super) watched: Vec<WatchedProcess>,
 }
 
 impl Ended {
-    /// A process ended, `cpu` being its CPU time.
-    pub(super) fn add(&mut self, process: &mut Process, side: &AllocSide, costs: Costs, cpu: f64) {
-        let counted = process.take(side, costs, cpu).unwrap_or_default();
+    /// A process ended, `cpu` being its CPU time, and that in user mode.
+    pub(super) fn add(&mut self, process: &mut Process, side: &AllocSide, costs: Costs, cpu: (f64, f64)) {
+        let counted = process.take(side, costs, cpu.0, cpu.1).unwrap_or_default();
         let sum = self.counted.entry(process.slot).or_default();
         sum.bytes += counted.bytes;
         sum.objects += counted.objects;

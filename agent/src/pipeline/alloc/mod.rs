@@ -3,23 +3,29 @@
 
 mod calibrate;
 mod ended;
+mod go;
+mod handle;
 mod process;
 mod status;
 
+pub(super) use handle::{Allocations, WatchedProcess};
+pub(super) use process::Counted;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::thread;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use agent_ebpf::wire::{LiveKey, LiveValue, MAX_ALLOC_TARGETS};
+use agent_ebpf::wire::LiveKey;
 use anyhow::Result;
 
 use self::calibrate::calibrate;
 use self::ended::Ended;
-use self::process::{Costs, Counted, Process, Target};
+use self::go::GoFiles;
+use self::handle::{Order, Taken};
+use self::process::{Costs, Process, Target};
 use crate::attribute::SlotId;
-use crate::config::{AllocMode, Config};
+use crate::config::AllocMode;
 use crate::host::{Host, MappedFile};
 use crate::load::AllocSide;
 use crate::signals::alloc::{Allocator, Duty};
@@ -30,128 +36,8 @@ const LOOK: Duration = Duration::from_secs(2);
 const LOOK_EARLY: Duration = Duration::from_millis(5);
 /// Files that are remembered.
 const MOST_FILES: usize = 256;
-/// How long an answer is waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Windows of all processes together have at least this much time each: closing one takes 25 to 40 ms.
 const BETWEEN: Duration = Duration::from_millis(100);
-
-/// What the thread is told.
-enum Order {
-    /// A process of a service that is watched.
-    Follow(SlotId, u32, AllocMode),
-    /// A process ended, or became another program.
-    Gone(u32),
-    /// What ended processes have not freed is kept; the next program has the libraries of this process.
-    Record(Option<u32>, Sender<()>),
-    /// A tick ended.
-    Take(Sender<Taken>),
-}
-
-/// What happened since the last tick.
-#[derive(Default)]
-pub(super) struct Taken {
-    /// Allocations by slot.
-    pub(super) counted: HashMap<SlotId, Counted>,
-    /// Sampled allocations that live.
-    pub(super) live: Vec<(LiveKey, LiveValue)>,
-    /// Each watched process.
-    pub(super) watched: Vec<WatchedProcess>,
-}
-
-/// How a process is watched.
-#[derive(Clone, Debug)]
-pub(super) struct WatchedProcess {
-    pub(super) slot: SlotId,
-    pub(super) mode: AllocMode,
-    /// Allocators with the paths of their files.
-    pub(super) allocators: Vec<(&'static str, String)>,
-    /// Share of time with probes.
-    pub(super) duty: f64,
-    /// How many times slower it ran.
-    pub(super) slowdown: f64,
-    /// Why it is not watched, or not any more.
-    pub(super) refused: Option<String>,
-    /// Its memory limit.
-    pub(super) memory_limit_bytes: Option<u64>,
-}
-
-/// A handle to the thread. Everything is detached when it is dropped.
-pub(super) struct Allocations {
-    send: Sender<Order>,
-    followed: HashMap<u32, SlotId>,
-}
-
-impl Allocations {
-    pub(super) fn start(side: AllocSide, host: Host, config: &Config) -> Result<Self> {
-        let (send, receive) = mpsc::channel();
-        let watcher = Watcher {
-            side,
-            host,
-            period: config.alloc_period,
-            limit: config.alloc_limit_ratio,
-            slowest: config.alloc_slowdown,
-            costs: Costs::default(),
-            files: HashMap::new(),
-            processes: BTreeMap::new(),
-            free: (0..MAX_ALLOC_TARGETS).rev().collect(),
-            looked: Instant::now(),
-            ended: Ended::default(),
-        };
-        thread::Builder::new()
-            .name("alloc".to_owned())
-            .spawn(move || watcher.run(&receive))?;
-        Ok(Self {
-            send,
-            followed: HashMap::new(),
-        })
-    }
-
-    /// A process is to be watched; saying so again changes nothing.
-    pub(super) fn follow(&mut self, slot: SlotId, pid: u32, mode: AllocMode) {
-        if self.followed.insert(pid, slot) != Some(slot) {
-            // The thread ends with this handle only.
-            let _ = self.send.send(Order::Gone(pid));
-            let _ = self.send.send(Order::Follow(slot, pid, mode));
-        }
-    }
-
-    /// A child of a watched process that runs the same program; one that is known by a slot of its own is left alone.
-    pub(super) fn follow_child(&mut self, slot: SlotId, pid: u32, mode: AllocMode) {
-        if !self.followed.contains_key(&pid) {
-            self.follow(slot, pid, mode);
-        }
-    }
-
-    /// What processes that end have not freed counts as live from then on. Returns when the thread is ready to watch.
-    pub(super) fn record(&self, pid: Option<u32>) {
-        let (reply, answer) = mpsc::channel();
-        let _ = self.send.send(Order::Record(pid, reply));
-        // Without an answer it begins to watch later.
-        let _ = answer.recv_timeout(PATIENCE);
-    }
-
-    /// A process ended.
-    pub(super) fn gone(&mut self, pid: u32) {
-        if self.followed.remove(&pid).is_some() {
-            let _ = self.send.send(Order::Gone(pid));
-        }
-    }
-
-    /// Processes that are watched, with their slots.
-    pub(super) fn followed(&self) -> Vec<(u32, SlotId)> {
-        self.followed.iter().map(|(pid, slot)| (*pid, *slot)).collect()
-    }
-
-    /// What happened since the last time; nothing where the thread is busy for too long.
-    pub(super) fn take(&self) -> Taken {
-        let (reply, answer) = mpsc::channel();
-        let _ = self.send.send(Order::Take(reply));
-        answer.recv_timeout(PATIENCE).unwrap_or_else(|_| {
-            tracing::warn!("no answer from the thread that watches allocations");
-            Taken::default()
-        })
-    }
-}
 
 /// A file by inode, size and time, with what is in it.
 type Files = HashMap<(u64, u64, i64), Result<Option<Arc<Allocator>>, String>>;
@@ -165,6 +51,10 @@ struct Watcher {
     costs: Costs,
     files: Files,
     processes: BTreeMap<u32, Process>,
+    /// Executables, and which of them are Go programs.
+    go_files: GoFiles,
+    /// Since when anything is watched, in nanoseconds of the monotonic clock.
+    begun_ns: u64,
     /// Indexes of targets that nobody has.
     free: Vec<u32>,
     looked: Instant,
@@ -197,6 +87,7 @@ impl Watcher {
                     pid.into_iter().for_each(|pid| self.warm(pid));
                     let _ = reply.send(());
                 }
+                Ok(Order::Forget) => self.begun_ns = go::monotonic_ns(),
                 Ok(Order::Take(reply)) => {
                     // Who asked may have given up.
                     let _ = reply.send(self.take());
@@ -219,13 +110,18 @@ impl Watcher {
         let process = Process::new(slot, mode, duty, cpu, Instant::now());
         self.processes.insert(pid, process);
         self.look(pid);
+        self.look_for_go(pid);
     }
 
     fn gone(&mut self, pid: u32) {
         if let Some(mut process) = self.processes.remove(&pid) {
             // That of one that waits for its parent is still known.
             let cpu = self.host.cpu_seconds(pid).unwrap_or(process.cpu);
-            self.ended.add(&mut process, &self.side, self.costs, cpu);
+            let user = self.host.user_seconds(pid).unwrap_or(cpu);
+            self.ended.add(&mut process, &self.side, self.costs, (cpu, user));
+            if let Some(go) = &mut process.go {
+                self.end_go(go);
+            }
             process.detach();
             self.free
                 .extend(process.targets.iter().map(|target| target.index));
@@ -311,6 +207,7 @@ impl Watcher {
         windows
             .map(|process| process.next)
             .chain([self.next_look()])
+            .chain(self.next_go())
             .min()
             .unwrap_or_else(Instant::now)
     }
@@ -329,6 +226,7 @@ impl Watcher {
                 self.look(pid);
             }
         }
+        self.turn_go(now);
         let windowed = self
             .processes
             .values()
@@ -366,12 +264,16 @@ impl Watcher {
                 Vec::new()
             }),
             counted: std::mem::take(&mut self.ended.counted),
+            go: self.take_go(),
             watched: self.ended.watched.clone(),
         };
         let mut stopped = Vec::new();
         for (pid, process) in &mut self.processes {
             let cpu = self.host.cpu_seconds(*pid).unwrap_or(process.cpu);
-            let counted = process.take(&self.side, self.costs, cpu).unwrap_or_default();
+            let user = self.host.user_seconds(*pid).unwrap_or(cpu);
+            let counted = process
+                .take(&self.side, self.costs, cpu, user)
+                .unwrap_or_default();
             let sum = taken.counted.entry(process.slot).or_default();
             sum.bytes += counted.bytes;
             sum.objects += counted.objects;

@@ -7,12 +7,15 @@ use std::time::{Duration, Instant};
 use agent_ebpf::wire::{ALLOC_RANGES, AllocCall, AllocCounts, AllocSite, AllocTarget, COOKIE_EXITS};
 use anyhow::{Context as _, Result};
 
+use super::go::GoProcess;
 use crate::attribute::SlotId;
 use crate::config::AllocMode;
 use crate::host::{Host, OpenFile};
 use crate::load::{AllocProgram, AllocSide, Place, UprobeLink};
 use crate::signals::alloc::{Allocator, Duty, Scale, Windows};
 
+/// CPU seconds of a tick from which on its slowdown is told: user time is counted by ticks of a hundredth.
+const TOLD: f64 = 0.2;
 /// How long a program's loader may take.
 const EARLY: Duration = Duration::from_millis(250);
 
@@ -154,6 +157,8 @@ pub(super) struct Process {
     begun: Instant,
     pub(super) mode: AllocMode,
     pub(super) targets: Vec<Target>,
+    /// Of a Go program, what its runtime says.
+    pub(super) go: Option<GoProcess>,
     /// Files that were looked at, by inode.
     pub(super) looked: BTreeMap<u64, String>,
     pub(super) duty: Duty,
@@ -170,6 +175,8 @@ pub(super) struct Process {
     counted: Counted,
     /// CPU time at the last tick.
     pub(super) cpu: f64,
+    /// The same in user mode.
+    user: f64,
     /// How many times slower the process ran in the last tick than it would have.
     pub(super) slowdown: f64,
     /// Why it is watched no more.
@@ -183,6 +190,7 @@ impl Process {
             begun: now,
             mode,
             targets: Vec::new(),
+            go: None,
             looked: BTreeMap::new(),
             duty,
             next: now,
@@ -193,6 +201,7 @@ impl Process {
             windows: Windows::default(),
             counted: Counted::default(),
             cpu,
+            user: 0.0,
             slowdown: 1.0,
             stopped: None,
         }
@@ -263,9 +272,10 @@ impl Process {
         }
     }
 
-    /// What it allocated since the last time this was asked; `cpu` is its CPU time now.
-    pub(super) fn take(&mut self, side: &AllocSide, costs: Costs, cpu: f64) -> Result<Counted> {
+    /// What it allocated since the last time this was asked; `cpu` is its CPU time now, and `user` the part of it in user mode.
+    pub(super) fn take(&mut self, side: &AllocSide, costs: Costs, cpu: f64, user: f64) -> Result<Counted> {
         let used = (cpu - self.cpu).max(0.0);
+        let own = (user - std::mem::replace(&mut self.user, user)).clamp(0.0, used);
         self.cpu = cpu;
         let mut counted = std::mem::take(&mut self.counted);
         if self.mode == AllocMode::Full {
@@ -277,7 +287,11 @@ impl Process {
                 // What is allocated is freed, sooner or later.
                 cost += now.hits as f64 * (2.0 * costs.enter + costs.leave);
             }
-            self.slowdown = used / (used - cost).max(used * 1e-3).max(1e-9);
+            // Where probes take nearly all, what is left is known no better than their cost. They run in the kernel: what the
+            // program had for itself is its time in user mode at least.
+            if used >= TOLD {
+                self.slowdown = used / (used - cost).max(own).max(used * 1e-3);
+            }
             return Ok(counted);
         }
         let windows = std::mem::take(&mut self.windows);

@@ -30,7 +30,7 @@ struct Kept {
 
 /// Age of an allocation as a class: class `n` is younger than `2^n` seconds and not of a lower class.
 #[must_use]
-pub(super) fn age_class(age_ns: u64) -> u8 {
+pub fn age_class(age_ns: u64) -> u8 {
     let seconds = age_ns / 1_000_000_000;
     (u64::BITS - seconds.leading_zeros()) as u8
 }
@@ -106,6 +106,7 @@ mod tests {
             own: 0.0,
             user: vec![address],
             interrupted: 0,
+            unfolded: false,
             kernel: Vec::new(),
             unwind: UnwindResult::Complete,
         }

@@ -11,7 +11,7 @@ mod tests;
 pub use code::Sites;
 pub use duty::{Duty, Scale, Windows};
 pub use functions::Family;
-pub use live::Live;
+pub use live::{Live, age_class};
 pub use module::{Allocator, Function};
 
 use crate::decode::model::{ALLOC_RANGES, AllocCall};

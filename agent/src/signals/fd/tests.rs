@@ -28,6 +28,7 @@ fn sample() -> StackSample {
         own: 0.0,
         user: vec![1],
         interrupted: 0,
+        unfolded: false,
         kernel: Vec::new(),
         unwind: UnwindResult::Complete,
     }

@@ -1,10 +1,10 @@
 //! Where Go's runtime keeps its heap profile in an executable.
 
 use object::read::elf::{ElfFile64, FileHeader as _};
-use object::{Object as _, ObjectSymbol as _, ReadCache};
+use object::{Object as _, ObjectSection as _, ObjectSymbol as _, ReadCache};
 
 use super::Refused;
-use crate::host::{FileId, Host};
+use crate::host::Host;
 
 /// Bytes of the file that are read at most: the symbol table of a large program.
 const BUDGET: u64 = 64 << 20;
@@ -15,7 +15,6 @@ pub(super) const KNOWN: std::ops::RangeInclusive<u32> = 19..=27;
 /// Addresses in the file's own address space. They are the same for all processes of an executable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
-    pub(super) id: FileId,
     pub(super) entry: u64,
     /// The list of all buckets.
     pub(super) buckets: u64,
@@ -25,6 +24,10 @@ pub struct Layout {
     pub(super) rate: u64,
     /// The version's name.
     pub(super) version: u64,
+    /// When the runtime began; 0 where that is not known.
+    pub(super) began: u64,
+    /// Whether the linker left profiles out.
+    pub(super) left_out: u64,
 }
 
 impl Layout {
@@ -32,47 +35,46 @@ impl Layout {
     ///
     /// # Errors
     ///
-    /// No Go program with a symbol table.
+    /// No Go program, or one without a symbol table.
     pub fn find(host: &Host, pid: u32) -> Result<Self, Refused> {
         let executable = host.executable(pid)?;
-        let id = executable.id();
         let cache = ReadCache::new(executable.with_budget(BUDGET));
         let file: ElfFile64<'_, object::LittleEndian, _> =
-            ElfFile64::parse(&cache).map_err(|_| Refused::NoSymbols)?;
+            ElfFile64::parse(&cache).map_err(|_| Refused::NotGo)?;
+        let of_go = |name: &str| [".gopclntab", ".data.rel.ro.gopclntab", ".go.buildinfo"].contains(&name);
+        if !file.sections().any(|section| section.name().is_ok_and(of_go)) {
+            return Err(Refused::NotGo);
+        }
         let entry = file.elf_header().e_entry(object::LittleEndian);
         let names = [
             "runtime.mbuckets",
             "runtime.mProfCycle",
             "runtime.MemProfileRate",
             "runtime.buildVersion",
+            "runtime.runtimeInitTime",
+            "runtime.disableMemoryProfiling",
         ];
-        let mut found = [0; 4];
+        let mut found = [0; 6];
         for symbol in file.symbols() {
             let Ok(name) = symbol.name() else { continue };
             if let Some(at) = names.iter().position(|wanted| *wanted == name) {
                 found[at] = symbol.address();
             }
         }
-        let [buckets, cycle, rate, version] = found;
+        let [buckets, cycle, rate, version, began, left_out] = found;
         // A program that keeps no profile may lack all but the version; a version before Go 1.19 has another name for the cycle.
         if version == 0 || buckets == 0 || rate == 0 {
             return Err(Refused::NoSymbols);
         }
         Ok(Self {
-            id,
             entry,
             buckets,
             cycle,
             rate,
             version,
+            began,
+            left_out,
         })
-    }
-
-    /// Whether it is that of the executable that a process runs now.
-    #[must_use]
-    pub fn is_of(&self, host: &Host, pid: u32) -> bool {
-        host.executable(pid)
-            .is_ok_and(|executable| executable.id() == self.id)
     }
 }
 

@@ -6,22 +6,30 @@
 
 mod layout;
 mod read;
+mod since;
 #[cfg(test)]
 mod tests;
 
 pub use layout::Layout;
+pub use since::{News, Since};
 
 use std::io;
 
 /// Why there is no profile.
 #[derive(Debug)]
 pub enum Refused {
-    /// Not a Go program, or one without a symbol table.
+    /// Not a Go program.
+    NotGo,
+    /// A Go program without a symbol table.
     NoSymbols,
     /// Its heap profile was never checked with this version of Go.
     Version(String),
-    /// The program has no use for heap profiles, so that the linker left them out, or it has switched them off.
+    /// The program has no use for heap profiles, so that the linker left them out.
+    NotLinked,
+    /// The program has switched it off.
     Off,
+    /// Go's runtime has not begun yet.
+    Early,
     /// What was read makes no sense.
     Malformed(&'static str),
     /// It could not be read.
@@ -31,9 +39,21 @@ pub enum Refused {
 impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::NoSymbols => write!(f, "no symbols of Go's runtime"),
+            Self::NotGo => write!(f, "no Go program"),
+            Self::NoSymbols => write!(
+                f,
+                "a Go program without the symbols of its runtime, by which its heap profile is found"
+            ),
             Self::Version(version) => write!(f, "heap profiles of {version} are not known"),
-            Self::Off => write!(f, "the program keeps no heap profile"),
+            Self::NotLinked => write!(
+                f,
+                "Go's linker left heap profiles out: nothing in the program calls runtime.MemProfile, as importing runtime/pprof does"
+            ),
+            Self::Off => write!(
+                f,
+                "the program has set runtime.MemProfileRate to 0 and keeps no heap profile"
+            ),
+            Self::Early => write!(f, "Go's runtime has not begun yet"),
             Self::Malformed(what) => write!(f, "the heap profile makes no sense: {what}"),
             Self::Io(error) => write!(f, "cannot read the process: {error}"),
         }
@@ -55,6 +75,8 @@ pub struct GoHeap {
     pub version: String,
     /// Bytes allocated between two samples, on average.
     pub rate: u64,
+    /// When the runtime began, in nanoseconds of the monotonic clock.
+    pub began_ns: u64,
     /// By stack and size of the allocations.
     pub buckets: Vec<Bucket>,
     /// All buckets were read; else the bound on their number or on the time was met.
@@ -64,6 +86,10 @@ pub struct GoHeap {
 /// What was sampled at one stack, for allocations of one size.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bucket {
+    /// Where it is: it stays there.
+    pub address: u64,
+    /// Size of each allocation.
+    pub size: u64,
     /// Return addresses, innermost first; calls that were inlined have entries of their own.
     pub stack: Vec<u64>,
     /// Sampled allocations.
@@ -74,6 +100,8 @@ pub struct Bucket {
     pub alloc_bytes: u64,
     /// Bytes of those that were freed.
     pub free_bytes: u64,
+    /// Allocations that were sampled since, and are not published before a collection has ended.
+    pub newer: u64,
 }
 
 /// Estimated objects and bytes.
@@ -86,6 +114,11 @@ pub struct Amount {
 }
 
 impl Bucket {
+    /// What a sampled allocation stands for.
+    fn one(&self, rate: u64) -> Amount {
+        scaled(1, self.size, rate)
+    }
+
     /// What was allocated since the program began.
     #[must_use]
     pub fn allocated(&self, rate: u64) -> Amount {

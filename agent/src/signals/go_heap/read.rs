@@ -36,6 +36,13 @@ impl Layout {
         let memory = host.memory(pid)?;
         let bias = host.entry(pid)?.wrapping_sub(self.entry);
         let at = |address: u64| address.wrapping_add(bias);
+        let began_ns = match self.began {
+            0 => 0,
+            began => word(&memory, at(began))?,
+        };
+        if self.began != 0 && began_ns == 0 {
+            return Err(Refused::Early);
+        }
         let version = string(&memory, at(self.version))?;
         let minor = match minor(&version) {
             Some(minor) if KNOWN.contains(&minor) && self.cycle != 0 => minor,
@@ -44,6 +51,9 @@ impl Layout {
         let record = if minor < 27 { RECORD } else { RECORD_127 };
         let rate = word(&memory, at(self.rate))?;
         let head = word(&memory, at(self.buckets))?;
+        if self.left_out != 0 && word(&memory, at(self.left_out))? & 0xff != 0 {
+            return Err(Refused::NotLinked);
+        }
         if rate == 0 || i64::try_from(rate).is_err() {
             return Err(Refused::Off);
         }
@@ -56,6 +66,7 @@ impl Layout {
         }
         heap.version = version;
         heap.rate = rate;
+        heap.began_ns = began_ns;
         Ok(heap)
     }
 }
@@ -75,8 +86,7 @@ fn records(memory: &ProcessMemory, record: usize, head: u64, cycle: u64) -> Resu
             heap.complete = false;
             break;
         }
-        let (after, stack, counts) = bucket(memory, record, next)?;
-        next = after;
+        let (after, size, stack, counts) = bucket(memory, record, next)?;
         frames += stack.len();
         let counts = |part: usize| counts[part];
         let mut published = counts(0);
@@ -87,8 +97,15 @@ fn records(memory: &ProcessMemory, record: usize, head: u64, cycle: u64) -> Resu
         for part in 1..4 {
             add(&mut future, counts(part));
         }
+        let newer = future[0].wrapping_add(counts(0)[0]).wrapping_sub(published[0]);
         futures.push(future);
-        heap.buckets.push(made(stack, published));
+        heap.buckets.push(Bucket {
+            address: next,
+            size,
+            newer,
+            ..made(stack, published)
+        });
+        next = after;
     }
     if heap
         .buckets
@@ -97,7 +114,11 @@ fn records(memory: &ProcessMemory, record: usize, head: u64, cycle: u64) -> Resu
     {
         // Nothing was collected yet: then all counts are taken as they are.
         for (bucket, future) in heap.buckets.iter_mut().zip(futures) {
-            *bucket = made(std::mem::take(&mut bucket.stack), future);
+            *bucket = Bucket {
+                address: bucket.address,
+                size: bucket.size,
+                ..made(std::mem::take(&mut bucket.stack), future)
+            };
         }
     }
     Ok(heap)
@@ -110,6 +131,7 @@ fn made(stack: Vec<u64>, [allocs, frees, alloc_bytes, free_bytes]: [u64; 4]) -> 
         frees,
         alloc_bytes,
         free_bytes,
+        ..Bucket::default()
     }
 }
 
@@ -119,8 +141,8 @@ fn add(sum: &mut [u64; 4], more: [u64; 4]) {
     }
 }
 
-/// Address of the next bucket, the stack, and four groups of counts.
-type Found = (u64, Vec<u64>, [[u64; 4]; 4]);
+/// Address of the next bucket, the size, the stack, and four groups of counts.
+type Found = (u64, u64, Vec<u64>, [[u64; 4]; 4]);
 
 /// Reads one bucket.
 fn bucket(memory: &ProcessMemory, record: usize, address: u64) -> Result<Found, Refused> {
@@ -146,7 +168,7 @@ fn bucket(memory: &ProcessMemory, record: usize, address: u64) -> Result<Found, 
         [allocs, frees] => [allocs, frees, allocs.wrapping_mul(size), frees.wrapping_mul(size)],
         _ => [0; 4],
     };
-    Ok((next, stack.to_vec(), std::array::from_fn(group)))
+    Ok((next, size, stack.to_vec(), std::array::from_fn(group)))
 }
 
 /// As many words as there are from an address on.

@@ -39,6 +39,7 @@ fn sample(pid: u32, user: Vec<u64>) -> (StackSample, Arc<Service>) {
         own: 0.0,
         user,
         interrupted: 0,
+        unfolded: false,
         kernel: Vec::new(),
         unwind: UnwindResult::Complete,
     };

@@ -9,7 +9,7 @@ use super::super::Sources;
 use crate::aggregate::Snapshot;
 use crate::load::status::{ProbeStatus, Verdict};
 use crate::telemetry::{
-    AllocTelemetry, FirstStacks, GovernorTelemetry, ProbeTelemetry, Telemetry, UnwindTelemetry,
+    AllocSource, AllocTelemetry, FirstStacks, GovernorTelemetry, ProbeTelemetry, Telemetry, UnwindTelemetry,
 };
 
 /// Compares with a file in `fixtures/golden`; `UPDATE_GOLDEN=1` writes it instead.
@@ -57,6 +57,7 @@ fn alloc() -> AllocTelemetry {
         mode: "full".to_owned(),
         processes: 2,
         allocators: vec!["glibc (/usr/lib/libc.so.6)".to_owned()],
+        from: [AllocSource::Probes].into(),
         refused: Vec::new(),
         duty: 1.0,
         slowdown: 1.25,

@@ -124,15 +124,19 @@ impl Running {
 fn build(dir: &Path, options: &[&str]) -> Option<std::path::PathBuf> {
     let (source, program) = (dir.join("heap.go"), dir.join("heap"));
     std::fs::write(&source, PROGRAM).unwrap();
+    build_from(&source, &program, options)
+}
+
+fn build_from(source: &Path, program: &Path, options: &[&str]) -> Option<std::path::PathBuf> {
     let mut command = Command::new("go");
     command
         .env("GO111MODULE", "off")
         .env("CGO_ENABLED", "0")
         .arg("build")
         .args(options);
-    let status = command.arg("-o").arg(&program).arg(&source).status().ok()?;
+    let status = command.arg("-o").arg(program).arg(source).status().ok()?;
     assert!(status.success());
-    Some(program)
+    Some(program.to_owned())
 }
 
 /// `objects in use: bytes [objects: bytes] @ stack`, a line each: what `runtime.MemProfile` returns, not scaled.
@@ -247,7 +251,7 @@ fn programs_without_a_profile_are_refused_by_name() {
     let host = Host::new("/");
     assert!(matches!(
         Layout::find(&host, std::process::id()),
-        Err(Refused::NoSymbols)
+        Err(Refused::NotGo)
     ));
     let dir = tempfile::tempdir().unwrap();
     let Some(program) = build(dir.path(), &[]) else {
@@ -260,6 +264,17 @@ fn programs_without_a_profile_are_refused_by_name() {
     assert!(matches!(
         Running::start(&program, 1, true).heap(),
         Err(Refused::NoSymbols)
+    ));
+    // One that nobody could ask for a profile.
+    let source = dir.path().join("none.go");
+    let none = dir.path().join("none");
+    let text = "package main\nimport \"bufio\"\nimport \"os\"\n\
+        func main() { os.Stdout.WriteString(\"ready\\n\"); bufio.NewReader(os.Stdin).ReadString('\\n') }\n";
+    std::fs::write(&source, text).unwrap();
+    build_from(&source, &none, &[]).unwrap();
+    assert!(matches!(
+        Running::start(&none, 1, true).heap(),
+        Err(Refused::NotLinked)
     ));
     for (version, known) in [
         ("go1.19.8", Some(19)),
