@@ -1,0 +1,188 @@
+//! Allocations at high rates: what windows say of them, and when watching all the time is given up.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tieback_tests::metrics::Scrape;
+use tieback_tests::program::Program;
+
+use super::alloc::{FUNCTIONS, truth, watch};
+
+/// Samples of a window at least, and windows a second: five are aimed at, and closing each takes up to a twentieth of a second.
+const SAMPLES: f64 = 20.0;
+const WINDOWS: f64 = 4.0;
+
+/// Bytes of a service by function.
+fn by_function(scrape: &Scrape, labels: &[(&str, &str)]) -> Vec<f64> {
+    let name = "tieback_code_alloc_bytes_total";
+    FUNCTIONS
+        .iter()
+        .map(|function| scrape.code(name, labels, function))
+        .collect()
+}
+
+/// For how long; `TIEBACK_TEST_DUTY_SECONDS` says another time, for measurements by hand.
+fn seconds() -> Result<(String, f64)> {
+    let text = std::env::var("TIEBACK_TEST_DUTY_SECONDS").unwrap_or_else(|_| "20".to_owned());
+    let seconds = text.parse().context("TIEBACK_TEST_DUTY_SECONDS")?;
+    Ok((text, seconds))
+}
+
+/// Shares by code of a program that pauses, at some 20 thousand allocations a second, and of one that does nothing but allocate, at
+/// some ten millions.
+#[test]
+fn windows_tell_shares_by_code_whatever_the_rate() -> Result<()> {
+    let (length, seconds) = seconds()?;
+    for (name, plan) in [
+        ("alloc", [length.as_str(), "10", "4500"]),
+        ("alloc-cxx", [length.as_str(), "1000", "0"]),
+    ] {
+        let (agent, mut watched) = watch(&[name], "duty", plan, &[])?;
+        let watched = &mut watched[0];
+        watched.program.go()?;
+        let facts = watched.program.expect("counted")?;
+        let scrape = agent.settled()?;
+        let labels = watched.labels();
+        let found = by_function(&scrape, &labels);
+        let of = |what| -> Result<Vec<f64>> {
+            let each = FUNCTIONS.iter().map(|function| truth(&facts, function, what));
+            each.collect()
+        };
+        let (wanted, objects) = (of("bytes")?, of("objects")?);
+        let (all, truth): (f64, f64) = (found.iter().sum(), wanted.iter().sum());
+        eprintln!(
+            "{name}: {:.0} allocations a second, {all:.0} of {truth:.0} bytes",
+            objects.iter().sum::<f64>() / seconds
+        );
+        for ((function, found), wanted) in FUNCTIONS.iter().zip(&found).zip(&wanted) {
+            let (found, share) = (found / all, wanted / truth);
+            // Each sample is of a function with the chance of its share of the bytes.
+            let error = (share * (1.0 - share) / (SAMPLES * WINDOWS * seconds)).sqrt();
+            eprintln!(
+                "  {function}: {:.2} of {:.2} points, {:.2} standard errors",
+                found * 100.0,
+                share * 100.0,
+                (found - share) / error
+            );
+            // One sample more or less is nothing for the smallest.
+            ensure!(
+                (found - share).abs() <= 3.0 * error + 1.0 / (SAMPLES * WINDOWS * seconds),
+                "{function} in {name}: {found:.3}, not {share:.3} ± {error:.3}"
+            );
+        }
+        let service = watched.api(&agent)?.context("no service")?;
+        assert_eq!(service["estimated"], true);
+        assert_eq!(service["live_bytes"], Value::Null);
+        assert_eq!(service["leaks"], Value::Array(Vec::new()));
+    }
+    Ok(())
+}
+
+/// CPU seconds of a process.
+fn cpu(pid: u32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, fields) = stat.rsplit_once(')').context("no name")?;
+    let ticks: Vec<f64> = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    Ok(ticks.iter().sum::<f64>() / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// At ten million allocations a second all the time is too much: it is given up, that is said, and the program is as fast as before.
+#[test]
+fn watching_all_is_given_up_where_it_slows_too_much() -> Result<()> {
+    let (agent, mut watched) = watch(
+        &["alloc-cxx"],
+        "full",
+        ["3", "1000", "0"],
+        &["--alloc-slowdown", "5"],
+    )?;
+    let watched = &mut watched[0];
+    let pid = watched.program.pid();
+    let mut all = 0.0;
+    // Rounds for each second of CPU time.
+    let mut turn = |program: &mut Program| -> Result<f64> {
+        let began = cpu(pid)?;
+        program.go()?;
+        let facts = program.expect("counted")?;
+        let rounds = facts["rounds"].as_f64().context("no rounds")?;
+        let done = rounds - std::mem::replace(&mut all, rounds);
+        Ok(done / (cpu(pid)? - began))
+    };
+    turn(&mut watched.program)?;
+    agent.wait_for("given up", |_| {
+        let service = watched.api(&agent).ok().flatten();
+        service.is_some_and(|service| {
+            let why = service["refused"].to_string();
+            why.contains("times slower than without, more than --alloc-slowdown 5") && service["duty"] == 0.0
+        })
+    })?;
+    let status = agent.get("/status")?;
+    ensure!(
+        status.contains("not watched: it ran") && status.contains("more than --alloc-slowdown 5"),
+        "{status}"
+    );
+    let service = watched.program.service.clone();
+    let labels = [("service_name", service.as_str())];
+    let counted = |scrape: &Scrape| scrape.sum("tieback_alloc_objects_total", &labels);
+    let before = counted(&agent.settled()?);
+    let with = turn(&mut watched.program)?;
+    assert_eq!(counted(&agent.settled()?), before, "it is counted no more");
+    drop(agent);
+    let without = turn(&mut watched.program)?;
+    eprintln!("{with:.0} rounds a second after it was given up, {without:.0} without the agent");
+    // Traced, it would be a fifth at most; what the agent's other probes and the host's noise cost is far less than half.
+    ensure!(
+        with > 0.5 * without,
+        "{with} rounds a second, {without} without the agent"
+    );
+    Ok(())
+}
+
+/// The kill switch lets go of allocators, too.
+#[test]
+fn the_kill_switch_ends_watching() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let switch = directory.path().join("disable");
+    let path = switch.to_str().context("path")?;
+    let (agent, mut watched) = watch(
+        &["alloc"],
+        "full",
+        ["0.2", "10", "1000"],
+        &["--kill-switch", path],
+    )?;
+    let watched = &mut watched[0];
+    let service = watched.program.service.clone();
+    let labels = [("service_name", service.as_str())];
+    let counted = |scrape: &Scrape| scrape.sum("tieback_alloc_objects_total", &labels);
+    let told = |program: &mut Program| -> Result<f64> {
+        program.go()?;
+        let facts = program.expect("counted")?;
+        FUNCTIONS
+            .iter()
+            .map(|function| truth(&facts, function, "objects"))
+            .sum()
+    };
+    let first = told(&mut watched.program)?;
+    assert_eq!(counted(&agent.settled()?), first);
+    std::fs::write(&switch, "")?;
+    agent.wait_for("the kill switch", |scrape| {
+        scrape.sum("tieback_kill_switch", &[]) == 1.0
+    })?;
+    let missed = told(&mut watched.program)?;
+    std::fs::remove_file(&switch)?;
+    agent.wait_for("watching again", |scrape| {
+        let service = watched.api(&agent).ok().flatten();
+        scrape.sum("tieback_kill_switch", &[]) == 0.0
+            && service.is_some_and(|service| service["allocated_from"][0] == "probes")
+    })?;
+    let before = counted(&agent.settled()?);
+    let last = told(&mut watched.program)?;
+    let after = counted(&agent.settled()?);
+    ensure!(missed > first && last > missed, "{first}, {missed}, {last}");
+    assert_eq!(after - before, last - missed, "what was allocated since");
+    ensure!(before <= first, "{before} of {first} before it was let go");
+    Ok(())
+}
