@@ -54,6 +54,7 @@ c++ $flags -g -x c++ -o "$to/alloc-cxx" "$from/alloc.c" -lpthread
 if command -v musl-gcc >/dev/null; then
     musl-gcc $flags -g -static -o "$to/alloc-musl" "$from/alloc.c" -lpthread
 fi
+c++ $flags -g -o "$to/shop" "$from/shop.cc"
 cc $flags -g -o "$to/turns" "$from/turns.c" -lpthread -ldl
 for library in jemalloc:2 tcmalloc_minimal:4 mimalloc:2; do
     for path in /usr/lib/*/lib${library%:*}.so.${library#*:}*; do

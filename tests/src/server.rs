@@ -159,6 +159,11 @@ impl Server {
 
     /// redis-server without persistence.
     pub fn redis() -> Result<Self> {
+        Self::redis_with(&[])
+    }
+
+    /// The same with options.
+    pub fn redis_with(options: &[&str]) -> Result<Self> {
         let (port, files, service) = (free_port()?, tempfile::tempdir()?, unique_service("redis"));
         let (exe, rule) = copy_of("redis-server", files.path())?;
         let process = Guard::start(
@@ -172,7 +177,8 @@ impl Server {
                     "no",
                     "--dir",
                 ])
-                .arg(files.path()),
+                .arg(files.path())
+                .args(options),
         )?;
         wait_for_port(port)?;
         Ok(Self {

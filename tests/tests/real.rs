@@ -6,6 +6,8 @@ mod calls;
 mod containers;
 #[path = "real/descriptors.rs"]
 mod descriptors;
+#[path = "real/massif.rs"]
+mod massif;
 #[path = "real/names.rs"]
 mod names;
 #[path = "real/owners.rs"]
@@ -16,6 +18,8 @@ mod pools;
 mod reference;
 #[path = "real/runtimes.rs"]
 mod runtimes;
+#[path = "real/selftests.rs"]
+mod selftests;
 #[path = "real/servers.rs"]
 mod servers;
 #[path = "real/stacks.rs"]

@@ -16,7 +16,7 @@ pub(crate) struct Args {
 }
 
 /// What the tests call, and the Debian package that has it.
-const TEST_PROGRAMS: [(&str, &str); 30] = [
+const TEST_PROGRAMS: [(&str, &str); 31] = [
     ("bpftool", "bpftool"),
     ("bpftrace", "bpftrace"),
     ("strace", "strace"),
@@ -43,17 +43,19 @@ const TEST_PROGRAMS: [(&str, &str); 30] = [
     ("musl-gcc", "musl-tools"),
     ("runc", "runc"),
     ("perf", "linux-perf"),
+    ("valgrind", "valgrind"),
     ("python3", "python3"),
     ("node", "nodejs"),
     ("java", "openjdk-17-jdk-headless"),
     ("jcmd", "openjdk-17-jdk-headless"),
 ];
 
-/// Libraries that tests link programs with, and their Debian packages.
-const TEST_LIBRARIES: [(&str, &str); 3] = [
+/// Libraries that tests link programs with, and tests of programs' own, and their Debian packages.
+const TEST_LIBRARIES: [(&str, &str); 4] = [
     ("libjemalloc.so.2", "libjemalloc2"),
     ("libtcmalloc_minimal.so.4", "libtcmalloc-minimal4"),
     ("libmimalloc.so.2", "libmimalloc2.0"),
+    ("python3.11/test/test_list.py", "libpython3.11-testsuite"),
 ];
 
 /// Where libraries are.
