@@ -24,6 +24,8 @@ pub enum Kind {
     Exec,
     /// One page touched for the first time.
     Faults,
+    /// 64 bytes of the C library's heap, taken and given back.
+    Malloc,
 }
 
 /// Where the loop says how far it is: two words, operations and nanoseconds of CPU of children that have ended.
@@ -71,6 +73,7 @@ pub fn run(kind: Kind, progress: &Path) -> Result<()> {
         Kind::Connect => connect(&progress),
         Kind::Exec => exec(&progress),
         Kind::Faults => faults(&progress),
+        Kind::Malloc => malloc(&progress),
     }
 }
 
@@ -136,6 +139,18 @@ fn children_ns() -> Result<u64> {
     ensure!(failed == 0, "getrusage: {}", std::io::Error::last_os_error());
     let ns = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1_000;
     Ok(ns(usage.ru_utime) + ns(usage.ru_stime))
+}
+
+fn malloc(progress: &Progress) -> ! {
+    // A thousand at once: counting costs as much as an allocation.
+    const TURN: u64 = 1000;
+    loop {
+        for _ in 0..TURN {
+            // SAFETY: what malloc returns, null included, may be freed.
+            unsafe { libc::free(std::hint::black_box(libc::malloc(std::hint::black_box(64)))) };
+        }
+        progress.add(TURN);
+    }
 }
 
 fn faults(progress: &Progress) -> Result<()> {

@@ -6,6 +6,7 @@
 //! program, which other programs on the host disturb least.
 
 mod agent;
+mod alloc;
 mod executables;
 mod loads;
 mod process;
@@ -40,8 +41,8 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// Measure what the agent costs the programs of this host. Needs root.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only these workloads (`rest` is the agent alone, `stacks` what a stack costs, `executables` its memory with many); can be
-    /// repeated
+    /// Only these workloads (`rest` is the agent alone, `stacks` what a stack costs, `executables` its memory with many,
+    /// `alloc` what watching allocations does to programs); can be repeated
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Rounds for each workload, with one slice of each mode
@@ -83,7 +84,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(program) => program.clone(),
         None => build::run(&build::Args::default())?,
     };
-    let workload = if loads.is_empty() {
+    let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|only| only == name);
+    let workload = if loads.is_empty() && !wanted(alloc::ALLOC) {
         PathBuf::new()
     } else {
         workload()?
@@ -100,7 +102,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         options.extend(["--interval".to_owned(), interval.to_owned()]);
     }
     options.extend_from_slice(&args.agent);
-    let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|only| only == name);
     let mut stacks = Vec::new();
     if wanted(unwind::STACKS) {
         println!("bench: stacks: what a user stack costs by its depth");
@@ -119,6 +120,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         report.figures.append(&mut figures);
     }
     drop(agent);
+    if wanted(alloc::ALLOC) {
+        if !report.figures.is_empty() {
+            publish(args, &report)?;
+        }
+        println!("bench: alloc: what watching allocations does to programs");
+        let rounds = args.rounds.unwrap_or(if args.quick { 4 } else { 16 });
+        let (mut figures, mut skipped) = alloc::alloc(&program, &site, rounds)?;
+        report.figures.append(&mut figures);
+        report.skipped.append(&mut skipped);
+    }
 
     publish(args, &report)?;
     let missed = report.missed();
@@ -153,7 +164,7 @@ fn chosen(only: &[String]) -> Result<Vec<&'static Load>> {
     let names: Vec<&str> = loads::ALL
         .iter()
         .map(|load| load.name)
-        .chain([REST, unwind::STACKS, executables::EXECUTABLES])
+        .chain([REST, unwind::STACKS, executables::EXECUTABLES, alloc::ALLOC])
         .collect();
     if let Some(unknown) = only.iter().find(|name| !names.contains(&name.as_str())) {
         bail!("no workload {unknown}; there are: {}", names.join(", "));

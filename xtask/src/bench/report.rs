@@ -152,6 +152,12 @@ impl Figure {
         ]
     }
 
+    /// What watching allocations does to a program: CPU per operation with over without.
+    pub(crate) fn of_watching(what: String, result: Estimate, null: Estimate, target: Option<f64>) -> Self {
+        let target = target.map(|value| Target { value, high: None });
+        Self::new(what, Unit::Ratio, result, Some(null), target)
+    }
+
     /// A value of the agent itself.
     pub(crate) fn of_agent(what: &str, unit: Unit, result: Estimate, target: f64) -> Self {
         let target = Target {

@@ -77,6 +77,39 @@ fn dd(site: &Site<'_>) -> Result<Running> {
     })
 }
 
+/// A loop that does nothing but allocate.
+pub(crate) fn malloc(site: &Site<'_>) -> Result<Running> {
+    own(site, "malloc")
+}
+
+/// Python that reads JSON: some hundred bytes of small objects a turn.
+pub(crate) fn json(site: &Site<'_>) -> Result<Running> {
+    const SCRIPT: &str = "
+import json, mmap, sys
+file = open(sys.argv[1], 'r+b')
+words = memoryview(mmap.mmap(file.fileno(), 16)).cast('Q')
+text = json.dumps([{'id': i, 'name': 'n' * (i % 50), 'tags': ['a', 'b', str(i)], 'price': i * 1.5, 'text': 'x' * 600} for i in range(20)])
+while True:
+    json.loads(text)
+    words[0] += 1
+";
+    let (script, file) = (site.dir.join("json.py"), site.dir.join("json.progress"));
+    fs::write(&script, SCRIPT)?;
+    fs::write(&file, [0; 16])?;
+    let program = command::find("python3").context("no python3")?;
+    let mut command = pinned(&program, cpus().0, None);
+    command.arg(&script).arg(&file);
+    let process = Process::start(&mut command, &site.dir.join("json.log"))?;
+    wait_for("the first document", || {
+        Ok(progress(&file).ok().filter(|done| done.operations > 0))
+    })?;
+    Ok(Running {
+        measured: vec![process.pid()],
+        processes: vec![process],
+        count: Box::new(move || progress(&file)),
+    })
+}
+
 /// A loop of `tieback-workload`.
 fn own(site: &Site<'_>, kind: &str) -> Result<Running> {
     let file = site.dir.join(format!("{kind}.progress"));

@@ -1,9 +1,9 @@
 //! What is measured: programs under full load that count what they do.
 
-mod loops;
+pub(crate) mod loops;
 mod nginx;
 mod postgres;
-mod redis;
+pub(crate) mod redis;
 
 use super::process::{Process, cpu_ns};
 use anyhow::Result;

@@ -20,7 +20,8 @@ pub(super) const LOAD: Load = Load {
     start,
 };
 
-fn start(site: &Site<'_>) -> Result<Running> {
+/// Starts it.
+pub(crate) fn start(site: &Site<'_>) -> Result<Running> {
     let (server_cpu, client_cpu) = cpus();
     let port = free_port()?;
     let program = command::find("redis-server").context("no redis-server")?;

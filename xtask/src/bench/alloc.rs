@@ -1,0 +1,242 @@
+//! What watching allocations does to the programs that allocate, beside what bpftrace does.
+//!
+//! A program runs at full speed; in each round slices without anything (two, whose ratio tells whether the run can tell anything)
+//! and one with each tool, in random order. A tool is started for its slice and ended after it.
+
+use super::{
+    loads::{Running, Site, loops, redis},
+    process::{Process, free_port, get, wait_for},
+    report::Figure,
+    stats::{Estimate, Random},
+};
+use crate::command;
+use anyhow::{Context as _, Result};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+/// Name for `--only`.
+pub(crate) const ALLOC: &str = "alloc";
+
+/// Length of a slice: some windows of mode `duty`.
+const SLICE: Duration = Duration::from_secs(1);
+/// From when a tool is there to its slice: in mode `duty` windows must have told how much the program allocates.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// What is measured.
+const PROGRAMS: [(&str, &str, Starter); 3] = [
+    ("malloc loop", "allocation", loops::malloc),
+    ("redis", "request", redis::start),
+    ("python json", "document", loops::json),
+];
+
+type Starter = fn(&Site<'_>) -> Result<Running>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Tool {
+    Nothing,
+    /// The same again.
+    Null,
+    /// The agent, which sees growth by code but no allocations.
+    Growth,
+    Duty,
+    Full,
+    /// Counts and bytes of malloc, by the kernel's uprobes.
+    Bpftrace,
+}
+
+impl Tool {
+    const ALL: [Self; 6] = [
+        Self::Nothing,
+        Self::Null,
+        Self::Growth,
+        Self::Duty,
+        Self::Full,
+        Self::Bpftrace,
+    ];
+
+    /// What it is called, and the most that it may make of the CPU time of an operation.
+    fn told(self) -> Option<(&'static str, Option<f64>)> {
+        match self {
+            Self::Nothing | Self::Null => None,
+            Self::Growth => Some(("growth only", Some(1.01))),
+            // One per cent for its windows, one for all else.
+            Self::Duty => Some(("duty", Some(1.02))),
+            Self::Full => Some(("full", None)),
+            Self::Bpftrace => Some(("bpftrace counting malloc", None)),
+        }
+    }
+
+    /// Starts it for a process and returns when it is at work.
+    fn start(self, agent: &Path, dir: &Path, pid: u32) -> Result<Option<Process>> {
+        match self {
+            Self::Nothing | Self::Null => Ok(None),
+            Self::Growth => watch(agent, dir, pid, None).map(Some),
+            Self::Duty => watch(agent, dir, pid, Some("duty")).map(Some),
+            Self::Full => watch(agent, dir, pid, Some("full")).map(Some),
+            Self::Bpftrace => bpftrace(dir, pid).map(Some),
+        }
+    }
+}
+
+/// The figures, and what was left out.
+pub(crate) fn alloc(agent: &Path, site: &Site<'_>, rounds: usize) -> Result<(Vec<Figure>, Vec<String>)> {
+    let needs = ["bpftrace", "redis-server", "redis-benchmark", "python3"];
+    let missing: Vec<&str> = needs
+        .into_iter()
+        .filter(|program| command::find(program).is_none())
+        .collect();
+    if !missing.is_empty() {
+        let line = format!("{ALLOC}: this host has no {}", missing.join(", "));
+        println!("bench: left out, {line}");
+        return Ok((Vec::new(), vec![line]));
+    }
+    let mut figures = Vec::new();
+    for (name, unit, start) in PROGRAMS {
+        let mut load = start(site).with_context(|| format!("start {name}"))?;
+        let measured =
+            measure(agent, site.dir, &mut load, rounds).with_context(|| format!("measure {name}"))?;
+        let ratio = |of: Tool| -> Result<Estimate> {
+            let each: Vec<f64> = measured
+                .iter()
+                .filter_map(|round| {
+                    let base = match of {
+                        Tool::Null => *round.get(&Tool::Nothing)?,
+                        _ => f64::midpoint(*round.get(&Tool::Nothing)?, *round.get(&Tool::Null)?),
+                    };
+                    Some(round.get(&of)? / base)
+                })
+                .collect();
+            Estimate::of(&each).context("no rounds")
+        };
+        let null = ratio(Tool::Null)?;
+        for tool in Tool::ALL {
+            if let Some((told, target)) = tool.told() {
+                let what = format!("{name}, {told}: CPU per {unit}");
+                figures.push(Figure::of_watching(what, ratio(tool)?, null, target));
+            }
+        }
+    }
+    Ok((figures, Vec::new()))
+}
+
+/// CPU nanoseconds of an operation by tool, for each round.
+fn measure(agent: &Path, dir: &Path, load: &mut Running, rounds: usize) -> Result<Vec<BTreeMap<Tool, f64>>> {
+    let mut order = Tool::ALL;
+    let mut random = Random::new(u64::from(std::process::id()));
+    let pid = *load.measured.first().context("nothing to measure")?;
+    let mut all = Vec::new();
+    for _ in 0..rounds.max(1) {
+        random.shuffle(&mut order);
+        let mut round = BTreeMap::new();
+        for tool in order {
+            let running = tool
+                .start(agent, dir, pid)
+                .with_context(|| format!("start {tool:?}"))?;
+            thread::sleep(SETTLE);
+            let before = load.read()?;
+            thread::sleep(SLICE);
+            let after = load.read()?;
+            drop(running);
+            let operations = (after.operations - before.operations).max(1) as f64;
+            round.insert(tool, (after.cpu_ns - before.cpu_ns) as f64 / operations);
+        }
+        all.push(round);
+    }
+    Ok(all)
+}
+
+/// The agent, with a rule that makes the process a service whose allocations it watches.
+fn watch(agent: &Path, dir: &Path, pid: u32, mode: Option<&str>) -> Result<Process> {
+    let exe = fs::read_link(format!("/proc/{pid}/exe")).context("read the program's path")?;
+    let rules = dir.join("alloc.toml");
+    // Whoever else runs this program here is watched, too.
+    let rule = format!(
+        "[[service]]\nexe = {:?}\nname = \"measured\"\n",
+        exe.display().to_string()
+    );
+    fs::write(&rules, rule)?;
+    let port = free_port()?;
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "TERM"])
+        .arg(agent)
+        .args([
+            "agent",
+            "--interval",
+            "1s",
+            "--listen",
+            &format!("127.0.0.1:{port}"),
+        ])
+        .arg("--config")
+        .arg(&rules);
+    if let Some(mode) = mode {
+        // The cost is to be seen, not to be cut off.
+        command.args([
+            "--alloc",
+            &format!("measured={mode}"),
+            "--alloc-slowdown",
+            "10000",
+        ]);
+    }
+    let mut process = Process::start(&mut command, &dir.join("alloc-agent.log"))?;
+    wait_for("the agent to watch", || {
+        process.alive()?;
+        let Ok(text) = get(port, "/api/v1/allocations") else {
+            return Ok(None);
+        };
+        if mode.is_none() {
+            return Ok(get(port, "/readyz").ok().map(drop));
+        }
+        let document: serde_json::Value = serde_json::from_str(&text)?;
+        let from = &document["services"][0]["allocated_from"];
+        Ok((from[0] == "probes").then_some(()))
+    })?;
+    Ok(process)
+}
+
+/// bpftrace, counting what the process allocates.
+fn bpftrace(dir: &Path, pid: u32) -> Result<Process> {
+    let library = allocator(pid)?;
+    let log = dir.join("bpftrace.out");
+    let program = format!(
+        "BEGIN {{ printf(\"begun\\n\"); }} uprobe:{}:malloc {{ @count = count(); @bytes = sum(arg0); }}",
+        library.display()
+    );
+    let bpftrace = command::find("bpftrace").context("no bpftrace")?;
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "TERM"])
+        .arg(bpftrace)
+        .args(["-B", "line", "-p", &pid.to_string(), "-o"])
+        .arg(&log)
+        .args(["-e", &program]);
+    let mut process =
+        Process::start(&mut command, &dir.join("bpftrace.log"))?.ended_by(rustix::process::Signal::INT);
+    wait_for("bpftrace", || {
+        process.alive()?;
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        Ok(text.contains("begun").then_some(()))
+    })?;
+    fs::remove_file(&log)?;
+    Ok(process)
+}
+
+/// The library that has the process's malloc: an allocator of its own, else the C library.
+fn allocator(pid: u32) -> Result<PathBuf> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let files = || {
+        maps.lines()
+            .filter_map(|line| line.split_ascii_whitespace().nth(5))
+    };
+    ["libjemalloc", "libc.so", "libc-"]
+        .into_iter()
+        .find_map(|name| files().find(|path| path.contains(name)))
+        .map(PathBuf::from)
+        .context("no library with malloc")
+}
