@@ -205,7 +205,7 @@ fn bpftrace(dir: &Path, pid: u32) -> Result<Process> {
     let library = allocator(pid)?;
     let log = dir.join("bpftrace.out");
     let program = format!(
-        "BEGIN {{ printf(\"begun\\n\"); }} uprobe:{}:malloc {{ @count = count(); @bytes = sum(arg0); }}",
+        "BEGIN {{ printf(\"begun\\n\"); }} uprobe:{}:malloc /pid == {pid}/ {{ @count = count(); @bytes = sum(arg0); }}",
         library.display()
     );
     let bpftrace = command::find("bpftrace").context("no bpftrace")?;
@@ -213,7 +213,8 @@ fn bpftrace(dir: &Path, pid: u32) -> Result<Process> {
     command
         .args(["--pdeathsig", "TERM"])
         .arg(bpftrace)
-        .args(["-B", "line", "-p", &pid.to_string(), "-o"])
+        // Without a buffer, so that its first word tells when it is at work; of its own, -p holds for other probes only.
+        .args(["-B", "none", "-o"])
         .arg(&log)
         .args(["-e", &program]);
     let mut process =

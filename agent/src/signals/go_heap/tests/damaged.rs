@@ -44,9 +44,17 @@ fn pages(host: &Host, pid: u32, layout: &Layout) -> Vec<(u64, Vec<u8>)> {
         u64::from_le_bytes(bytes)
     };
     let bias = host.entry(pid).unwrap().wrapping_sub(layout.entry);
-    let variables = [layout.version, layout.rate, layout.buckets, layout.cycle];
+    let variables = [
+        layout.version,
+        layout.rate,
+        layout.buckets,
+        layout.cycle,
+        layout.began,
+        layout.left_out,
+    ];
     let mut addresses: Vec<u64> = variables
         .iter()
+        .filter(|address| **address != 0)
         .map(|address| address.wrapping_add(bias))
         .collect();
     addresses.push(word(addresses[0]));
@@ -131,12 +139,13 @@ fn a_list_that_leads_back_has_an_end() {
     let auxv = [9u64, 0].map(u64::to_le_bytes).concat();
     let host = host(dir.path(), &copy, &auxv, exe);
     let layout = Layout {
-        id: host.executable(7).unwrap().id(),
         entry: 0,
         buckets: 0x1210,
         cycle: 0x1208,
         rate: 0x1200,
         version: 0x1000,
+        began: 0,
+        left_out: 0,
     };
     let bounds = Bounds {
         bytes: 20 << 20,
@@ -156,6 +165,7 @@ VARIABLE("runtime.mbuckets");
 VARIABLE("runtime.mProfCycle");
 VARIABLE("runtime.MemProfileRate");
 VARIABLE("runtime.buildVersion");
+__asm__(".section .gopclntab, \"a\"\n.quad 1\n.text");
 int main(void) { return 0; }
 "#;
 
@@ -195,7 +205,7 @@ fn damaged_executables_have_a_layout_or_none() {
             put.write_all_at(damaged, 0).unwrap();
             match Layout::find(&host, 7) {
                 Ok(layout) => layout.buckets != 0,
-                Err(Refused::NoSymbols | Refused::Io(_)) => false,
+                Err(Refused::NotGo | Refused::NoSymbols | Refused::Io(_)) => false,
                 Err(other) => panic!("{other}"),
             }
         },
