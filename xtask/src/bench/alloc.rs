@@ -203,9 +203,8 @@ fn watch(agent: &Path, dir: &Path, pid: u32, mode: Option<&str>) -> Result<Proce
 /// bpftrace, counting what the process allocates.
 fn bpftrace(dir: &Path, pid: u32) -> Result<Process> {
     let library = allocator(pid)?;
-    let log = dir.join("bpftrace.out");
     let program = format!(
-        "BEGIN {{ printf(\"begun\\n\"); }} uprobe:{}:malloc /pid == {pid}/ {{ @count = count(); @bytes = sum(arg0); }}",
+        "uprobe:{}:malloc /pid == {pid}/ {{ @count = count(); @bytes = sum(arg0); }}",
         library.display()
     );
     let bpftrace = command::find("bpftrace").context("no bpftrace")?;
@@ -213,18 +212,19 @@ fn bpftrace(dir: &Path, pid: u32) -> Result<Process> {
     command
         .args(["--pdeathsig", "TERM"])
         .arg(bpftrace)
-        // Without a buffer, so that its first word tells when it is at work; of its own, -p holds for other probes only.
-        .args(["-B", "none", "-o"])
-        .arg(&log)
         .args(["-e", &program]);
     let mut process =
         Process::start(&mut command, &dir.join("bpftrace.log"))?.ended_by(rustix::process::Signal::INT);
+    // What it prints comes late; a probe that is attached is an event of perf.
+    let files = format!("/proc/{}/fd", process.pid());
     wait_for("bpftrace", || {
         process.alive()?;
-        let text = fs::read_to_string(&log).unwrap_or_default();
-        Ok(text.contains("begun").then_some(()))
+        let attached = fs::read_dir(&files)?
+            .flatten()
+            .filter_map(|file| fs::read_link(file.path()).ok())
+            .any(|target| target.to_string_lossy().contains("perf_event"));
+        Ok(attached.then_some(()))
     })?;
-    fs::remove_file(&log)?;
     Ok(process)
 }
 
