@@ -93,7 +93,7 @@ while True:
     json.loads(text)
     words[0] += 1
 ";
-    let (script, file) = (site.dir.join("json.py"), site.dir.join("json.progress"));
+    let (script, file) = (site.dir.join("documents.py"), site.dir.join("json.progress"));
     fs::write(&script, SCRIPT)?;
     fs::write(&file, [0; 16])?;
     let program = command::find("python3").context("no python3")?;
