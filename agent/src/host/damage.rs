@@ -4,7 +4,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind, set_hook, take_hook};
+use std::sync::Once;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -106,6 +107,27 @@ impl Ends {
     }
 }
 
+thread_local! {
+    static DAMAGED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Panics of other people's readers, which are caught, are told by one line on this thread: a backtrace, where one is wanted,
+/// takes sixty megabytes for the names of its frames.
+fn without_backtraces() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = take_hook();
+        set_hook(Box::new(move |panic| {
+            if DAMAGED.get() {
+                eprintln!("{panic}");
+            } else {
+                usual(panic);
+            }
+        }));
+    });
+    DAMAGED.set(true);
+}
+
 /// Gives damaged copies of good bytes to a reader, which says whether it made something of them. It does not panic, and it needs
 /// no more than it may.
 pub(crate) fn harmless(
@@ -115,6 +137,7 @@ pub(crate) fn harmless(
     bounds: Bounds,
     mut reader: impl FnMut(&[u8]) -> bool,
 ) -> Ends {
+    without_backtraces();
     let mut ends = Ends { read: 0, refused: 0 };
     let (mut most, mut calls, mut longest) = (0, 0, Duration::ZERO);
     for (round, mut random) in rounds(usual).enumerate() {

@@ -1,16 +1,21 @@
-//! The functions of an executable, and the rows of their call frame information in one order.
+//! The functions of an executable: where each is, and what says its rows.
+//!
+//! Rows are decoded when the table is packed, function by function in the order of their addresses: those of a browser, all at
+//! once, would take tens of megabytes for a moment.
+
+use std::ops::Range;
 
 use agent_ebpf::wire::unwind::{
     CFA_AT_SP, CFA_END, CFA_SP, FP_AT_SP, FP_SAME, RA_AT_CFA, RA_AT_SP, RULE_SIGNAL, Rule,
 };
-use gimli::{BaseAddresses, CieOrFde, EndianSlice, LittleEndian, UnwindContext, UnwindSection};
+use gimli::{BaseAddresses, CieOrFde, UnwindOffset, UnwindSection};
 
 use super::super::cpu_time::CpuTime;
-use super::cfi::rule;
 use super::code::Understood;
+use super::entries::{Bytes, Clock, Decoder, EACH_COSTS, Sections};
+use super::merge::Merge;
 use super::rules::{NONE, Rules, UNSUPPORTED};
-
-type Bytes<'a> = EndianSlice<'a, LittleEndian>;
+use super::table::Table;
 
 /// From an address on, a rule holds. Eight bytes, because a browser has millions: the address above, the rule in the low bits,
 /// so that rows are in the order of their addresses.
@@ -57,92 +62,95 @@ pub(super) enum Stopped {
     TooSlow,
 }
 
-/// Bytes of call frame information that are read between two looks at the clock.
-const BETWEEN_LOOKS: usize = 256 << 10;
-/// What an entry costs beside its bytes, in bytes.
-const EACH_COSTS: usize = 1 << 10;
-
-/// Rows of one function.
+/// One function.
+#[derive(Clone, Copy)]
 struct Function {
     start: u64,
-    end: u64,
-    rows: std::ops::Range<usize>,
+    size: u32,
+    /// An offset in `.eh_frame`; with [`DEBUG`], one in `.debug_frame`; with [`KEPT`], where its rows are in [`Functions::kept`].
+    from: u32,
+}
+
+const DEBUG: u32 = 1 << 31;
+const KEPT: u32 = 1 << 30;
+
+impl Function {
+    fn end(self) -> u64 {
+        self.start + u64::from(self.size)
+    }
+}
+
+/// How much work and memory a file may cost.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    /// Rows, and functions.
+    pub(super) rows: usize,
+    /// CPU time.
+    pub(super) until: CpuTime,
 }
 
 /// All functions of an executable.
 #[derive(Default)]
 pub(super) struct Functions {
     functions: Vec<Function>,
+    /// Rows of functions that no section describes.
     rows: Vec<Row>,
+    /// Where in `rows` those of each such function are.
+    kept: Vec<Range<u32>>,
     pub(super) found: Found,
 }
 
 impl Functions {
-    /// Reads those of a section. More than so many rows, or more time, are an error: a crafted file is not to take all memory,
-    /// nor for ever.
-    pub(super) fn read<'a, S>(
+    /// Finds those of the sections. More than the limits is an error: a crafted file is not to take all memory, nor for ever.
+    pub(super) fn read(&mut self, sections: &Sections<'_>, limits: Limits) -> Result<(), Stopped> {
+        if let Some((section, bases)) = &sections.eh {
+            self.find(section, bases, 0, limits)?;
+        }
+        // Start-up code has `.eh_frame` also where the program itself has the other, so the one does not rule out the other.
+        if let Some((section, bases)) = &sections.debug {
+            self.find(section, bases, DEBUG, limits)?;
+        }
+        Ok(())
+    }
+
+    fn find<'a, S>(
         &mut self,
         section: &S,
         bases: &BaseAddresses,
-        rules: &mut Rules,
-        (max, until): (usize, CpuTime),
+        mark: u32,
+        limits: Limits,
     ) -> Result<(), Stopped>
     where
         S: UnwindSection<Bytes<'a>>,
-        S::Offset: gimli::UnwindOffset<usize>,
+        S::Offset: UnwindOffset<usize>,
     {
-        let mut context = UnwindContext::new();
         let mut entries = section.entries(bases);
-        let mut read = 0;
+        let mut clock = Clock::new(limits.until);
         while let Some(entry) = entries.next().map_err(|_| Stopped::Broken)? {
-            read += EACH_COSTS;
-            if read > BETWEEN_LOOKS {
-                read = 0;
-                if CpuTime::now() > until {
-                    return Err(Stopped::TooSlow);
-                }
-            }
+            clock.passed(EACH_COSTS)?;
             let CieOrFde::Fde(partial) = entry else { continue };
             let Ok(fde) = partial.parse(S::cie_from_offset) else {
                 self.found.broken += 1;
                 continue;
             };
             // What all functions share is read again for each of them.
-            read += fde.entry_len() + fde.cie().entry_len();
-            let from = self.rows.len();
-            let flags = if fde.is_signal_trampoline() {
-                RULE_SIGNAL
-            } else {
-                0
-            };
-            let encoding = fde.cie().encoding();
-            let whole = (|| {
-                let mut table = fde.rows(section, bases, &mut context)?;
-                while let Some(row) = table.next_row()? {
-                    let mut rule = rule(section, encoding, row);
-                    rule.flags |= flags;
-                    self.found.unsupported += u64::from(rule.cfa == UNSUPPORTED.cfa);
-                    self.rows.push(Row::new(row.start_address(), rules.number(rule)));
-                    if self.rows.len() > max {
-                        return Ok(false);
-                    }
-                }
-                Ok::<_, gimli::Error>(true)
-            })();
-            match whole {
-                Ok(true) if fde.initial_address() < fde.end_address() && fde.end_address() < Row::END => {
+            clock.passed(fde.cie().entry_len())?;
+            let (start, end) = (fde.initial_address(), fde.end_address());
+            let size = end.checked_sub(start).and_then(|size| u32::try_from(size).ok());
+            let from = u32::try_from(fde.offset()).ok().filter(|offset| *offset < KEPT);
+            match size.zip(from) {
+                Some((size, from)) if size > 0 && end < Row::END => {
                     self.found.functions += 1;
                     self.functions.push(Function {
-                        start: fde.initial_address(),
-                        end: fde.end_address(),
-                        rows: from..self.rows.len(),
+                        start,
+                        size,
+                        from: from | mark,
                     });
                 }
-                Ok(false) => return Err(Stopped::TooMany),
-                _ => {
-                    self.rows.truncate(from);
-                    self.found.broken += 1;
-                }
+                _ => self.found.broken += 1,
+            }
+            if self.functions.len() > limits.rows {
+                return Err(Stopped::TooMany);
             }
         }
         Ok(())
@@ -175,7 +183,7 @@ impl Functions {
     /// Adds a function of Go's with the depths of its frame, each from an address on. More than `max` rows in all are an error.
     pub(super) fn of_go(
         &mut self,
-        range: std::ops::Range<u64>,
+        range: Range<u64>,
         depths: &mut dyn Iterator<Item = (u64, i64)>,
         rules: &mut Rules,
         max: usize,
@@ -205,34 +213,19 @@ impl Functions {
             }
         }
         if self.rows.len() > from {
-            self.found.functions += 1;
-            self.functions.push(Function {
-                start: range.start,
-                end: range.end,
-                rows: from..self.rows.len(),
-            });
+            self.keep(range, from);
         }
         Ok(())
     }
 
-    /// Stretches of a range that no function covers.
-    pub(super) fn gaps(&mut self, range: std::ops::Range<u64>) -> Vec<std::ops::Range<u64>> {
+    /// Stretches of a range that no function covers, of those functions that are known now.
+    pub(super) fn gaps(&mut self, range: Range<u64>) -> Gaps {
         self.functions.sort_by_key(|function| function.start);
-        let mut gaps = Vec::new();
-        let mut at = range.start;
-        for function in &self.functions {
-            if function.start >= range.end {
-                break;
-            }
-            if function.start > at {
-                gaps.push(at..function.start);
-            }
-            at = at.max(function.end);
+        Gaps {
+            next: 0,
+            sorted: self.functions.len(),
+            left: range,
         }
-        if at < range.end {
-            gaps.push(at..range.end);
-        }
-        gaps
     }
 
     /// Adds a function whose instructions were understood.
@@ -243,130 +236,95 @@ impl Functions {
         let from = self.rows.len();
         let row = |(address, rule): &(u64, Rule)| Row::new(*address, rules.number(*rule));
         self.rows.extend(function.rows.iter().map(row));
-        self.found.functions += 1;
-        self.functions.push(Function {
-            start: function.start,
-            end: function.end,
-            rows: from..self.rows.len(),
-        });
+        self.keep(function.start..function.end, from);
     }
 
     fn add(&mut self, address: u64, size: u64, rule: u16) {
         if address >= Row::END {
             return;
         }
-        let rows = self.rows.len()..self.rows.len() + 1;
+        let from = self.rows.len();
         self.rows.push(Row::new(address, rule));
-        self.functions.push(Function {
-            start: address,
-            end: (address + size).min(Row::END - 1),
-            rows,
-        });
+        self.keep(address..(address + size).min(Row::END - 1), from);
+        // Only what the file itself describes is counted.
+        self.found.functions -= 1;
     }
 
-    /// The rows of all of them, in the order of their addresses and each address once; where no function is, a row says so.
-    pub(super) fn rows(mut self) -> Vec<Row> {
+    /// Adds a function whose rows are those from there on.
+    fn keep(&mut self, range: Range<u64>, from: usize) {
+        let place = u32::try_from(from).ok().zip(u32::try_from(self.rows.len()).ok());
+        let index = u32::try_from(self.kept.len()).ok().filter(|index| *index < KEPT);
+        let size = u32::try_from(range.end.saturating_sub(range.start)).unwrap_or(u32::MAX);
+        self.found.functions += 1;
+        if let Some(((from, to), index)) = place.zip(index) {
+            self.kept.push(from..to);
+            self.functions.push(Function {
+                start: range.start,
+                size,
+                from: index | KEPT,
+            });
+        }
+    }
+
+    /// The table of all of them, and what was found on the way; `None` where it would have more pages than there can be.
+    pub(super) fn table(
+        mut self,
+        sections: &Sections<'_>,
+        rules: &mut Rules,
+        limits: Limits,
+    ) -> Result<(Option<Table>, Found), Stopped> {
         self.functions.sort_by_key(|function| function.start);
-        merge(&self.functions, &self.rows)
+        let mut merge = Merge::default();
+        let mut decoder = Decoder::new(rules, limits, self.found);
+        for function in &self.functions {
+            if function.end() <= merge.end() {
+                continue;
+            }
+            let at = (function.from & (KEPT - 1)) as usize;
+            let rows = if function.from & DEBUG != 0 {
+                decoder.rows_of(sections.debug.as_ref(), at)?
+            } else if function.from & KEPT != 0 {
+                let kept = self
+                    .kept
+                    .get(at)
+                    .map(|kept| kept.start as usize..kept.end as usize);
+                kept.and_then(|kept| self.rows.get(kept))
+            } else {
+                decoder.rows_of(sections.eh.as_ref(), at)?
+            };
+            if let Some(rows) = rows
+                && merge.function(function.start..function.end(), rows).is_none()
+            {
+                return Ok((None, decoder.found));
+            }
+        }
+        Ok((merge.finish(), decoder.found))
     }
 }
 
-/// One sorted list of rows: functions that overlap (a linker may fold identical ones) keep the first one's rows.
-fn merge(functions: &[Function], all: &[Row]) -> Vec<Row> {
-    let mut merged: Vec<Row> = Vec::with_capacity(all.len());
-    let mut end = 0;
-    for function in functions {
-        if function.end <= end {
-            continue;
-        }
-        if function.start > end && !merged.is_empty() {
-            push(&mut merged, Row::new(end, 0));
-        }
-        let from = end.max(function.start);
-        let rows = &all[function.rows.clone()];
-        // The rule in force where the previous function ended, then those after it.
-        let started = rows.partition_point(|row| row.address() <= from);
-        if let Some(first) = started.checked_sub(1).and_then(|at| rows.get(at)) {
-            push(&mut merged, Row::new(from, first.rule()));
-        }
-        for row in rows[started..].iter().filter(|row| row.address() < function.end) {
-            push(&mut merged, *row);
-        }
-        end = function.end;
-    }
-    if !merged.is_empty() {
-        push(&mut merged, Row::new(end, 0));
-    }
-    merged
+/// The stretches between functions, one after the other: a large file has very many.
+pub(super) struct Gaps {
+    next: usize,
+    sorted: usize,
+    left: Range<u64>,
 }
 
-fn push(rows: &mut Vec<Row>, row: Row) {
-    match rows.last_mut() {
-        Some(last) if last.rule() == row.rule() => {}
-        Some(last) if last.address() >= row.address() => *last = Row::new(last.address(), row.rule()),
-        _ => rows.push(row),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn function(start: u64, end: u64, rows: std::ops::Range<usize>) -> Function {
-        Function { start, end, rows }
-    }
-
-    fn row(address: u64, rule: u16) -> Row {
-        Row::new(address, rule)
-    }
-
-    #[test]
-    fn gaps_have_no_rule_and_neighbours_share_a_row() {
-        let all = [
-            row(0x10, 2),
-            row(0x14, 3),
-            row(0x20, 3),
-            row(0x28, 2),
-            row(0x40, 2),
-        ];
-        let functions = [
-            function(0x10, 0x20, 0..2),
-            function(0x20, 0x30, 2..4),
-            function(0x40, 0x50, 4..5),
-        ];
-        let merged = merge(&functions, &all);
-        assert_eq!(
-            merged,
-            [
-                row(0x10, 2),
-                row(0x14, 3),
-                row(0x28, 2),
-                row(0x30, 0),
-                row(0x40, 2),
-                row(0x50, 0)
-            ]
-        );
-    }
-
-    #[test]
-    fn of_overlapping_functions_the_first_counts() {
-        let all = [
-            row(0x10, 2),
-            row(0x18, 3),
-            row(0x14, 4),
-            row(0x1c, 5),
-            row(0x24, 6),
-        ];
-        let functions = [function(0x10, 0x20, 0..2), function(0x14, 0x30, 2..5)];
-        assert_eq!(
-            merge(&functions, &all),
-            [
-                row(0x10, 2),
-                row(0x18, 3),
-                row(0x20, 5),
-                row(0x24, 6),
-                row(0x30, 0)
-            ]
-        );
+impl Gaps {
+    /// The next one. Functions that were added since are not looked at.
+    pub(super) fn next(&mut self, functions: &Functions) -> Option<Range<u64>> {
+        let known = functions.functions.get(..self.sorted)?;
+        while let Some(function) = known.get(self.next) {
+            if function.start >= self.left.end {
+                break;
+            }
+            self.next += 1;
+            let gap = self.left.start..function.start;
+            self.left.start = self.left.start.max(function.end());
+            if !gap.is_empty() {
+                return Some(gap);
+            }
+        }
+        let last = std::mem::replace(&mut self.left.start, self.left.end)..self.left.end;
+        (!last.is_empty()).then_some(last)
     }
 }

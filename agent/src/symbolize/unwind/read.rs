@@ -1,32 +1,26 @@
 //! The sections of an ELF file that hold call frame information. The file belongs to somebody else: every size is bounded.
 
-use std::borrow::Cow;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use gimli::{BaseAddresses, DebugFrame, EhFrame, EndianSlice, LittleEndian};
 use object::elf::{self, FileHeader64};
-use object::read::elf::{ElfFile, ProgramHeader as _};
-use object::{LittleEndian as Little, Object as _, ObjectSection as _, ObjectSymbol as _, ReadRef};
+use object::read::elf::ElfFile;
+use object::{LittleEndian as Little, Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use super::super::cpu_time::CpuTime;
 use super::super::go::GoTable;
 use super::super::headers::Headers;
 use super::code;
-use super::functions::{Functions, Stopped};
+use super::frames::Frames;
+use super::functions::{Functions, Limits, Stopped};
 use super::rules::Rules;
 use super::table::Table;
 use crate::host::Limited;
 
 /// Bytes of a file that are read at most: what a table is made from, and the symbols. Chromium's call frame information is 30 MB.
 const MAX_READ: u64 = 96 << 20;
-/// Largest section after unpacking.
-const MAX_SECTION: u64 = 64 << 20;
-/// By how much a section grows at most when it is unpacked: call frame information packs to a fifth, and memory is taken for what a
-/// section claims.
-const MAX_GROWTH: u64 = 100;
 /// Largest table of Go's that is read; that of Kubernetes is about 20 MB.
 const MAX_GO: u64 = 48 << 20;
 /// Symbols that are looked at for where functions begin.
@@ -83,7 +77,7 @@ pub struct Built {
     pub took: Duration,
 }
 
-type Elf<'a> = ElfFile<'a, FileHeader64<Little>, &'a Limited<'a>>;
+pub(super) type Elf<'a> = ElfFile<'a, FileHeader64<Little>, &'a Limited<'a>>;
 
 /// Builds the table of an executable, in so much CPU time at most.
 pub fn build(file: &File, rules: &mut Rules, most: Duration) -> Result<Built, Refused> {
@@ -96,14 +90,20 @@ pub fn build(file: &File, rules: &mut Rules, most: Duration) -> Result<Built, Re
 }
 
 fn make(file: &File, rules: &mut Rules, until: CpuTime) -> Result<Built, Refused> {
-    let functions = collect(file, rules, until)?;
-    let found = functions.found;
-    // What was read is let go by now: for large files, each of the two takes tens of megabytes.
-    let rows = functions.rows();
-    if rows.is_empty() {
+    let limits = Limits {
+        rows: MAX_ROWS,
+        until,
+    };
+    let kept = Limited::new(file, MAX_READ);
+    // Symbols and what else was read besides is let go before the rows are decoded.
+    let (frames, functions) = collect(file, &kept, rules, limits)?;
+    let (table, found) = functions
+        .table(&frames.sections(), rules, limits)
+        .map_err(refused)?;
+    let table = table.ok_or(Refused::TooLarge)?;
+    if table.pages.is_empty() {
         return Err(Refused::NoInformation);
     }
-    let table = Table::pack(&rows).ok_or(Refused::TooLarge)?;
     Ok(Built {
         functions: found.functions,
         broken: found.broken,
@@ -113,44 +113,45 @@ fn make(file: &File, rules: &mut Rules, until: CpuTime) -> Result<Built, Refused
     })
 }
 
-fn collect(file: &File, rules: &mut Rules, until: CpuTime) -> Result<Functions, Refused> {
+fn collect<'a>(
+    file: &File,
+    kept: &'a Limited<'a>,
+    rules: &mut Rules,
+    limits: Limits,
+) -> Result<(Frames<'a>, Functions), Refused> {
     let limited = Limited::new(file, MAX_READ);
-    let malformed = |limited: &Limited<'_>| {
-        if limited.is_over() {
+    let malformed = || {
+        if limited.is_over() || kept.is_over() {
             Refused::TooLarge
         } else {
             Refused::Malformed
         }
     };
-    let elf = Elf::parse(&limited).map_err(|_| malformed(&limited))?;
+    let elf = Elf::parse(&limited).map_err(|_| malformed())?;
     if elf.elf_header().e_machine.get(Little) != elf::EM_X86_64 {
         return Err(Refused::Machine);
     }
-    let mut functions = functions(file, &elf, &limited, rules, until).map_err(|why| match why {
-        Refused::Malformed => malformed(&limited),
+    let found = Frames::read(&elf, kept).and_then(|frames| {
+        let functions = functions(file, &elf, &frames, rules, limits)?;
+        Ok((frames, functions))
+    });
+    let (frames, mut functions) = found.map_err(|why| match why {
+        Refused::Malformed => malformed(),
         why => why,
     })?;
-    if is_go(&elf) && elf.section_by_name(".debug_frame").is_none() {
-        by_go_table(file, &elf, &mut functions, rules, until)?;
+    if is_go(&elf) && frames.debug_frame.is_none() {
+        by_go_table(file, &elf, &mut functions, rules, limits.until)?;
     }
-    Ok(functions)
+    Ok((frames, functions))
 }
 
-fn functions<'a>(
+fn functions(
     file: &File,
-    elf: &Elf<'a>,
-    limited: &'a Limited<'a>,
+    elf: &Elf<'_>,
+    frames: &Frames<'_>,
     rules: &mut Rules,
-    until: CpuTime,
+    limits: Limits,
 ) -> Result<Functions, Refused> {
-    let mut bases = BaseAddresses::default();
-    for section in elf.sections() {
-        match section.name() {
-            Ok(".text") => bases = bases.set_text(section.address()),
-            Ok(".got") => bases = bases.set_got(section.address()),
-            _ => {}
-        }
-    }
     let mut functions = Functions::default();
     if is_go(elf) {
         for symbol in elf.symbols() {
@@ -159,32 +160,12 @@ fn functions<'a>(
             of_go(file, elf, name, address, size, &mut functions, rules);
         }
     }
-    let eh_frame = match elf.section_by_name(".eh_frame") {
-        Some(section) => Some((section.address(), contents(&section)?)),
-        None => without_sections(elf, limited).map(|(address, data)| (address, Cow::Borrowed(data))),
-    };
-    if let Some((address, data)) = eh_frame {
-        let mut frame = EhFrame::from(EndianSlice::new(&data, LittleEndian));
-        frame.set_address_size(8);
-        let bases = bases.clone().set_eh_frame(address);
-        functions
-            .read(&frame, &bases, rules, (MAX_ROWS, until))
-            .map_err(refused)?;
-    }
-    // Start-up code has `.eh_frame` also where the program itself has the other, so the one does not rule out the other.
-    if let Some(section) = elf.section_by_name(".debug_frame") {
-        let data = contents(&section)?;
-        let mut frame = DebugFrame::from(EndianSlice::new(&data, LittleEndian));
-        frame.set_address_size(8);
-        functions
-            .read(&frame, &bases, rules, (MAX_ROWS, until))
-            .map_err(refused)?;
-    }
+    functions.read(&frames.sections(), limits).map_err(refused)?;
     // Go has many functions that say nothing here, but keep frame pointers.
     if !is_go(elf) {
-        from_code(file, elf, &mut functions, rules, until);
+        from_code(file, elf, &mut functions, rules, limits.until);
     }
-    if CpuTime::now() > until {
+    if CpuTime::now() > limits.until {
         return Err(Refused::TooSlow);
     }
     Ok(functions)
@@ -209,7 +190,9 @@ fn from_code(file: &File, elf: &Elf<'_>, functions: &mut Functions, rules: &mut 
         if sh_flags & u64::from(elf::SHF_EXECINSTR) == 0 {
             continue;
         }
-        for gap in functions.gaps(section.address()..section.address().saturating_add(section.size())) {
+        let range = section.address()..section.address().saturating_add(section.size());
+        let mut gaps = functions.gaps(range);
+        while let Some(gap) = gaps.next(functions) {
             let size = gap.end - gap.start;
             if size > left || CpuTime::now() > until {
                 return;
@@ -252,50 +235,6 @@ fn refused(stopped: Stopped) -> Refused {
         Stopped::TooMany => Refused::TooLarge,
         Stopped::TooSlow => Refused::TooSlow,
     }
-}
-
-/// What a section holds; linkers may compress what starts with `.debug`.
-fn contents<'a>(section: &impl object::ObjectSection<'a>) -> Result<Cow<'a, [u8]>, Refused> {
-    let data = section.compressed_data().map_err(|_| Refused::Malformed)?;
-    let most = MAX_GROWTH.saturating_mul(data.data.len() as u64).min(MAX_SECTION);
-    if section.size() > MAX_SECTION || data.uncompressed_size > most {
-        return Err(Refused::TooLarge);
-    }
-    data.decompress().map_err(|_| Refused::Malformed)
-}
-
-/// `.eh_frame` of a file without section headers: its index is a segment of its own (`PT_GNU_EH_FRAME`; LSB 5.0, 10.6.2) and
-/// begins with a pointer to it.
-fn without_sections<'a>(elf: &Elf<'a>, limited: &'a Limited<'a>) -> Option<(u64, &'a [u8])> {
-    let segments = elf.elf_program_headers();
-    let index = segments
-        .iter()
-        .find(|segment| segment.p_type(Little) == elf::PT_GNU_EH_FRAME)?;
-    let (offset, address) = (index.p_offset(Little), index.p_vaddr(Little));
-    let head: [u8; 8] = limited.read_bytes_at(offset, 8).ok()?.try_into().ok()?;
-    // Version 1, and the encoding that every linker uses: relative to itself, four signed bytes.
-    if head[..2] != [1, 0x1b] {
-        return None;
-    }
-    let relative = i32::from_le_bytes([head[4], head[5], head[6], head[7]]);
-    let frame = address.checked_add(4)?.checked_add_signed(i64::from(relative))?;
-    let inside = |segment: &&elf::ProgramHeader64<Little>| {
-        segment.p_type(Little) == elf::PT_LOAD
-            && frame
-                .checked_sub(segment.p_vaddr(Little))
-                .is_some_and(|at| at < segment.p_filesz(Little))
-    };
-    let segment = segments.iter().find(inside)?;
-    let at = frame - segment.p_vaddr(Little);
-    // To the end of its segment: a zero length ends the section before.
-    let size = segment.p_filesz(Little).checked_sub(at)?;
-    if size > MAX_SECTION {
-        return None;
-    }
-    let data = limited
-        .read_bytes_at(segment.p_offset(Little).checked_add(at)?, size)
-        .ok()?;
-    Some((frame, data))
 }
 
 fn is_go(elf: &Elf<'_>) -> bool {

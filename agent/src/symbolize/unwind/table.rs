@@ -31,35 +31,9 @@ impl Table {
     /// Packs rows that are sorted by address; `None` where the code has more pages than there can be, in which two functions at
     /// the two ends of the address space suffice, or a row for each byte.
     pub(super) fn pack(rows: &[Row]) -> Option<Self> {
-        let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
-            return Some(Self::default());
-        };
-        let base = first.address() & !(PAGE - 1);
-        let pages = (last.address() - base) / PAGE + 1;
-        if pages > u64::from(MAX_PAGES) {
-            return None;
-        }
-        let mut table = Self {
-            base,
-            pages: Vec::with_capacity(pages as usize),
-            starts: vec![0],
-            // Most pages of real code have rows; of code with holes no more than there are rows.
-            words: Vec::with_capacity(
-                rows.len() + rows.len().min(pages as usize) * (PAGE_HEAD as usize + 32),
-            ),
-            refused: 0,
-        };
-        let (mut rest, mut rule) = (rows, 0);
-        for number in 0..pages {
-            let start = base + number * PAGE;
-            let (inside, after) = rest.split_at(rest.partition_point(|row| row.address() < start + PAGE));
-            let page = table.push(start, inside, rule)?;
-            table.pages.push(page);
-            table.starts.push(u32::try_from(table.words.len()).ok()?);
-            rule = inside.last().map_or(rule, |row| row.rule());
-            rest = after;
-        }
-        Some(table)
+        let mut packer = Packer::default();
+        rows.iter().try_for_each(|row| packer.add(*row))?;
+        packer.finish()
     }
 
     /// The page of code that begins at an address, with the rule in force there unless a row says another.
@@ -133,6 +107,59 @@ impl Table {
             return u16::try_from(page.first).ok();
         }
         find(self.words(number..number + 1), page.rules, at as u16)
+    }
+}
+
+/// Packs rows as they come, sorted by address: no more than those of a page are held.
+#[derive(Default)]
+pub(super) struct Packer {
+    table: Table,
+    /// Rows of the last page.
+    rows: Vec<Row>,
+    /// The rule in force where it begins.
+    rule: u16,
+}
+
+impl Packer {
+    /// Adds the next row; `None` as [`Table::pack`].
+    pub(super) fn add(&mut self, row: Row) -> Option<()> {
+        if self.table.starts.is_empty() {
+            self.table.starts.push(0);
+            self.table.base = row.address() & !(PAGE - 1);
+        }
+        let page = (row.address() - self.table.base) / PAGE;
+        if page >= u64::from(MAX_PAGES) {
+            return None;
+        }
+        while (self.table.pages.len() as u64) < page {
+            self.page()?;
+        }
+        self.rows.push(row);
+        Some(())
+    }
+
+    /// The page is whole.
+    fn page(&mut self) -> Option<()> {
+        let table = &mut self.table;
+        let start = table.base + table.pages.len() as u64 * PAGE;
+        let page = table.push(start, &self.rows, self.rule)?;
+        table.pages.push(page);
+        table.starts.push(u32::try_from(table.words.len()).ok()?);
+        self.rule = self.rows.last().map_or(self.rule, |row| row.rule());
+        self.rows.clear();
+        Some(())
+    }
+
+    /// The table.
+    pub(super) fn finish(mut self) -> Option<Table> {
+        if !self.rows.is_empty() {
+            self.page()?;
+        }
+        let table = &mut self.table;
+        table.words.shrink_to_fit();
+        table.pages.shrink_to_fit();
+        table.starts.shrink_to_fit();
+        Some(self.table)
     }
 }
 
