@@ -30,7 +30,7 @@ fn seconds() -> Result<(String, f64)> {
 /// Shares by code of a program that pauses, at some 20 thousand allocations a second, and of one that does nothing but allocate, at
 /// some ten millions.
 #[test]
-#[ignore = "known to fail: at 20 thousand a second `middle` was 5 points short in 20 s; to be run by hand until the cause is found"]
+#[ignore = "known to fail: at 20 thousand a second shares are 5 points off in 20 s and 3 in 60 s, up to six of the errors expected, for an unknown cause; run it by hand: cargo xtask test kernel -- --ignored alloc_rates::windows"]
 fn windows_tell_shares_by_code_whatever_the_rate() -> Result<()> {
     let (length, seconds) = seconds()?;
     for (name, plan) in [
@@ -97,7 +97,7 @@ fn cpu(pid: u32) -> Result<f64> {
 
 /// At ten million allocations a second all the time is too much: it is given up, that is said, and the program is as fast as before.
 #[test]
-#[ignore = "known to fail: the slowdown is estimated by calibrated costs, as 2 in one run and 18 in another of a loop that took 51 times its time"]
+#[ignore = "known to fail: the slowdown is estimated by calibrated costs, as 2 in one run and 18 in another of a loop that took some 50 times its time; run it by hand: cargo xtask test kernel -- --ignored alloc_rates::watching_all"]
 fn watching_all_is_given_up_where_it_slows_too_much() -> Result<()> {
     let (agent, mut watched) = watch(
         &["alloc-cxx"],

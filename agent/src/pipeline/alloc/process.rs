@@ -16,9 +16,6 @@ use crate::signals::alloc::{Allocator, Duty, Scale, Windows};
 
 /// CPU seconds of a tick from which on its slowdown is told: user time is counted by ticks of a hundredth.
 const TOLD: f64 = 0.2;
-/// By how much its traps lengthen the user time of a program that is trapped at every allocation: a loop of ten million of them a
-/// second took 51 times its CPU time (`cargo xtask bench --only alloc`), of which a fifth was in user mode; CPython, 270 times.
-const TRAPPED: f64 = 10.0;
 /// How long a program's loader may take.
 const EARLY: Duration = Duration::from_millis(250);
 
@@ -290,11 +287,10 @@ impl Process {
                 // What is allocated is freed, sooner or later.
                 cost += now.hits as f64 * (2.0 * costs.enter + costs.leave);
             }
-            // Where probes take nearly all, what is left is known no better than their cost. They run in the kernel, but the way
-            // into and out of each trap is accounted to user mode, too.
+            // Where probes take nearly all, what is left is known no better than their cost. They run in the kernel: what the
+            // program had for itself is its time in user mode at least.
             if used >= TOLD {
-                let left = (used - cost).max(own / TRAPPED);
-                self.slowdown = used / left.max(used * 1e-3);
+                self.slowdown = used / (used - cost).max(own).max(used * 1e-3);
             }
             return Ok(counted);
         }
