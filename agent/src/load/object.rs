@@ -235,6 +235,15 @@ mod tests {
     }
 
     #[test]
+    fn maps_allocate_where_the_kernel_can() {
+        for (allocates, wanted) in [(true, NO_PREALLOC), (false, 0)] {
+            let mut types = [7, MARK_FLAGS as u32, 9].map(u32::to_le_bytes).concat();
+            flags(&mut types, allocates);
+            assert_eq!(types, [7, wanted, 9].map(u32::to_le_bytes).concat());
+        }
+    }
+
+    #[test]
     fn the_compiled_object_has_marks_and_loses_all_of_them() {
         let count = |object: &[u8]| {
             let file = object::File::parse(object).unwrap();

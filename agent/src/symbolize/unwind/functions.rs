@@ -213,6 +213,7 @@ impl Functions {
             }
         }
         if self.rows.len() > from {
+            self.found.functions += 1;
             self.keep(range, from);
         }
         Ok(())
@@ -236,6 +237,7 @@ impl Functions {
         let from = self.rows.len();
         let row = |(address, rule): &(u64, Rule)| Row::new(*address, rules.number(*rule));
         self.rows.extend(function.rows.iter().map(row));
+        self.found.functions += 1;
         self.keep(function.start..function.end, from);
     }
 
@@ -246,8 +248,6 @@ impl Functions {
         let from = self.rows.len();
         self.rows.push(Row::new(address, rule));
         self.keep(address..(address + size).min(Row::END - 1), from);
-        // Only what the file itself describes is counted.
-        self.found.functions -= 1;
     }
 
     /// Adds a function whose rows are those from there on.
@@ -255,7 +255,6 @@ impl Functions {
         let place = u32::try_from(from).ok().zip(u32::try_from(self.rows.len()).ok());
         let index = u32::try_from(self.kept.len()).ok().filter(|index| *index < KEPT);
         let size = u32::try_from(range.end.saturating_sub(range.start)).unwrap_or(u32::MAX);
-        self.found.functions += 1;
         if let Some(((from, to), index)) = place.zip(index) {
             self.kept.push(from..to);
             self.functions.push(Function {

@@ -9,8 +9,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use agent_ebpf::wire::unwind::MAX_PAGES;
+use gimli::{BaseAddresses, CieOrFde, EhFrame, LittleEndian, UnwindSection as _};
 use object::{Object as _, ObjectSection as _};
 
+use super::super::rules::NONE;
 use super::super::{Refused, Rules, build};
 use super::{LONG, late};
 use crate::host::damage::{Bounds, harmless};
@@ -123,6 +125,55 @@ fn damaged_executables_cost_a_count() {
     assert_eq!(ends.get("panic"), None, "{ends:?}");
     assert_eq!(ends.get("too_slow"), None, "{ends:?}");
     assert!(ends["built"] > 200 && ends["malformed"] > 200, "{ends:?}");
+}
+
+/// An entry whose instructions cannot be read is a count and a stretch without rules; all others are as they were.
+#[test]
+fn one_broken_entry_costs_one_function() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = compile(dir.path(), &[]);
+    let parsed = object::File::parse(&*good).unwrap();
+    let section = parsed.section_by_name(".eh_frame").unwrap();
+    let frame = EhFrame::new(section.data().unwrap(), LittleEndian);
+    let bases = BaseAddresses::default().set_eh_frame(section.address());
+    let mut entries = frame.entries(&bases);
+    let mut functions = Vec::new();
+    while let Some(entry) = entries.next().unwrap() {
+        if let CieOrFde::Fde(partial) = entry {
+            let fde = partial.parse(EhFrame::cie_from_offset).unwrap();
+            // The length is before what it counts.
+            let last = fde.offset() + 4 + fde.entry_len() - 1;
+            functions.push((
+                fde.initial_address(),
+                section.file_range().unwrap().0 as usize + last,
+            ));
+        }
+    }
+    // One that is filled up with instructions that do nothing; the last of them becomes one that nobody knows.
+    let &(broken, last) = functions.iter().find(|(_, last)| good[*last] == 0).unwrap();
+    let mut damaged = good.clone();
+    damaged[last] = 0x3f;
+    let built = |program: &[u8]| {
+        let file = tempfile::tempfile_in(dir.path()).unwrap();
+        file.write_all_at(program, 0).unwrap();
+        let mut rules = Rules::default();
+        let built = build(&file, &mut rules, LONG).unwrap();
+        let rule = |address| {
+            built
+                .table
+                .find(address)
+                .map(|number| rules.all()[usize::from(number)])
+        };
+        let found: Vec<_> = functions.iter().map(|(address, _)| rule(*address)).collect();
+        (built.functions, built.broken, found)
+    };
+    let (whole, one_less) = (built(&good), built(&damaged));
+    assert_eq!((whole.1, one_less.0, one_less.1), (0, whole.0 - 1, 1));
+    for ((address, _), (before, after)) in functions.iter().zip(whole.2.iter().zip(&one_less.2)) {
+        let wanted = if *address == broken { Some(NONE) } else { *before };
+        assert_eq!(*after, wanted, "{address:#x}");
+        assert_ne!(*before, Some(NONE), "{address:#x}");
+    }
 }
 
 #[test]
