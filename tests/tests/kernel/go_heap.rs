@@ -2,7 +2,6 @@
 //! writes of itself.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::Command;
 
@@ -14,7 +13,7 @@ use tieback_tests::chains::Chains;
 use tieback_tests::pprof::Profile;
 use tieback_tests::program::{Program, unique_service};
 
-use super::record::{finish, record};
+use super::record::{Talk, finish, record};
 
 /// Go's own period.
 const PERIOD: f64 = 524_288.0;
@@ -262,32 +261,27 @@ fn a_recording_has_the_programs_own_profile() -> Result<()> {
     for ends in [false, true] {
         let file = directory.path().join(format!("recorded-{ends}.pb.gz"));
         let mut child = record(&file, &["--alloc"], &command)?;
-        let mut input = child.stdin.take().context("no input")?;
-        let mut output = BufReader::new(child.stdout.take().context("no output")?).lines();
-        let mut next = || -> Result<Value> {
-            let line = output.next().context("the program ended")??;
-            Ok(serde_json::from_str::<Value>(&line)?["facts"].take())
-        };
-        next()?;
+        let mut talk = Talk::with(&mut child)?;
+        talk.facts()?;
         let mut phases = Vec::new();
         for _ in 0..6 {
-            input.write_all(b"phase\n")?;
-            phases.push(next()?);
+            talk.say("phase")?;
+            phases.push(talk.facts()?);
         }
         let (first, facts) = (&phases[0], &phases[5]);
-        input.write_all(b"write\n")?;
-        next()?;
+        talk.say("write")?;
+        talk.facts()?;
         let (code, said) = if ends {
-            drop(input);
+            let _output = talk.end();
             finish(child)?
         } else {
             // The first one is the program's, which goes on; the second ends the recording.
             kill_process(Pid::from_child(&child), Signal::INT)?;
-            next()?;
+            talk.facts()?;
             kill_process(Pid::from_child(&child), Signal::INT)?;
             // The program has what the recording writes to, too, and so ends before that is read to its end.
             child.wait()?;
-            drop(input);
+            let _output = talk.end();
             finish(child)?
         };
         ensure!(code == Some(if ends { 0 } else { 130 }), "{code:?}: {said}");

@@ -1,8 +1,8 @@
 //! `tieback record`: what the file says, against what the recorded program says of itself.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Lines, Write as _};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -26,6 +26,35 @@ pub(super) fn record(file: &Path, options: &[&str], command: &[&str]) -> Result<
         .context("starting tieback record")
 }
 
+/// What a recorded program is told, and what it says of itself.
+pub(super) struct Talk {
+    input: ChildStdin,
+    output: Lines<BufReader<ChildStdout>>,
+}
+
+impl Talk {
+    pub(super) fn with(child: &mut Child) -> Result<Self> {
+        Ok(Self {
+            input: child.stdin.take().context("no input")?,
+            output: BufReader::new(child.stdout.take().context("no output")?).lines(),
+        })
+    }
+
+    pub(super) fn say(&mut self, line: &str) -> Result<()> {
+        Ok(writeln!(self.input, "{line}")?)
+    }
+
+    pub(super) fn facts(&mut self) -> Result<Value> {
+        let line = self.output.next().context("the program ended")??;
+        Ok(serde_json::from_str::<Value>(&line)?["facts"].take())
+    }
+
+    /// Ends its input. It may still write as long as what is returned lives.
+    pub(super) fn end(self) -> Lines<BufReader<ChildStdout>> {
+        self.output
+    }
+}
+
 /// Ends the input, waits, and returns exit status and messages.
 pub(super) fn finish(mut child: Child) -> Result<(Option<i32>, String)> {
     drop(child.stdin.take());
@@ -46,20 +75,15 @@ fn recorded_allocations_are_those_of_the_program() -> Result<()> {
     // A program that becomes another one.
     let command = ["env", program.to_str().context("path")?, "1", "60", "40000"];
     let mut child = record(&file, &["--alloc", "--alloc-period", "16KiB"], &command)?;
-    let mut input = child.stdin.take().context("no input")?;
-    let mut output = BufReader::new(child.stdout.take().context("no output")?).lines();
-    let mut next = || -> Result<Value> {
-        let line = output.next().context("the program ended")??;
-        Ok(serde_json::from_str::<Value>(&line)?["facts"].take())
-    };
-    next()?;
+    let mut talk = Talk::with(&mut child)?;
+    talk.facts()?;
     // The first second may begin before its allocator was found; all that comes later counts.
     let mut phases = Vec::new();
     for _ in 0..5 {
-        input.write_all(b"\n")?;
-        phases.push(next()?);
+        talk.say("")?;
+        phases.push(talk.facts()?);
     }
-    drop(input);
+    let _output = talk.end();
     let (code, said) = finish(child)?;
     ensure!(code == Some(0), "{code:?}: {said}");
     let profile = Profile::read(&file)?;

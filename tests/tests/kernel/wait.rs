@@ -63,6 +63,29 @@ fn each_wait_has_its_cause() -> Result<()> {
     Ok(())
 }
 
+/// The histogram has each wait once, and in the bucket of its length.
+#[test]
+fn each_wait_is_counted_by_its_length() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let (service, truth, scrape) = observe(&agent, &["mixture"])?;
+    let labels = [("service_name", service.as_str()), ("cause", "sleep")];
+    let (short, long) = (number(&truth, "short_waits")?, number(&truth, "long_waits")?);
+    let all = scrape.sum("tieback_wait_duration_seconds_count", &labels);
+    // A timer that fires before its thread is off the CPU makes no wait, which 20 µs rarely are short enough for.
+    assert_within!(all, short + long, 0.001, "waits");
+    // Short ones take 20 µs, long ones 50 ms; what a busy host adds to one of the short ones is less than 16 ms as a rule.
+    let below = [labels[0], labels[1], ("le", "0.016777216")];
+    let above = all - scrape.sum("tieback_wait_duration_seconds_bucket", &below);
+    assert_within!(above, long, 0.05, "long waits");
+    let within = [labels[0], labels[1], ("le", "0.067108864")];
+    let slowest = all - scrape.sum("tieback_wait_duration_seconds_bucket", &within);
+    assert!(
+        slowest <= 2.0,
+        "{slowest} of the waits of 50 ms took more than 67"
+    );
+    Ok(())
+}
+
 #[test]
 fn spinners_on_one_cpu_wait_for_it_half_of_the_time() -> Result<()> {
     let agent = Agent::start(&[])?;
