@@ -10,7 +10,7 @@ use agent_ebpf::wire::Program;
 use anyhow::Result;
 
 use crate::config::SyscallMode;
-use crate::decode::harvest::counter_by_cpu;
+use crate::decode::harvest::{Windows, counter_by_cpu};
 use crate::load::Loaded;
 use crate::telemetry::GovernorTelemetry;
 
@@ -158,12 +158,8 @@ impl Governor {
         if self.mode == SyscallMode::Exact {
             return Ok(());
         }
-        let each: f64 = [Program::SyscallEnter, Program::SyscallExit]
-            .iter()
-            .map(|program| self.costs.of(*program))
-            .sum();
         // The busiest CPU counts, not the host: else a single busy service would bear what a host of 64 CPUs may cost.
-        let share = most as f64 / length.as_secs_f64().max(1e-6) * each / 1e9;
+        let share = most as f64 / length.as_secs_f64().max(1e-6) * self.call_ns() / 1e9;
         let wanted = self.limit * SHARE / share.max(1e-12);
         let room = if self.duty >= 1.0 { 1.0 } else { HYSTERESIS };
         let duty = if wanted >= room {
@@ -200,8 +196,8 @@ impl Governor {
         Ok(())
     }
 
-    /// Ends a tick: the share of it during which calls were counted.
-    pub fn finish_tick(&mut self, now: Instant) -> f64 {
+    /// Ends a tick: how calls were counted in it.
+    pub fn finish_tick(&mut self, now: Instant) -> Windows {
         if let Some(since) = self.open.as_mut() {
             self.counted += now.saturating_duration_since(*since);
             *since = now.max(*since);
@@ -211,11 +207,16 @@ impl Governor {
         self.counted = Duration::ZERO;
         self.tick_began = now;
         // What opening takes is not a tenth of a percent: a tick that was counted to the end was counted whole.
-        if self.mode == SyscallMode::Exact || ratio > 0.999 {
-            1.0
-        } else {
-            ratio
+        let whole = self.mode == SyscallMode::Exact || ratio > 0.999;
+        Windows {
+            ratio: if whole { 1.0 } else { ratio },
+            ns_per_call: self.call_ns(),
         }
+    }
+
+    /// Calibrated nanoseconds that counting adds to a call.
+    fn call_ns(&self) -> f64 {
+        self.costs.of(Program::SyscallEnter) + self.costs.of(Program::SyscallExit)
     }
 
     /// Calibrated cost of so many runs in seconds.

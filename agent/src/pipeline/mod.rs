@@ -38,7 +38,7 @@ use crate::attribute::{Attributor, Lifecycle, OomVictim, ServiceRule, SlotId, St
 use crate::config::{Config, RuleTable};
 use crate::decode::{
     events::{Event, Events, More},
-    harvest::Harvest,
+    harvest::{Harvest, Windows},
     ranges::take_ranges,
 };
 use crate::governor::{Governor, calibrate};
@@ -189,7 +189,7 @@ impl Reader {
         self.find()?;
         // What was counted up to here is the agent's own start (calibration included): the first tick begins now.
         self.drain(Instant::now());
-        self.harvest.tick(&mut self.loaded, 1.0)?;
+        self.harvest.tick(&mut self.loaded, Windows::ALL)?;
         self.governor.finish_tick(Instant::now());
         let mut next_tick = Instant::now() + self.config.interval.min(Duration::from_secs(1));
         let mut next_drain = Instant::now();
@@ -299,8 +299,8 @@ impl Reader {
     fn tick(&mut self, now: Instant) -> Result<Batch> {
         let began = Instant::now();
         self.drain(now);
-        let ratio = self.governor.finish_tick(now);
-        let mut tick = self.harvest.tick(&mut self.loaded, ratio)?;
+        let windows = self.governor.finish_tick(now);
+        let mut tick = self.harvest.tick(&mut self.loaded, windows)?;
         self.pools.finish(&mut self.loaded, &mut tick);
         self.listeners.finish(&mut self.loaded, &mut tick);
         // Before the last look at the ring: a sample is there before what it stands for is given back.
@@ -343,7 +343,7 @@ impl Reader {
         }
         self.noted.clear();
         self.ticks += 1;
-        let telemetry = self.telemetry(ratio, openings, length, began)?;
+        let telemetry = self.telemetry(windows.ratio, openings, length, began)?;
         Ok(Batch {
             tick: attributed,
             samples,

@@ -52,8 +52,8 @@ enum Command {
     },
     /// Reads zeros.
     Zeros {
-        #[arg(long, default_value_t = 2_400_000)]
-        reads: u64,
+        #[arg(long, default_value_t = 25)]
+        seconds: u64,
         #[arg(long, default_value_t = 524_288)]
         bytes: usize,
     },
@@ -200,7 +200,7 @@ fn main() -> Result<()> {
         Command::Fault { path, stride } => disk::fault_read(&path, stride),
         Command::DirectWrite { path, bytes, chunk } => disk::direct_write(&path, bytes, chunk),
         Command::Grow { bytes, huge } => memory::grow(bytes, huge),
-        Command::Zeros { reads, bytes } => syscalls::zeros(reads, bytes),
+        Command::Zeros { seconds, bytes } => syscalls::zeros(Duration::from_secs(seconds), bytes),
         Command::Net { huge } => net::net(huge),
         Command::Oom => memory::grow_until_killed(),
         Command::Mixture { turns, shorts } => mixture::run(turns, shorts),

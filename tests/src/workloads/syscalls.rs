@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -24,14 +25,16 @@ fn call_openat(path: &CString, times: u64, error: i32) -> Result<()> {
     Ok(())
 }
 
-/// `times` reads of `bytes` zeros each: calls that do real work, several microseconds each.
-pub fn zeros(times: u64, bytes: usize) -> Result<()> {
+/// Reads of `bytes` zeros each for some time: calls that do real work, several microseconds each.
+pub fn zeros(time: Duration, bytes: usize) -> Result<()> {
     let file = std::fs::File::open("/dev/zero")?;
     let mut buffer = vec![0; bytes];
     gate::step("ready", &json!({}))?;
-    for _ in 0..times {
+    let (began, mut times) = (Instant::now(), 0u64);
+    while began.elapsed() < time {
         let got = raw::read(file.as_fd(), &mut buffer);
         ensure!(got == bytes as isize, "read returned {got}");
+        times += 1;
     }
     gate::truth(&json!({ "read": times }))
 }

@@ -1,11 +1,12 @@
 //! What was added between two ticks.
 
+use super::scale::Windows;
 use super::{Last, View};
 use crate::decode::model::{Cause, Histogram, Totals};
 
 /// What came since the last tick; `last` becomes the new view. A value that is momentarily lower (a thread that ended
 /// while it was visited) counts as unchanged until it has caught up.
-pub(super) fn difference(view: View, last: &mut Last, syscall_ratio: f64) -> Box<Totals> {
+pub(super) fn difference(view: View, last: &mut Last, windows: Windows) -> Box<Totals> {
     let mut totals = view.absolute;
     let before = &mut last.totals;
     for cause in Cause::ALL {
@@ -49,22 +50,21 @@ pub(super) fn difference(view: View, last: &mut Last, syscall_ratio: f64) -> Box
         step(&mut now.bytes, &mut before.bytes);
         step_histogram(&mut now.duration, &mut before.duration);
     }
-    let scale = |count: u64| {
-        if syscall_ratio >= 1.0 {
-            count
-        } else {
-            (count as f64 / syscall_ratio.max(1e-6)).round() as u64
-        }
-    };
     for (nr, now) in &mut totals.syscalls {
         let before = before.syscalls.entry(*nr).or_default();
         step(&mut now.count, &mut before.count);
-        now.count = scale(now.count);
         for (errno, count) in &mut now.errors {
             step(count, before.errors.entry(*errno).or_default());
-            *count = scale(*count);
         }
         step_histogram(&mut now.duration, &mut before.duration);
+    }
+    let factor = windows.factor(&totals, totals.syscalls.values().map(|each| each.count).sum());
+    let scale = |count: u64| (count as f64 * factor).round() as u64;
+    for now in totals.syscalls.values_mut() {
+        now.count = scale(now.count);
+        for count in now.errors.values_mut() {
+            *count = scale(*count);
+        }
         stretch(&mut now.duration, now.count);
     }
     for (whom, now) in &mut totals.conns {

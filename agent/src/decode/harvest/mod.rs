@@ -6,6 +6,7 @@
 mod difference;
 mod read;
 mod recycle;
+mod scale;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,6 +16,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap as BpfMap, MapData};
 
 pub use self::read::{counter_by_cpu, counters, runs};
+pub use self::scale::Windows;
 use self::{
     difference::difference,
     read::{connections, disk, syscalls},
@@ -109,8 +111,8 @@ impl Harvest {
         self.slots.contains_key(&slot.0)
     }
 
-    /// Harvests. `syscall_ratio` is the share of the tick during which system calls were counted.
-    pub fn tick(&mut self, loaded: &mut Loaded, syscall_ratio: f64) -> Result<Tick> {
+    /// Harvests; `windows` says how system calls were counted.
+    pub fn tick(&mut self, loaded: &mut Loaded, windows: Windows) -> Result<Tick> {
         let ids: Vec<u32> = self.slots.keys().copied().collect();
         let mut dead = HashMap::new();
         {
@@ -145,7 +147,7 @@ impl Harvest {
             let (Some(view), Some(last)) = (views.remove(&id), self.slots.get_mut(&id)) else {
                 continue;
             };
-            let totals = difference(view, last.get_or_insert_default(), syscall_ratio);
+            let totals = difference(view, last.get_or_insert_default(), windows);
             tick.slots.push((SlotId(id), totals));
             if self.closed.contains(&id) {
                 // Thousands of brief processes are not to cost memory twice.
