@@ -50,7 +50,7 @@ fn attach(attach: Attach) -> String {
         Attach::UprobeMulti => "uprobes, of chosen processes".to_owned(),
         Attach::CpuClock => "CPU clock".to_owned(),
         Attach::Iter(target) => format!("iterator over {target}, on each tick"),
-        Attach::Run(_) => "none: run by the agent for each sample".to_owned(),
+        Attach::Run(_) => "a program that the agent runs".to_owned(),
     }
 }
 

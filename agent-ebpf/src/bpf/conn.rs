@@ -16,9 +16,9 @@ use crate::wire::{
     CONN_ADOPTED, CONN_CLOSED, CONN_ESTABLISHED, Conn, ConnEnd, ConnKey, ConnStats, Lost, Program,
 };
 
-/// Connections that exist, by the address of their socket.
+/// Connections that exist, by the address of their socket: one with both ends on this host is two.
 #[btf_map]
-pub(crate) static CONNS: HashMap<u64, Conn, 65536, MARK_FLAGS> = HashMap::new();
+pub(crate) static CONNS: HashMap<u64, Conn, 131072, MARK_FLAGS> = HashMap::new();
 
 /// Totals.
 #[btf_map]

@@ -13,6 +13,7 @@ pub const PROBE: Probe = Probe {
     hooks: &[
         Hook { program: "conn_state", attach: Attach::TpBtf(&["inet_sock_set_state"]) },
         Hook { program: "conn_retransmit", attach: Attach::TpBtf(&["tcp_retransmit_skb"]) },
+        Hook { program: "conn_settle", attach: Attach::Run("CONN_SETTLED") },
     ],
     fields: &[
         Field::TaskPid,
@@ -50,8 +51,10 @@ pub const PROBE: Probe = Probe {
 #[cfg(target_arch = "bpf")]
 pub(crate) mod bpf {
     use aya_ebpf::{
-        helpers::generated::{bpf_for_each_map_elem, bpf_get_prandom_u32},
-        macros::btf_tracepoint,
+        bindings::BPF_F_MMAPABLE,
+        btf_maps::Array,
+        helpers::generated::{bpf_get_prandom_u32, bpf_loop},
+        macros::{btf_map, btf_tracepoint},
         programs::BtfTracePointContext,
     };
     use core::ffi::c_void;
@@ -69,8 +72,8 @@ pub(crate) mod bpf {
             task::{Kernel, current, field, now},
         },
         wire::{
-            CALLER_SAMPLES, CONN_ADOPTED, CONN_CLOSED, CONN_ESTABLISHED, Conn, ConnEnd, ConnFailure, ConnKey,
-            Direction, LastData, Lost, Program, SLOT_KERNEL, StackKind, Tuning,
+            CALLER_SAMPLES, CONN_ADOPTED, CONN_CLOSED, CONN_ESTABLISHED, CONN_SAMPLES, Conn, ConnEnd, ConnFailure,
+            ConnKey, ConnSockets, Direction, LastData, Lost, Program, SLOT_KERNEL, StackKind, Tuning,
         },
     };
 
@@ -300,12 +303,34 @@ pub(crate) mod bpf {
         let _ = CONNS.remove(address);
     }
 
-    unsafe extern "C" fn visit(_map: *mut c_void, key: *const u64, conn: *mut Conn, _ctx: *mut c_void) -> i64 {
-        // SAFETY: the helper passes pointers to a key and its value.
+    /// The connections that are to be settled, which the agent writes.
+    #[btf_map]
+    static CONN_SETTLED: Array<ConnSockets, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+    /// Adds what the sockets of [`ConnSockets`] moved to their totals.
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = "raw_tp/conn_settle")]
+    extern "C" fn conn_settle(ctx: *const u64) -> i32 {
+        // SAFETY: the verifier allows twelve arguments; the callback has the signature that the helper wants.
         unsafe {
-            let sock = Sock(Kernel(*key as *const u8));
-            if (*conn).flags & CONN_ESTABLISHED != 0
+            let count = (*ctx).min(CONN_SAMPLES as u64) as u32;
+            bpf_loop(count, settle_one as *mut c_void, core::ptr::null_mut(), 0);
+        }
+        0
+    }
+
+    extern "C" fn settle_one(index: u64, _ctx: *mut c_void) -> i64 {
+        let Some(sockets) = CONN_SETTLED.get_ptr_mut(0) else { return 1 };
+        if index >= CONN_SAMPLES as u64 {
+            return 1;
+        }
+        // SAFETY: an index below the array's length; map values.
+        unsafe {
+            let address = (&raw const (*sockets).sockets).cast::<u64>().add(index as usize).read();
+            if let Some(conn) = CONNS.get_ptr_mut(address)
+                && (*conn).flags & CONN_ESTABLISHED != 0
                 && (*conn).flags & CONN_CLOSED == 0
+                && let sock = Sock(Kernel(address as *const u8))
                 && matches!(sock.state(), ESTABLISHED | CLOSE_WAIT)
                 && let Some(stats) = CONN_STATS.get_ptr_mut(&(*conn).key)
             {
@@ -313,20 +338,6 @@ pub(crate) mod bpf {
             }
         }
         0
-    }
-
-    /// Looks at every open connection.
-    #[inline(always)]
-    pub(crate) fn harvest() {
-        // SAFETY: the callback has the signature that the helper wants.
-        unsafe {
-            bpf_for_each_map_elem(
-                (&raw const CONNS).cast_mut().cast(),
-                visit as *mut c_void,
-                core::ptr::null_mut(),
-                0,
-            )
-        };
     }
 
     /// Takes up a socket that is open in a process: one that is older than the agent, or whose owner changed.

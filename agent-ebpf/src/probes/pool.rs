@@ -38,7 +38,7 @@ mod bpf {
     use aya_ebpf::{
         bindings::BPF_F_MMAPABLE,
         btf_maps::Array,
-        helpers::generated::{bpf_for_each_map_elem, bpf_jiffies64},
+        helpers::generated::{bpf_jiffies64, bpf_loop},
         macros::btf_map,
     };
     use core::ffi::c_void;
@@ -50,7 +50,7 @@ mod bpf {
             task::Kernel,
         },
         wire::{
-            CONN_CLOSED, CONN_ESTABLISHED, CONN_SAMPLES, Conn, ConnPart, ConnSample, ConnSamples, LastData,
+            CONN_CLOSED, CONN_ESTABLISHED, CONN_SAMPLES, Conn, ConnSample, ConnSamples, LastData,
         },
     };
 
@@ -58,55 +58,50 @@ mod bpf {
     #[btf_map]
     static POOL_SAMPLES: Array<ConnSamples, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
-    /// Writes a [`ConnSample`] for each open connection of a [`ConnPart`].
+    /// Writes a [`ConnSample`] for each connection of [`ConnSamples`] that is open.
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "raw_tp/pool_sample")]
     extern "C" fn pool_sample(ctx: *const u64) -> i32 {
         let Some(samples) = POOL_SAMPLES.get_ptr_mut(0) else {
             return 0;
         };
-        // SAFETY: the verifier allows twelve arguments, and the kernel wants as many as are read; a map value; the
-        // callback has the signature that the helper wants.
+        // SAFETY: the verifier allows twelve arguments; a map value; the callback has the signature that the helper wants.
         unsafe {
-            let mut part = ConnPart { index: *ctx, of: *ctx.add(1) };
             (*samples).count = 0;
-            bpf_for_each_map_elem(
-                (&raw const CONNS).cast_mut().cast(),
-                visit as *mut c_void,
-                (&raw mut part).cast(),
-                0,
-            );
+            let count = (*ctx).min(CONN_SAMPLES as u64) as u32;
+            bpf_loop(count, look as *mut c_void, core::ptr::null_mut(), 0);
         }
         0
     }
 
-    unsafe extern "C" fn visit(
-        _map: *mut c_void,
-        key: *const u64,
-        conn: *mut Conn,
-        part: *const ConnPart,
-    ) -> i64 {
+    extern "C" fn look(index: u64, _ctx: *mut c_void) -> i64 {
         let Some(samples) = POOL_SAMPLES.get_ptr_mut(0) else {
             return 1;
         };
-        // SAFETY: the helper passes pointers to a key and its value, and `part` of its caller; a map value that only
-        // this program writes, which the agent runs once at a time; an index below the array's length.
+        if index >= CONN_SAMPLES as u64 {
+            return 1;
+        }
+        // SAFETY: a map value that only this program writes, which the agent runs once at a time; indices below the array's
+        // length.
         unsafe {
+            let each = (&raw mut (*samples).samples).cast::<ConnSample>();
+            let address = (&raw const (*each.add(index as usize)).socket).read();
+            let Some(conn) = CONNS.get_ptr_mut(address) else { return 0 };
             let flags = (*conn).flags;
-            if flags & CONN_ESTABLISHED == 0 || flags & CONN_CLOSED != 0 || !(*part).holds(*key) {
+            if flags & CONN_ESTABLISHED == 0 || flags & CONN_CLOSED != 0 {
                 return 0;
             }
-            let sock = Sock(Kernel(*key as *const u8));
+            let sock = Sock(Kernel(address as *const u8));
             if !matches!(sock.state(), ESTABLISHED | CLOSE_WAIT) {
                 return 0;
             }
+            // Never past the socket that is looked at: what is written over was read.
             let at = (*samples).count as usize;
-            (*samples).count += 1;
             if at >= CONN_SAMPLES {
-                return 0;
+                return 1;
             }
-            let sample = sample(sock, conn);
-            (&raw mut (*samples).samples).cast::<ConnSample>().add(at).write(sample);
+            (*samples).count += 1;
+            each.add(at).write(sample(sock, conn));
         }
         0
     }

@@ -43,9 +43,9 @@ mod bpf {
         bpf::{
             count::{add, run},
             state::{adopt, begin, hold, open_slot, release, reset, rss_pages, slot, thread, tuning},
-            task::{At, Kernel, current, field, rq_clock},
+            task::{Kernel, current, field, rq_clock},
         },
-        probes::{conn, fd},
+        probes::fd,
         wire::{Cause, MemoryKind, Program, SLOT_KERNEL, SLOT_NONE, STATE_ON, STATE_UNSEEN, Slot, Sums, Thread},
     };
 
@@ -151,11 +151,6 @@ mod bpf {
         }
         let Some(tuning) = tuning() else { return 0 };
         let tid: u32 = task.load(field!(task_pid));
-        // SAFETY: `meta` is `{ seq, session_id, seq_num }`, include/linux/bpf.h.
-        let visited: u64 = Kernel(unsafe { *ctx.cast::<*const u8>() }).load(At::<16>);
-        if visited == 0 {
-            conn::bpf::harvest();
-        }
         // Read before the thread is looked up: when a child is no longer new, the hook of its fork has taken it up.
         let state: u32 = task.load(field!(task_state));
         let known = match thread(tid) {

@@ -116,39 +116,28 @@ pub struct ConnSample {
 }
 const _: () = assert!(size_of::<ConnSample>() == 72);
 
-/// Open connections that one run of `pool_sample` writes (288 KiB). Runs cannot be preempted, so this bounds how long they
-/// take, too; where more are open, several runs share them by [`ConnPart`].
+/// Connections that one run of `pool_sample` or `conn_settle` looks at. Runs cannot be preempted, so this bounds how long they
+/// take; where more are open, there are several.
 pub const CONN_SAMPLES: usize = 4096;
 
-/// What a run of `pool_sample` writes.
+/// What a run of `pool_sample` is given and writes (288 KiB).
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct ConnSamples {
-    /// Open connections of its part; those past [`CONN_SAMPLES`] are counted only.
+    /// How many it wrote: those of its connections that are open.
     pub count: u64,
-    /// The first of them.
+    /// Each of them. Before the run, `socket` says of which sockets; the number is the run's first argument.
     pub samples: [ConnSample; CONN_SAMPLES],
 }
 
-/// Which connections a run looks at, its arguments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a run of `conn_settle` is given.
+#[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct ConnPart {
-    /// Which part, from 0.
-    pub index: u64,
-    /// Parts that there are.
-    pub of: u64,
-}
-
-impl ConnPart {
-    /// Whether the connection of the socket at an address belongs to this part. Half of it belong to each of the parts
-    /// `2 * index` and `2 * index + 1` of `2 * of`.
-    #[must_use]
-    #[inline(always)]
-    pub const fn holds(&self, socket: u64) -> bool {
-        let hash = socket.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        (hash * self.of) >> 32 == self.index
-    }
+pub struct ConnSockets {
+    /// Not used.
+    pub count: u64,
+    /// Addresses of sockets; their number is the run's first argument.
+    pub sockets: [u64; CONN_SAMPLES],
 }
 
 /// [`Conn::flags`]: established.

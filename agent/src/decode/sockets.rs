@@ -50,26 +50,24 @@ impl Socket {
 /// Reads samples; keeps its buffers.
 #[derive(Default)]
 pub struct Sockets {
-    samples: Vec<ConnSample>,
     sockets: Vec<Socket>,
     /// Records that made no sense.
     pub malformed: u64,
-    /// Connections for which there was no room.
-    pub left_out: u64,
 }
 
 impl Sockets {
     /// Every open connection now.
     pub fn read(&mut self, loaded: &mut Loaded) -> Result<&[Socket]> {
-        self.samples.clear();
-        self.left_out += loaded.connections(&mut self.samples)?;
         self.sockets.clear();
-        for sample in &self.samples {
-            match socket(sample) {
-                Some(socket) => self.sockets.push(socket),
-                None => self.malformed += 1,
+        let (sockets, malformed) = (&mut self.sockets, &mut self.malformed);
+        loaded.connections(|samples| {
+            for sample in samples {
+                match socket(sample) {
+                    Some(socket) => sockets.push(socket),
+                    None => *malformed += 1,
+                }
             }
-        }
+        })?;
         Ok(&self.sockets)
     }
 }

@@ -13,7 +13,7 @@ mod tables;
 mod unwind;
 mod uprobe;
 
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use agent_ebpf::{
@@ -266,12 +266,19 @@ impl Loaded {
         attach::visit(&mut self.ebpf, program, bytes)
     }
 
-    /// Adds a record of each open connection to `samples` and returns how many were left out; none while `pool` is
-    /// detached.
-    pub fn connections(&mut self, samples: &mut Vec<ConnSample>) -> Result<u64> {
+    /// Hands out a record of each open connection, some at a time; none while `pool` is detached.
+    pub fn connections(&mut self, some: impl FnMut(&[ConnSample])) -> Result<()> {
         match self.links.sampler("pool") {
-            Some(sampler) => sampler.connections(samples),
-            None => Ok(0),
+            Some(sampler) => sampler.connections(conns(&self.ebpf)?, some),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds what open connections moved until now to what is counted of them.
+    pub fn settle(&mut self) -> Result<()> {
+        match self.links.sampler("conn") {
+            Some(sampler) => sampler.settle(conns(&self.ebpf)?),
+            None => Ok(()),
         }
     }
 
@@ -366,4 +373,10 @@ fn open(env: &Environment, btf: &Btf) -> Result<Ebpf> {
     loader.load(object.bytes()).context(
         "the kernel refused the BPF object; run as root or with CAP_BPF and CAP_PERFMON, and see `tieback doctor`",
     )
+}
+
+/// The map of connections.
+fn conns(ebpf: &Ebpf) -> Result<BorrowedFd<'_>> {
+    let map = ebpf.map("CONNS").and_then(maps::data);
+    Ok(map.context("the object has no map CONNS")?.fd().as_fd())
 }

@@ -1,26 +1,20 @@
-//! The programs that sample open connections and listening sockets, run whenever the agent wants to know them.
+//! The programs that look at connections and listening sockets, run whenever the agent wants to know them.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
+use std::{io, slice};
 
-use agent_ebpf::wire::{CONN_SAMPLES, ConnPart, ConnSample, ListenSample};
+use agent_ebpf::wire::{CONN_SAMPLES, Conn, ConnSample, ListenSample};
 use anyhow::{Context as _, Result};
 use aya::{Ebpf, programs::RawTracePoint};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::{attach, maps, sys};
-
-/// Parts are not made smaller when there are so many: it is far more than all connections that the kernel side knows need.
-const MAX_PARTS: u64 = 256;
-/// Connections for which a part is meant; there is room for some more.
-const PER_PART: u64 = CONN_SAMPLES as u64 * 7 / 8;
+use super::{attach, maps, maps::Plain, sys};
 
 /// A program and what it writes.
 pub(super) struct Sampler {
     program: OwnedFd,
     written: Mapped,
-    /// Parts in which all connections are read.
-    parts: u64,
 }
 
 /// A program's map, mapped: how many records it wrote, and the records.
@@ -49,7 +43,7 @@ impl Mapped {
             mmap(
                 ptr::null_mut(),
                 len,
-                ProtFlags::READ,
+                ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::SHARED,
                 data.fd(),
                 0,
@@ -66,19 +60,31 @@ impl Mapped {
         unsafe { self.at.as_ptr().read_volatile() }
     }
 
-    /// Adds the first records to `samples`.
+    /// The first records.
     ///
     /// # Safety
-    /// They are what the program writes, and every bit pattern is a valid one.
-    unsafe fn copy<T: Copy>(&self, count: usize, samples: &mut Vec<T>) {
+    /// They are what the program writes, every bit pattern is a valid one, and it is not run meanwhile.
+    unsafe fn records<T: Copy>(&self, count: u64) -> &[T] {
         let most = (self.len - size_of::<u64>()) / size_of::<T>();
-        let count = count.min(most);
-        samples.reserve(count);
-        // SAFETY: as in `count`; the caller's promise; there is room for that many.
-        unsafe {
-            let from = self.at.as_ptr().add(1).cast::<T>();
-            ptr::copy_nonoverlapping(from, samples.as_mut_ptr().add(samples.len()), count);
-            samples.set_len(samples.len() + count);
+        let count = usize::try_from(count).unwrap_or(usize::MAX).min(most);
+        // SAFETY: inside of the mapping; the caller's promise.
+        unsafe { slice::from_raw_parts(self.at.as_ptr().add(1).cast(), count) }
+    }
+
+    /// Writes the first word of each of the first records.
+    fn name<T>(&mut self, words: &[u64]) {
+        let most = (self.len - size_of::<u64>()) / size_of::<T>();
+        for (at, word) in words.iter().take(most).enumerate() {
+            // SAFETY: inside of the mapping, which nobody else uses.
+            unsafe {
+                self.at
+                    .as_ptr()
+                    .add(1)
+                    .cast::<T>()
+                    .add(at)
+                    .cast::<u64>()
+                    .write(*word);
+            };
         }
     }
 }
@@ -90,85 +96,60 @@ impl Sampler {
         let sampler = Self {
             program: program.fd()?.as_fd().try_clone_to_owned()?,
             written,
-            parts: 1,
         };
         // Once, so that a host where it cannot be run is known as such.
-        sampler.run([0, 1])?;
+        sampler.run(0)?;
         Ok(sampler)
     }
 
-    fn run(&self, arguments: [u64; 2]) -> Result<u64> {
-        sys::run(self.program.as_fd(), arguments).context("run the program")?;
+    fn run(&self, count: usize) -> io::Result<u64> {
+        sys::run(self.program.as_fd(), [count as u64, 0])?;
         Ok(self.written.count())
     }
 
-    /// Adds a record of each open connection, as `pool_sample` writes them, and returns how many were left out.
-    pub(super) fn connections(&mut self, samples: &mut Vec<ConnSample>) -> Result<u64> {
-        let (mut found, mut left_out) = (0, 0);
-        let of = self.parts;
-        let mut parts: Vec<ConnPart> = (0..of).map(|index| ConnPart { index, of }).collect();
-        while let Some(part) = parts.pop() {
-            let count = self.run([part.index, part.of])?;
-            let over = count.saturating_sub(CONN_SAMPLES as u64);
-            if over > 0 && part.of < MAX_PARTS {
-                parts.extend(halves(part));
-                continue;
-            }
+    /// Hands out a record of each open connection, as `pool_sample` writes them, some at a time.
+    ///
+    /// The sockets are listed by the map's own means: a program that visits all of it takes ten times as long where it is
+    /// empty, and visits all of it again for each part of the connections that it has the time for.
+    pub(super) fn connections(
+        &mut self,
+        conns: BorrowedFd<'_>,
+        mut some: impl FnMut(&[ConnSample]),
+    ) -> Result<()> {
+        self.each::<ConnSample>(conns, |sampler, count| {
+            let count = sampler.run(count)?;
             // SAFETY: plain numbers, written by `pool_sample`.
-            unsafe { self.written.copy((count - over) as usize, samples) };
-            found += count;
-            left_out += over;
-        }
-        self.parts = found.div_ceil(PER_PART).clamp(1, MAX_PARTS);
-        Ok(left_out)
+            some(unsafe { sampler.written.records(count) });
+            Ok(())
+        })
+    }
+
+    /// Has `conn_settle` add what each connection moved to the totals.
+    pub(super) fn settle(&mut self, conns: BorrowedFd<'_>) -> Result<()> {
+        self.each::<u64>(conns, |sampler, count| sampler.run(count).map(drop))
+    }
+
+    /// Names each socket to the program, as many at a time as it takes.
+    fn each<T>(
+        &mut self,
+        conns: BorrowedFd<'_>,
+        mut run: impl FnMut(&Self, usize) -> io::Result<()>,
+    ) -> Result<()> {
+        sys::lookup_batches(conns, |sockets: &[u64], _: &[Plain<Conn>]| {
+            for sockets in sockets.chunks(CONN_SAMPLES) {
+                self.written.name::<T>(sockets);
+                run(self, sockets.len())?;
+            }
+            Ok(())
+        })
+        .context("look at connections")
     }
 
     /// Adds a record of each listening socket, as `listen_sample` writes them.
     pub(super) fn listeners(&self, samples: &mut Vec<ListenSample>) -> Result<()> {
-        let count = self.run([0, 1])?;
+        let count = self.run(0).context("look at listening sockets")?;
         // SAFETY: plain numbers, written by `listen_sample`.
-        unsafe { self.written.copy(count as usize, samples) };
+        samples.extend_from_slice(unsafe { self.written.records(count) });
         Ok(())
-    }
-}
-
-fn halves(part: ConnPart) -> [ConnPart; 2] {
-    let of = part.of * 2;
-    [0, 1].map(|half| ConnPart {
-        index: part.index * 2 + half,
-        of,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Addresses as the allocator of sockets gives them out.
-    fn sockets() -> impl Iterator<Item = u64> {
-        (0..20_000).map(|i| 0xffff_8880_1234_0000 + i * 2432)
-    }
-
-    #[test]
-    fn each_socket_is_in_one_part_and_one_half_of_it() {
-        for of in [1, 2, 3, 19, MAX_PARTS] {
-            let mut sizes = vec![0u64; of as usize];
-            for socket in sockets() {
-                let parts = || (0..of).map(|index| ConnPart { index, of });
-                let held: Vec<_> = parts().filter(|part| part.holds(socket)).collect();
-                assert_eq!(held.len(), 1, "{socket:#x} in {of} parts");
-                sizes[held[0].index as usize] += 1;
-                let split: Vec<_> = parts()
-                    .flat_map(halves)
-                    .filter(|part| part.holds(socket))
-                    .collect();
-                assert!(split.len() == 1 && halves(held[0]).contains(&split[0]));
-            }
-            let mean = 20_000 / of;
-            assert!(
-                sizes.iter().all(|size| size.abs_diff(mean) <= mean / 8 + 5),
-                "{sizes:?}"
-            );
-        }
     }
 }

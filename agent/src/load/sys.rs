@@ -100,12 +100,27 @@ const AT_ONCE: usize = 4096;
 /// removed meanwhile may be missing.
 pub(super) fn lookup_all<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     let mut all = Vec::new();
+    lookup_batches(map, |keys: &[K], values: &[V]| {
+        all.extend(keys.iter().copied().zip(values.iter().copied()));
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+/// The same, some at a time.
+pub(super) fn lookup_batches<K: aya::Pod, V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    mut some: impl FnMut(&[K], &[V]) -> io::Result<()>,
+) -> io::Result<()> {
     let mut room = AT_ONCE;
     let (mut position, mut next) = (0u64, 0u64);
     let mut begun = false;
+    let (mut keys, mut values): (Vec<K>, Vec<V>) = (Vec::new(), Vec::new());
     loop {
-        let mut keys: Vec<K> = Vec::with_capacity(room);
-        let mut values: Vec<V> = Vec::with_capacity(room);
+        keys.clear();
+        values.clear();
+        keys.reserve(room);
+        values.reserve(room);
         let mut batch = Batch {
             in_batch: if begun { (&raw const position) as u64 } else { 0 },
             out_batch: (&raw mut next) as u64,
@@ -141,9 +156,9 @@ pub(super) fn lookup_all<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>) -> io::R
             keys.set_len(count);
             values.set_len(count);
         }
-        all.extend(keys.into_iter().zip(values));
+        some(&keys, &values)?;
         if error.is_some() {
-            return Ok(all);
+            return Ok(());
         }
         (position, begun) = (next, true);
     }

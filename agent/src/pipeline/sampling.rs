@@ -113,11 +113,10 @@ impl PoolSampling {
     }
 
     /// What was lost, by reason.
-    pub(super) fn lost(&self) -> [(&'static str, u64); 3] {
+    pub(super) fn lost(&self) -> [(&'static str, u64); 2] {
         [
             ("unreadable", self.paced.failures),
             ("malformed", self.sockets.malformed),
-            ("full", self.sockets.left_out),
         ]
     }
 }

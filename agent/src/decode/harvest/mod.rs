@@ -131,6 +131,7 @@ impl Harvest {
         let mut views = self.views(loaded, &ids, &dead, round)?;
         syscalls(loaded, &mut views)?;
         disk(loaded, &mut views)?;
+        loaded.settle()?;
         connections(loaded, &mut views)?;
 
         let (processes, unix) = visited(&written);

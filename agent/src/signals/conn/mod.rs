@@ -1,7 +1,6 @@
 //! Pools: how the connections of a program with a peer are used, from samples of the open ones.
 //!
-//! A sample costs a millisecond (the table of connections has 65,536 buckets to look into) and about a microsecond a
-//! connection, so their number decides how often one is taken. Between two samples
+//! A sample costs about a microsecond for each end of a connection, so their number decides how often one is taken. Between two samples
 //! everything is taken to have been as at the later one; samples come at irregular times, so that no period of a program
 //! hides between them.
 

@@ -1,6 +1,6 @@
 //! Which program is at the other end: the socket whose addresses are the same, the other way round.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use crate::decode::model::SlotId;
@@ -38,7 +38,8 @@ impl Names {
     pub(super) fn update(&mut self, sockets: &[Socket]) {
         self.round += 1;
         let round = self.round;
-        let mut wanted = HashSet::new();
+        // The sockets that are looked for, and whose they are.
+        let mut owners: HashMap<End, Option<SlotId>> = HashMap::new();
         for socket in sockets {
             let known = self.known.entry(socket.id).or_insert(Known {
                 since_ns: socket.since_ns,
@@ -60,18 +61,16 @@ impl Names {
             }
             known.tries = known.tries.saturating_add(1);
             if known.tries <= TRIES || known.tries.is_power_of_two() {
-                wanted.insert(end(socket, socket.remote, socket.local));
+                owners.insert(end(socket, socket.remote, socket.local), None);
             }
         }
         self.known.retain(|_, known| known.round == round);
-        if wanted.is_empty() {
+        if owners.is_empty() {
             return;
         }
-        let mut owners: HashMap<End, SlotId> = HashMap::with_capacity(wanted.len());
         for socket in sockets {
-            let key = end(socket, socket.local, socket.remote);
-            if wanted.contains(&key) {
-                owners.insert(key, socket.slot);
+            if let Some(owner) = owners.get_mut(&end(socket, socket.local, socket.remote)) {
+                *owner = Some(socket.slot);
             }
         }
         for socket in sockets {
@@ -79,7 +78,7 @@ impl Names {
                 && known.other.is_none()
                 && let Some(owner) = owners.get(&end(socket, socket.remote, socket.local))
             {
-                known.other = Some(*owner);
+                known.other = *owner;
             }
         }
     }
