@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser;
 use tieback_tests::workloads::{
-    confined, conn, cpu, disk, fds, loops, memory, mixture, net, pool, process, syscalls, unix, wait,
+    confined, conn, cpu, crowd, disk, fds, loops, memory, mixture, net, pool, process, syscalls, unix, wait,
 };
 
 /// What to do; each prints the truth about itself as JSON lines and goes on when it reads a line.
@@ -143,6 +143,27 @@ enum Command {
         #[arg(long)]
         close: bool,
     },
+    /// Accepts many connections on loopback, of which some are half closed by the client.
+    CrowdServe {
+        count: usize,
+        #[arg(long)]
+        v6: bool,
+    },
+    /// Opens many connections, and closes its side of some first.
+    CrowdConnect {
+        port: u16,
+        count: usize,
+        #[arg(long)]
+        v6: bool,
+        #[arg(long)]
+        half: usize,
+    },
+    /// Holds many connections to itself until killed, for the benchmark.
+    Crowd {
+        count: usize,
+        /// File that holds how many there are.
+        progress: PathBuf,
+    },
     /// Opens `count` connections to itself one after another, a quarter of them from another function.
     Flood { count: usize },
     /// Answers requests on loopback after the time that each asks for.
@@ -222,6 +243,14 @@ fn main() -> Result<()> {
             count,
             close,
         } => conn::connect(port, v6, count, close),
+        Command::CrowdServe { count, v6 } => crowd::serve(v6, count),
+        Command::CrowdConnect {
+            port,
+            count,
+            v6,
+            half,
+        } => crowd::connect(port, v6, count, half),
+        Command::Crowd { count, progress } => crowd::hold(count, &progress),
         Command::Flood { count } => conn::flood(count),
         Command::Answer { v6 } => pool::serve(v6),
         Command::UnixServe { path, count } => unix::serve(&path, count),

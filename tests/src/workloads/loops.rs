@@ -20,6 +20,8 @@ pub enum Kind {
     PingPong,
     /// A TCP connection on loopback, opened, accepted and reset.
     Connect,
+    /// One byte over a TCP connection on loopback and back.
+    Request,
     /// A child that runs `true` and is waited for.
     Exec,
     /// One page touched for the first time.
@@ -29,10 +31,10 @@ pub enum Kind {
 }
 
 /// Where the loop says how far it is: two words, operations and nanoseconds of CPU of children that have ended.
-struct Progress(&'static [AtomicU64; 2]);
+pub(super) struct Progress(&'static [AtomicU64; 2]);
 
 impl Progress {
-    fn create(path: &Path) -> Result<Self> {
+    pub(super) fn create(path: &Path) -> Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -56,7 +58,7 @@ impl Progress {
         Ok(Self(unsafe { &*words.cast() }))
     }
 
-    fn add(&self, operations: u64) {
+    pub(super) fn add(&self, operations: u64) {
         self.0[0].fetch_add(operations, Ordering::Relaxed);
     }
 
@@ -71,6 +73,7 @@ pub fn run(kind: Kind, progress: &Path) -> Result<()> {
     match kind {
         Kind::PingPong => ping_pong(&progress),
         Kind::Connect => connect(&progress),
+        Kind::Request => request(&progress),
         Kind::Exec => exec(&progress),
         Kind::Faults => faults(&progress),
         Kind::Malloc => malloc(&progress),
@@ -117,6 +120,23 @@ fn connect(progress: &Progress) -> Result<()> {
         set_socket_linger(&client, Some(std::time::Duration::ZERO))?;
         drop(client);
         drop(server);
+        progress.add(1);
+    }
+}
+
+fn request(progress: &Progress) -> Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let mut client = TcpStream::connect(listener.local_addr()?)?;
+    let mut server = listener.accept()?.0;
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    let mut ball = [0];
+    loop {
+        // What is sent on loopback has arrived before the call returns: one thread is both sides, and nobody waits.
+        client.write_all(&ball)?;
+        server.read_exact(&mut ball)?;
+        server.write_all(&ball)?;
+        client.read_exact(&mut ball)?;
         progress.add(1);
     }
 }

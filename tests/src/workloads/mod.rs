@@ -3,6 +3,7 @@
 pub mod confined;
 pub mod conn;
 pub mod cpu;
+pub mod crowd;
 pub mod disk;
 pub mod fds;
 pub mod gate;

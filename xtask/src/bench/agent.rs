@@ -124,6 +124,15 @@ impl Agent {
         })
     }
 
+    /// Its resident memory, which needs no word from it.
+    pub(crate) fn resident(&self) -> Result<f64> {
+        let path = format!("/proc/{}/statm", self.process.pid());
+        let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        let pages = text.split_ascii_whitespace().nth(1).and_then(|n| n.parse().ok());
+        let pages: u32 = pages.with_context(|| format!("{path} has no resident pages"))?;
+        Ok(f64::from(pages) * rustix::param::page_size() as f64)
+    }
+
     /// Bytes of its resident memory that are BPF maps.
     pub(crate) fn mapped_maps(&self) -> Result<f64> {
         let path = format!("/proc/{}/smaps", self.process.pid());
@@ -151,6 +160,20 @@ impl Agent {
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
             .with_context(|| format!("the agent has no metric {name}"))?;
         line.trim().parse().with_context(|| format!("read {name}"))
+    }
+
+    /// The sum of a metric with labels.
+    pub(crate) fn sum(&self, name: &str) -> Result<f64> {
+        let text = get(self.port, "/metrics")?;
+        let head = format!("{name}{{");
+        let values = text.lines().filter(|line| line.starts_with(&head)).map(|line| {
+            let value = line
+                .rsplit(' ')
+                .next()
+                .and_then(|value| value.parse::<f64>().ok());
+            value.with_context(|| format!("read {line}"))
+        });
+        values.sum()
     }
 
     /// The buckets of a histogram without labels: bounds and how many observations are not above them.

@@ -7,6 +7,7 @@
 
 mod agent;
 mod alloc;
+mod connections;
 mod executables;
 mod loads;
 mod process;
@@ -42,7 +43,7 @@ const MIB: f64 = 1024.0 * 1024.0;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only these workloads (`rest` is the agent alone, `stacks` what a stack costs, `executables` its memory with many,
-    /// `alloc` what watching allocations does to programs); can be repeated
+    /// `connections` what it needs for many that are open, `alloc` what watching allocations does to programs); can be repeated
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Rounds for each workload, with one slice of each mode
@@ -85,7 +86,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => build::run(&build::Args::default())?,
     };
     let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|only| only == name);
-    let workload = if loads.is_empty() && !wanted(alloc::ALLOC) {
+    let needs_workload = [connections::CONNECTIONS, alloc::ALLOC];
+    let workload = if loads.is_empty() && !needs_workload.into_iter().any(wanted) {
         PathBuf::new()
     } else {
         workload()?
@@ -117,6 +119,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         println!("bench: executables: the agent's memory with many of them");
         let mut figures = executables::executables(&mut agent, dir.path())?;
+        report.figures.append(&mut figures);
+    }
+    if wanted(connections::CONNECTIONS) {
+        if !report.figures.is_empty() {
+            publish(args, &report)?;
+        }
+        println!("bench: connections: what the agent needs for many that are open");
+        let ticks = if args.quick { 3 } else { 6 };
+        let mut figures = connections::connections(&mut agent, &site, ticks)?;
         report.figures.append(&mut figures);
     }
     drop(agent);
@@ -164,12 +175,21 @@ fn chosen(only: &[String]) -> Result<Vec<&'static Load>> {
     let names: Vec<&str> = loads::ALL
         .iter()
         .map(|load| load.name)
-        .chain([REST, unwind::STACKS, executables::EXECUTABLES, alloc::ALLOC])
+        .chain([
+            REST,
+            unwind::STACKS,
+            executables::EXECUTABLES,
+            connections::CONNECTIONS,
+            alloc::ALLOC,
+        ])
         .collect();
     if let Some(unknown) = only.iter().find(|name| !names.contains(&name.as_str())) {
         bail!("no workload {unknown}; there are: {}", names.join(", "));
     }
-    let chosen = |name: &str| only.is_empty() || only.iter().any(|only| only == name);
+    let chosen = |name: &str| {
+        let part = |only: &String| only == connections::CONNECTIONS && connections::LOADS.contains(&name);
+        only.is_empty() || only.iter().any(|only| only == name || part(only))
+    };
     Ok(loads::ALL.iter().filter(|load| chosen(load.name)).collect())
 }
 
@@ -304,6 +324,7 @@ mod tests {
     fn workloads_are_chosen_by_name_and_have_one_each() {
         assert_eq!(chosen(&[]).unwrap().len(), loads::ALL.len());
         assert_eq!(chosen(&["dd".to_owned(), "rest".to_owned()]).unwrap().len(), 1);
+        assert_eq!(chosen(&["connections".to_owned()]).unwrap().len(), 2);
         assert!(chosen(&["ddd".to_owned()]).is_err());
         let mut names: Vec<_> = loads::ALL.iter().map(|load| load.name).collect();
         names.sort_unstable();

@@ -39,6 +39,8 @@ pub(crate) enum Unit {
     Bytes,
     /// Nanoseconds.
     Nanoseconds,
+    /// Milliseconds.
+    Milliseconds,
     /// Seconds.
     Seconds,
 }
@@ -177,6 +179,7 @@ impl Figure {
             Unit::Ratio => format!("{value:.3}"),
             Unit::Core => format!("{:.2} %", value * 100.0),
             Unit::Nanoseconds => format!("{value:.0} ns"),
+            Unit::Milliseconds => format!("{value:.1} ms"),
             Unit::Seconds => format!("{value} s"),
             Unit::Bytes => format!("{:.1} MiB", value / f64::from(1 << 20)),
         };
@@ -188,7 +191,7 @@ impl Figure {
                 format!(
                     "{} [{}, {high}]",
                     number(estimate.value),
-                    low.trim_end_matches(" %").trim_end_matches(" ns")
+                    low.trim_end_matches([' ', '%', 'n', 'm', 's'])
                 )
             }
         };

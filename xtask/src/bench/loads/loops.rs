@@ -6,7 +6,7 @@ use crate::{
     command,
 };
 use anyhow::{Context as _, Result};
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 pub(super) const DD: Load = Load {
     name: "dd",
@@ -26,13 +26,22 @@ pub(super) const PING_PONG: Load = Load {
     start: |site| own(site, "ping-pong"),
 };
 
-pub(super) const CONNECT: Load = Load {
+pub(crate) const CONNECT: Load = Load {
     name: "connect",
     unit: "connection",
     what: "connect, accept and close on loopback",
     needs: &[],
     target: None,
     start: |site| own(site, "connect"),
+};
+
+pub(crate) const REQUEST: Load = Load {
+    name: "request",
+    unit: "request",
+    what: "one byte over an open TCP connection on loopback and back, both ends in one thread",
+    needs: &[],
+    target: at_most(1.01),
+    start: |site| own(site, "request"),
 };
 
 pub(super) const EXEC: Load = Load {
@@ -132,8 +141,18 @@ fn own(site: &Site<'_>, kind: &str) -> Result<Running> {
     })
 }
 
-/// The two words of the loop's shared file.
-fn progress(file: &Path) -> Result<Done> {
+/// `tieback-workload` in a network namespace of its own with its loopback up; it ends with the benchmark.
+pub(crate) fn apart(workload: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "TERM", "unshare", "--net", "sh", "-c"])
+        .args(["ip link set lo up && exec \"$@\"", "sh"])
+        .arg(workload);
+    command
+}
+
+/// The two words of a workload's shared file.
+pub(crate) fn progress(file: &Path) -> Result<Done> {
     let bytes = fs::read(file).with_context(|| format!("read {}", file.display()))?;
     let word = |at: usize| {
         let bytes = bytes.get(at * 8..at * 8 + 8)?;

@@ -42,6 +42,7 @@ pub(crate) const ALL: &[Load] = &[
     loops::DD,
     loops::PING_PONG,
     loops::CONNECT,
+    loops::REQUEST,
     loops::EXEC,
     loops::FAULTS,
 ];
