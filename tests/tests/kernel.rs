@@ -10,6 +10,8 @@ mod basics;
 mod chains;
 #[path = "kernel/conn.rs"]
 mod conn;
+#[path = "kernel/crowd.rs"]
+mod crowd;
 #[path = "kernel/deploy.rs"]
 mod deploy;
 #[path = "kernel/descriptors.rs"]
