@@ -201,13 +201,32 @@ impl Server {
 
     /// nginx with one worker process.
     pub fn nginx() -> Result<Self> {
+        Self::nginx_with("", "return 200 'a short answer';")
+    }
+
+    /// The same before a service on another port, with connections to it that are kept or not.
+    pub fn nginx_before(service: u16, keep: bool) -> Result<Self> {
+        let (kept, header) = if keep {
+            (
+                "keepalive 64; keepalive_requests 1000000000;",
+                "proxy_http_version 1.1; proxy_set_header Connection '';",
+            )
+        } else {
+            ("", "")
+        };
+        let upstream = format!("upstream service {{ server 127.0.0.1:{service}; {kept} }}");
+        Self::nginx_with(&upstream, &format!("proxy_pass http://service; {header}"))
+    }
+
+    fn nginx_with(upstream: &str, location: &str) -> Result<Self> {
         let (port, files, service) = (free_port()?, tempfile::tempdir()?, unique_service("nginx"));
         let dir = files.path().display();
         let configuration = format!(
             "daemon off; user root; worker_processes 1; pid {dir}/pid; error_log {dir}/error.log;\n\
              events {{ worker_connections 256; }}\n\
-             http {{ access_log off; keepalive_requests 1000000000; server {{ listen 127.0.0.1:{port};\n\
-             location / {{ return 200 'a short answer'; }} location /status {{ stub_status; }} }} }}\n"
+             http {{ access_log off; keepalive_requests 1000000000; {upstream}\n\
+             server {{ listen 127.0.0.1:{port}; location / {{ {location} }}\n\
+             location /status {{ stub_status; }} }} }}\n"
         );
         let path = files.path().join("nginx.conf");
         std::fs::write(&path, configuration)?;

@@ -26,6 +26,8 @@ mod servers;
 mod stacks;
 #[path = "real/unix.rs"]
 mod unix;
+#[path = "real/upstream.rs"]
+mod upstream;
 
 use std::process::{Command, Stdio};
 

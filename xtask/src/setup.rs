@@ -50,16 +50,23 @@ const TEST_PROGRAMS: [(&str, &str); 31] = [
     ("jcmd", "openjdk-17-jdk-headless"),
 ];
 
-/// Libraries that tests link programs with, and tests of programs' own, and their Debian packages.
-const TEST_LIBRARIES: [(&str, &str); 4] = [
+/// Libraries of programs that tests build and run, and tests of programs' own, and their Debian packages.
+const TEST_LIBRARIES: [(&str, &str); 6] = [
     ("libjemalloc.so.2", "libjemalloc2"),
     ("libtcmalloc_minimal.so.4", "libtcmalloc-minimal4"),
     ("libmimalloc.so.2", "libmimalloc2.0"),
     ("python3.11/test/test_list.py", "libpython3.11-testsuite"),
+    ("python3/dist-packages/psycopg2/__init__.py", "python3-psycopg2"),
+    ("gocode/src/github.com/lib/pq/conn.go", "golang-github-lib-pq-dev"),
 ];
 
 /// Where libraries are.
-const LIBRARY_FOLDERS: [&str; 3] = ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"];
+const LIBRARY_FOLDERS: [&str; 4] = [
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib64",
+    "/usr/lib",
+    "/usr/share",
+];
 
 /// Those of them that may come with a running service.
 const SERVERS: [&str; 4] = ["nginx", "postgresql", "prometheus", "redis-server"];
