@@ -17,7 +17,7 @@ use super::{
     unwind::{self, Room},
 };
 use crate::wire::{
-    EVENT_STACK, GROWTH_WORDS, KERNEL_FRAMES, Lost, Program, StackHeader, StackKind, USER_FRAMES,
+    EVENT_STACK, GROWTH_WORDS, KERNEL_FRAMES, Lost, Program, SLOT_KERNEL, StackHeader, StackKind, USER_FRAMES,
 };
 
 /// One record under construction, and the walk's working memory.
@@ -143,7 +143,10 @@ pub(crate) fn take(ctx: *mut c_void, what: &What) {
         };
     }
     let len = size_of::<StackHeader>() as u64 + u64::from(((user_len & 0x7f) + (kernel_len & 0x7f)) * 8);
-    send(scratch.cast_const().cast(), len, what.program);
+    // No mappings: nobody has looked at the process yet, and it may be gone when the agent looks by itself.
+    // SAFETY: as above.
+    let unknown = what.slot != SLOT_KERNEL && unsafe { !(*room).has_mappings() };
+    send(scratch.cast_const().cast(), len, what.program, unknown);
 }
 
 /// A context as the helpers want it.

@@ -52,6 +52,7 @@ static AGENT_TGID: Global<u32> = Global::new(0);
 
 /// Flags for every record: the agent drains the ring by a timer, so nobody is woken.
 const NO_WAKEUP: u64 = 1;
+const FORCE_WAKEUP: u64 = 2;
 
 const PF_KTHREAD: u32 = 0x0020_0000;
 
@@ -156,19 +157,24 @@ pub(crate) fn open_slot(task: Kernel, tgid: u32, parent: u32, program: Program) 
 /// Sends a record of fixed size.
 #[inline(always)]
 pub(crate) fn emit<T: Copy>(record: &T, program: Program) {
-    send(core::ptr::from_ref(record).cast(), size_of::<T>() as u64, program);
+    send(
+        core::ptr::from_ref(record).cast(),
+        size_of::<T>() as u64,
+        program,
+        false,
+    );
 }
 
-/// Sends `len` bytes.
+/// Sends `len` bytes, and wakes the agent where they cannot wait until it looks by itself.
 #[inline(always)]
-pub(crate) fn send(record: *const c_void, len: u64, program: Program) {
+pub(crate) fn send(record: *const c_void, len: u64, program: Program, urgent: bool) {
     // SAFETY: the verifier checks that `record` has `len` readable bytes.
     let sent = unsafe {
         bpf_ringbuf_output(
             (&raw const EVENTS).cast_mut().cast(),
             record.cast_mut(),
             len,
-            NO_WAKEUP,
+            if urgent { FORCE_WAKEUP } else { NO_WAKEUP },
         )
     };
     if sent != 0 {

@@ -85,6 +85,12 @@ enum Way<'a> {
 }
 
 impl Room {
+    /// Whether the agent has told the mappings of the process that was walked last.
+    #[inline(always)]
+    pub(crate) fn has_mappings(&self) -> bool {
+        self.count != 0
+    }
+
     /// Copies the stack from the stack pointer on, where that is not in the copy with some room above.
     #[inline(always)]
     fn refill(&mut self) {

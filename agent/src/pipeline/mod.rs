@@ -1,6 +1,7 @@
 //! The only module that knows every stage: three threads, one that reads the kernel side, one that names
 //! and sums, and one that makes unwind tables.
 
+mod alarm;
 mod alloc;
 mod descriptors;
 mod environment;
@@ -47,6 +48,7 @@ use crate::load::{Loaded, status::ProbeStatus};
 use crate::symbolize::SymbolizerConfig;
 use crate::telemetry::Telemetry;
 
+use self::alarm::Alarm;
 use self::descriptors::Following;
 use self::first_stack::Waiting;
 use self::growth::GrowthNews;
@@ -112,6 +114,7 @@ struct Reader {
     config: Config,
     loaded: Loaded,
     ring: RingBuf<MapData>,
+    alarm: Alarm,
     events: Events,
     harvest: Harvest,
     attributor: Attributor,
@@ -153,6 +156,7 @@ impl Reader {
         let costs = calibrate(&mut loaded)?;
         let governor = Governor::new(config.syscall_mode, costs, cpus, config.cpu_limit_ratio);
         Ok(Self {
+            alarm: Alarm::new(&ring)?,
             ring,
             events: Events::default(),
             harvest: Harvest::new(),
@@ -230,7 +234,9 @@ impl Reader {
                 ];
                 wake = turns.into_iter().fold(wake, Instant::min);
             }
-            thread::sleep(wake.saturating_duration_since(Instant::now()));
+            if self.alarm.sleep(wake) {
+                next_drain = Instant::now();
+            }
         }
         self.end(pause)
     }

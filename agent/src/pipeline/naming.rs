@@ -1,5 +1,6 @@
 //! The thread that names what was sampled and sums what was counted.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
@@ -40,6 +41,38 @@ pub(super) enum News {
     Batch(Box<Batch>),
 }
 
+/// What the reading thread told.
+struct Inbox<'a> {
+    news: &'a mpsc::Receiver<News>,
+    /// Ticks that ended while another one was named.
+    waiting: VecDeque<Box<Batch>>,
+}
+
+impl Inbox<'_> {
+    /// A process that was sampled, of the news that are there.
+    fn sampled(&mut self) -> Option<(SlotId, u32)> {
+        loop {
+            match self.news.try_recv().ok()? {
+                News::Sampled(slot, pid) => return Some((slot, pid)),
+                News::Batch(batch) => self.waiting.push_back(batch),
+            }
+        }
+    }
+
+    /// The next tick that ended; until then, processes that are sampled are noted.
+    fn batch(&mut self, symbolizer: &mut Symbolizer) -> Option<Batch> {
+        if let Some(batch) = self.waiting.pop_front() {
+            return Some(*batch);
+        }
+        loop {
+            match self.news.recv().ok()? {
+                News::Sampled(slot, pid) => symbolizer.note_process(slot, pid),
+                News::Batch(batch) => return Some(*batch),
+            }
+        }
+    }
+}
+
 pub(super) fn name_and_sum(
     host: &Host,
     receive: &mpsc::Receiver<News>,
@@ -53,20 +86,18 @@ pub(super) fn name_and_sum(
     let mut net = NetGrowth::default();
     let mut openers = Names::default();
     let (mut sheds, mut over) = (0, false);
-    while let Ok(news) = receive.recv() {
+    let mut inbox = Inbox {
+        news: receive,
+        waiting: VecDeque::new(),
+    };
+    while let Some(batch) = inbox.batch(&mut symbolizer) {
         let began = Instant::now();
-        let batch = match news {
-            News::Sampled(slot, pid) => {
-                symbolizer.note_process(slot, pid);
-                continue;
-            }
-            News::Batch(batch) => *batch,
-        };
         let (ids, stacks): (Vec<u64>, Vec<_>) = batch.fds.stacks.into_iter().unzip();
-        let mut samples = symbolizer.resolve_batch(batch.samples);
+        let mut samples = symbolizer.resolve_batch(batch.samples, || inbox.sampled());
         net.tick(host, batch.growth, &samples);
         aggregator.set_net_growth(net.all());
-        for (id, sample) in ids.into_iter().zip(symbolizer.resolve_batch(stacks)) {
+        let stacks = symbolizer.resolve_batch(stacks, || inbox.sampled());
+        for (id, sample) in ids.into_iter().zip(stacks) {
             openers.insert(id, &sample);
             samples.push(sample);
         }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::Frame;
+use super::process::Process;
+use super::{Frame, Outcome, SymbolizerConfig};
 
 /// A return address points behind its call, which may be another function, let alone another line.
 pub(super) fn call_site(stopped_at: bool, address: u64) -> u64 {
@@ -30,4 +31,36 @@ pub(super) fn bare(module: &Arc<str>, address: u64) -> Frame {
         inlined: false,
         kernel: false,
     }
+}
+
+/// Code that no file backs: the runtime's own list may name it.
+pub(super) fn generated(
+    config: &SymbolizerConfig,
+    process: &mut Process,
+    pid: u32,
+    address: u64,
+    path: &Arc<str>,
+    frames: &mut Vec<Frame>,
+) -> (Outcome, bool) {
+    if process.alive && process.perf_map.find(address).is_none() {
+        process.perf_map.refresh(config, pid);
+    }
+    let found = process.perf_map.find(address).cloned();
+    let module: Arc<str> = if path.is_empty() {
+        "[jit]".into()
+    } else {
+        Arc::clone(path)
+    };
+    let outcome = if found.is_some() {
+        Outcome::Ok
+    } else {
+        Outcome::NoModule
+    };
+    let (function, file) = found.map_or((None, None), |found| (Some(found.name), found.file));
+    frames.push(Frame {
+        function,
+        file,
+        ..bare(&module, address)
+    });
+    (outcome, false)
 }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use super::debug::DebugFiles;
 use super::engine::{Engine, Part};
-use super::frames::{bare, call_site, own};
+use super::frames::{bare, call_site, generated, own};
 use super::kernel::KernelSymbols;
 use super::lru::Lru;
 use super::maps;
 use super::module::{ModuleId, Modules, Via};
 use super::owner::{Ground, Owners};
-use super::process::{Process, ProcessKey, Processes};
+use super::process::{ProcessKey, Processes};
 use super::{
     Cause, Frame, Outcome, Owned, Service, SharedStack, Stack, StackDetail, StackSample, SymbolizeStats,
     SymbolizedSample, SymbolizerConfig,
@@ -123,14 +123,23 @@ impl Symbolizer {
     }
 
     /// Resolves samples in the order of their processes, so that each process is checked once. The answers are in the
-    /// order of the samples.
-    pub fn resolve_batch(&mut self, samples: Vec<(StackSample, Arc<Service>)>) -> Vec<SymbolizedSample> {
+    /// order of the samples. Processes that `sampled` names meanwhile are noted at once: see [`Self::note_process`].
+    pub fn resolve_batch(
+        &mut self,
+        samples: Vec<(StackSample, Arc<Service>)>,
+        mut sampled: impl FnMut() -> Option<ProcessKey>,
+    ) -> Vec<SymbolizedSample> {
         self.start_batch();
         let mut samples: Vec<_> = samples.into_iter().enumerate().collect();
         samples.sort_by_key(|(index, (sample, _))| (sample.pid, sample.slot, *index));
         let mut resolved: Vec<_> = samples
             .into_iter()
-            .map(|(index, (sample, service))| (index, self.resolve_next(&sample, service)))
+            .map(|(index, (sample, service))| {
+                while let Some(process) = sampled() {
+                    self.processes.get(&self.config, process, self.batch);
+                }
+                (index, self.resolve_next(&sample, service))
+            })
             .collect();
         resolved.sort_by_key(|(index, _)| *index);
         resolved.into_iter().map(|(_, sample)| sample).collect()
@@ -364,36 +373,4 @@ impl Symbolizer {
             }
         }
     }
-}
-
-/// Code that no file backs: the runtime's own list may name it.
-fn generated(
-    config: &SymbolizerConfig,
-    process: &mut Process,
-    pid: u32,
-    address: u64,
-    path: &Arc<str>,
-    frames: &mut Vec<Frame>,
-) -> (Outcome, bool) {
-    if process.alive && process.perf_map.find(address).is_none() {
-        process.perf_map.refresh(config, pid);
-    }
-    let found = process.perf_map.find(address).cloned();
-    let module: Arc<str> = if path.is_empty() {
-        "[jit]".into()
-    } else {
-        Arc::clone(path)
-    };
-    let outcome = if found.is_some() {
-        Outcome::Ok
-    } else {
-        Outcome::NoModule
-    };
-    let (function, file) = found.map_or((None, None), |found| (Some(found.name), found.file));
-    frames.push(Frame {
-        function,
-        file,
-        ..bare(&module, address)
-    });
-    (outcome, false)
 }

@@ -110,9 +110,15 @@ enum Command {
         children: u32,
         #[arg(long)]
         exec: bool,
+        /// How long each child computes; needs --exec.
+        #[arg(long, default_value_t = 0, requires = "exec")]
+        work_ms: u64,
     },
     /// A child of the storm.
-    Brief,
+    Brief {
+        #[arg(long, default_value_t = 0)]
+        work_ms: u64,
+    },
     /// Gets descriptors in every way there is, and loses them.
     FdSteps,
     /// Holds a known number of descriptors.
@@ -225,9 +231,13 @@ fn main() -> Result<()> {
         Command::Net { huge } => net::net(huge),
         Command::Oom => memory::grow_until_killed(),
         Command::Mixture { turns, shorts } => mixture::run(turns, shorts),
-        Command::Storm { children, exec } => process::storm(children, exec),
-        Command::Brief => {
-            process::brief();
+        Command::Storm {
+            children,
+            exec,
+            work_ms,
+        } => process::storm(children, exec, Duration::from_millis(work_ms)),
+        Command::Brief { work_ms } => {
+            process::brief(Duration::from_millis(work_ms));
             Ok(())
         }
         Command::FdSteps => fds::steps(),

@@ -1,5 +1,7 @@
 //! A storm of short-lived children.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
@@ -17,13 +19,15 @@ fn live_briefly() {
 }
 
 /// Forks `children` one after the other, each living a few calls; with `exec`, each runs this program again.
-pub fn storm(children: u32, exec: bool) -> Result<()> {
+///
+/// Children that run this program again compute for `work` first.
+pub fn storm(children: u32, exec: bool, work: Duration) -> Result<()> {
     let itself = std::env::current_exe().context("own path")?;
     gate::step("ready", &json!({}))?;
     for _ in 0..children {
         if exec {
             let status = std::process::Command::new(&itself)
-                .arg("brief")
+                .args(["brief", "--work-ms", &work.as_millis().to_string()])
                 .status()
                 .context("running a child")?;
             ensure!(status.success(), "a child failed");
@@ -47,7 +51,23 @@ pub fn storm(children: u32, exec: bool) -> Result<()> {
     gate::truth(&json!({}))
 }
 
+/// Computes for some time, almost all of it in this function itself: without calls, also where nothing is optimized.
+#[inline(never)]
+fn work_briefly(work: Duration) {
+    let (began, mut mixed) = (Instant::now(), 1u64);
+    while began.elapsed() < work {
+        let mut turns = 0u32;
+        while turns < 100_000 {
+            turns += 1;
+            mixed ^= mixed << 13;
+            mixed ^= mixed >> 7;
+        }
+    }
+    std::hint::black_box(mixed);
+}
+
 /// The child of the storm with `exec`.
-pub fn brief() {
+pub fn brief(work: Duration) {
+    work_briefly(work);
     live_briefly();
 }

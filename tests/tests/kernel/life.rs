@@ -258,3 +258,35 @@ fn the_kill_switch_detaches_all_and_nothing_of_the_pause_is_invented() -> Result
     );
     Ok(())
 }
+
+/// The code of programs that are gone before the agent would look for news by itself.
+#[test]
+fn programs_that_live_for_50_ms_have_names() -> Result<()> {
+    let agent = Agent::start(&["--sample-cpu-hz", "199"])?;
+    let (mut program, _) = Program::start(&["storm", "--exec", "--children", "40", "--work-ms", "50"])?;
+    agent.wait_for_service(&program.service)?;
+    program.go()?;
+    program.expect("done")?;
+    agent.settled()?;
+    let path = format!(
+        "/services/-/{}/profile/cpu?format=folded&since=5m",
+        program.service
+    );
+    let profile = agent.get(&path)?;
+    let weight = |wanted: fn(&str) -> bool| -> f64 {
+        let lines = profile.lines().filter_map(|line| line.rsplit_once(' '));
+        lines
+            .filter(|(stack, _)| wanted(stack))
+            .filter_map(|(_, weight)| weight.parse::<f64>().ok())
+            .sum()
+    };
+    let working = weight(|stack| stack.contains("work_briefly"));
+    // What is missing was sampled while the program was loaded, or in the 25 ms after another call.
+    let truth = 40.0 * 0.05e9;
+    eprintln!("{:.0} % of the time has its name", 100.0 * working / truth);
+    assert!(
+        (0.6 * truth..1.1 * truth).contains(&working),
+        "{working} ns of {truth} in the function that works:\n{profile}"
+    );
+    Ok(())
+}

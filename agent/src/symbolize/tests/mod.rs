@@ -140,7 +140,7 @@ fn a_hot_stack_costs_no_second_look_up() {
     let getpid = libc::getpid as unsafe extern "C" fn() -> i32 as usize as u64;
     let first = resolve(&mut symbolizer, std::process::id(), vec![getpid]);
     let batch = vec![sample(std::process::id(), vec![getpid]); 50];
-    let all = symbolizer.resolve_batch(batch);
+    let all = symbolizer.resolve_batch(batch, || None);
     assert!(
         all.iter()
             .all(|sample| Arc::ptr_eq(&sample.stack, &first) && sample.weight == 5.0)
