@@ -243,9 +243,13 @@ impl Watcher {
         let cpu = || host.cpu_seconds(pid).unwrap_or(0.0);
         let done = if process.open {
             let done = process.close(&mut self.side, cpu);
+            process.paid(cpu(), windowed);
             let pause = process.duty.pause().max(BETWEEN * windowed as u32 / 2);
             process.next = Instant::now() + pause;
             done
+        } else if !process.paid(cpu(), windowed) {
+            process.next = Instant::now() + process.duty.pause();
+            Ok(())
         } else {
             let done = process.open(&mut self.side, pid, self.period, cpu);
             process.next = Instant::now() + process.duty.window();

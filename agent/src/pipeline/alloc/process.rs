@@ -167,6 +167,10 @@ pub(super) struct Process {
     pub(super) open: bool,
     /// CPU time and time when the window opened.
     opened: (f64, Instant),
+    /// Mean distance of samples in the window.
+    mean: u32,
+    /// CPU time and time up to which windows were paid for.
+    paid: (f64, Instant),
     scale: Scale,
     /// When the last tick ended.
     ticked: Instant,
@@ -196,6 +200,8 @@ impl Process {
             next: now,
             open: false,
             opened: (0.0, now),
+            mean: 1,
+            paid: (cpu, now),
             scale: Scale::default(),
             ticked: now,
             windows: Windows::default(),
@@ -238,8 +244,16 @@ impl Process {
             target.describe(side, true, mean)?;
         }
         self.opened = (cpu(), Instant::now());
+        self.mean = mean;
         self.open = true;
         Ok(())
+    }
+
+    /// Whether all windows until now are paid for, where the program is one of so many that are watched in them.
+    pub(super) fn paid(&mut self, cpu: f64, watched: usize) -> bool {
+        let (before, since) = std::mem::replace(&mut self.paid, (cpu, Instant::now()));
+        self.duty
+            .pay((cpu - before).max(0.0), since.elapsed().as_secs_f64(), watched)
     }
 
     /// Closes it.
@@ -255,11 +269,14 @@ impl Process {
             target.links.clear();
             let counted = target.counted(side)?;
             window.hits += counted.hits as f64;
+            window.missed += counted.missed as f64;
             window.bytes += counted.bytes as f64;
+            window.samples += counted.bytes as f64 / f64::from(self.mean.max(1));
             self.counted.bytes += counted.bytes as f64;
             self.counted.objects += counted.objects as f64;
         }
         self.duty.learn(window);
+        tracing::debug!(?window, mean = self.mean, share = self.duty.share(), "window");
         self.windows.add(window);
         Ok(())
     }
@@ -306,9 +323,10 @@ impl Process {
             .elapsed()
             .as_secs_f64();
         let scale = self.scale.tick(windows, used, wall, costs.enter);
+        tracing::debug!(?windows, used, wall, scale, bytes = counted.bytes * scale, "tick");
         counted.bytes *= scale;
         counted.objects *= scale;
-        let cost = windows.hits * costs.enter;
+        let cost = windows.cost(costs.enter);
         self.slowdown = used / (used - cost).max(used * 1e-3).max(1e-9);
         Ok(counted)
     }
