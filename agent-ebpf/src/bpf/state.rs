@@ -50,8 +50,9 @@ static TUNING: Array<Tuning, 1> = Array::new();
 #[unsafe(no_mangle)]
 static AGENT_TGID: Global<u32> = Global::new(0);
 
-/// Flags for every record: the agent drains the ring by a timer, so nobody is woken.
+/// The agent drains the ring by a timer, so nobody is woken.
 const NO_WAKEUP: u64 = 1;
+/// But for a record that it must see at once.
 const FORCE_WAKEUP: u64 = 2;
 
 const PF_KTHREAD: u32 = 0x0020_0000;

@@ -53,6 +53,10 @@ impl Alarm {
     pub(super) fn sleep(&mut self, until: Instant) -> bool {
         let quiet = until.min(self.quiet_until);
         thread::sleep(quiet.saturating_duration_since(Instant::now()));
+        // A call stays until it may be answered. Answered now, each look by the clock would spend what calls are allowed.
+        if Instant::now() < self.quiet_until {
+            return false;
+        }
         let Ok(timeout) = Timespec::try_from(until.saturating_duration_since(Instant::now())) else {
             return false;
         };
@@ -87,6 +91,27 @@ mod tests {
         assert!(alarm.sleep(late));
         assert!(began.elapsed() < Duration::from_secs(30), "it slept on");
         assert!(!alarm.sleep(soon()), "what is there calls once");
+        Ok(())
+    }
+
+    #[test]
+    fn looks_by_the_clock_spend_nothing() -> Result<()> {
+        let (ring, mut kernel) = std::io::pipe()?;
+        let mut alarm = Alarm::new(&ring)?;
+        let start = Instant::now();
+        alarm.allowed = (0.0, start);
+        alarm.answer(start);
+        let (allowed, quiet) = (alarm.allowed, alarm.quiet_until);
+        kernel.write_all(b"1")?;
+        for _ in 0..3 {
+            assert!(!alarm.sleep(Instant::now() + Duration::from_millis(5)));
+        }
+        assert_eq!((alarm.allowed, alarm.quiet_until), (allowed, quiet));
+        assert!(
+            alarm.sleep(start + Duration::from_secs(60)),
+            "the call is still there"
+        );
+        assert!(Instant::now() >= quiet);
         Ok(())
     }
 

@@ -1,6 +1,5 @@
 //! The thread that names what was sampled and sums what was counted.
 
-use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
@@ -44,24 +43,29 @@ pub(super) enum News {
 /// What the reading thread told.
 struct Inbox<'a> {
     news: &'a mpsc::Receiver<News>,
-    /// Ticks that ended while another one was named.
-    waiting: VecDeque<Box<Batch>>,
+    /// A tick that ended while another one was named.
+    waiting: Option<Box<Batch>>,
 }
 
 impl Inbox<'_> {
-    /// A process that was sampled, of the news that are there.
+    /// A process that was sampled, of the news that are there up to the next tick's end: more ticks stay where the reading
+    /// thread feels that this one is behind.
     fn sampled(&mut self) -> Option<(SlotId, u32)> {
-        loop {
-            match self.news.try_recv().ok()? {
-                News::Sampled(slot, pid) => return Some((slot, pid)),
-                News::Batch(batch) => self.waiting.push_back(batch),
+        if self.waiting.is_some() {
+            return None;
+        }
+        match self.news.try_recv().ok()? {
+            News::Sampled(slot, pid) => Some((slot, pid)),
+            News::Batch(batch) => {
+                self.waiting = Some(batch);
+                None
             }
         }
     }
 
     /// The next tick that ended; until then, processes that are sampled are noted.
     fn batch(&mut self, symbolizer: &mut Symbolizer) -> Option<Batch> {
-        if let Some(batch) = self.waiting.pop_front() {
+        if let Some(batch) = self.waiting.take() {
             return Some(*batch);
         }
         loop {
@@ -88,7 +92,7 @@ pub(super) fn name_and_sum(
     let (mut sheds, mut over) = (0, false);
     let mut inbox = Inbox {
         news: receive,
-        waiting: VecDeque::new(),
+        waiting: None,
     };
     while let Some(batch) = inbox.batch(&mut symbolizer) {
         let began = Instant::now();

@@ -144,8 +144,8 @@ fn grow_little(map: &Mapping, pages: usize) {
     touch!(map, 0, pages);
 }
 
-/// Grows until the kernel kills the process: 6 MiB in `grow_much` for every 2 MiB in `grow_little`, at some 100 MiB/s. (The
-/// agent looks for news ten times a second: of a program that is gone before, it knows the bytes and not the functions.)
+/// Grows until the kernel kills the process: 6 MiB in `grow_much` for every 2 MiB in `grow_little`, at some 100 MiB/s: of a
+/// program that is gone before the agent has looked at it, the bytes are known and not the functions.
 pub fn grow_until_killed() -> Result<()> {
     gate::step("ready", &json!({}))?;
     let mut held = Vec::new();

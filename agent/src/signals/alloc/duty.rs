@@ -17,7 +17,7 @@ const CYCLE: Duration = Duration::from_millis(200);
 /// Share of a CPU of which all watched programs together may at least have the budget's share. One that hardly runs is not
 /// slowed by more than that, and a minute of its windows would say little of it.
 const LEAST: f64 = 0.1;
-/// Seconds that a sample costs beside its hit: the walk of its stack, and its way to the agent.
+/// Seconds that a sample is taken to cost beside its hit: the walk of its stack, and its way to the agent. Assumed, not measured.
 const SAMPLE_COST: f64 = 2.5e-6;
 /// Samples of a window that are aimed at, at least and at most: with the fewest, a minute of four windows a second tells a share of
 /// a half with a standard error of 0.45 points.
