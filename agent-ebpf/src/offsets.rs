@@ -125,6 +125,8 @@ offsets! {
     file_op: FileOp = ["file.f_op"],
     /// Mode of an inode.
     inode_mode: InodeMode = ["inode.i_mode"],
+    /// Number of an inode.
+    inode_number: InodeNumber = ["inode.i_ino"],
     /// Superblock of an inode.
     inode_sb: InodeSb = ["inode.i_sb"],
     /// Magic of a filesystem.
@@ -167,6 +169,10 @@ offsets! {
     unix_addr: UnixAddr = ["unix_sock.addr"],
     /// How many Unix sockets have a name.
     unix_addr_refs: UnixAddrRefs = ["unix_address.refcnt"],
+    /// Process at the other end of a Unix socket.
+    sk_peer_pid: SkPeerPid = ["sock.sk_peer_pid"],
+    /// Number of a process in the first namespace.
+    pid_number: PidNumber = ["pid.numbers[].nr"],
     /// Protocol.
     sk_protocol: SkProtocol = ["sock.sk_protocol"],
     /// Payload bytes that the peer acknowledged.

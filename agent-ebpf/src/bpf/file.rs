@@ -69,6 +69,15 @@ impl File {
         Some(mode)
     }
 
+    /// Number of its inode, 0 where it cannot be read.
+    #[inline(always)]
+    pub(crate) fn inode_number(self) -> u64 {
+        let inode = self.0.deref(offset!(file_inode));
+        inode
+            .and_then(|inode| inode.read(offset!(inode_number)))
+            .unwrap_or(0)
+    }
+
     /// The socket's protocol half, for sockets.
     #[inline(always)]
     pub(crate) fn sock(self) -> Option<Kernel> {

@@ -13,4 +13,5 @@ pub(crate) mod sock;
 pub(crate) mod state;
 pub(crate) mod tables;
 pub(crate) mod task;
+pub(crate) mod unix;
 pub(crate) mod unwind;

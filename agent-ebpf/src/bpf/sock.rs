@@ -1,7 +1,13 @@
 //! Sockets: whom they talk to, and whose they are.
 
-use super::task::{Kernel, offset};
-use crate::wire::{ConnKey, Direction, LastData, ListenKey, UnixEnd};
+use super::{
+    state::thread,
+    task::{Kernel, offset},
+};
+use crate::{
+    offsets::MISSING,
+    wire::{ConnKey, Direction, LastData, ListenKey, SLOT_KERNEL, SLOT_NONE, UnixEnd},
+};
 
 /// `TCP_*` states, include/net/tcp_states.h.
 pub(crate) const ESTABLISHED: i32 = 1;
@@ -32,10 +38,12 @@ impl Sock {
             && self.0.read::<u16>(offset!(sk_protocol)) == Some(IPPROTO_TCP)
     }
 
-    /// A connection over a Unix socket that has a name: not a pair, and nothing without a connection.
+    /// A connection over a Unix socket that has a name: not a pair, and nothing without a connection. `inode` is the number of the
+    /// socket's inode.
     #[inline(always)]
-    pub(crate) fn unix(self, slot: u32) -> Option<UnixEnd> {
-        if self.0.read::<u16>(offset!(sk_family)) != Some(AF_UNIX)
+    pub(crate) fn unix(self, slot: u32, inode: u32) -> Option<UnixEnd> {
+        if offset!(unix_peer) == MISSING
+            || self.0.read::<u16>(offset!(sk_family)) != Some(AF_UNIX)
             || !matches!(
                 self.0.read::<u16>(offset!(sk_type)),
                 Some(SOCK_STREAM | SOCK_SEQPACKET)
@@ -66,7 +74,28 @@ impl Sock {
             socket: self.0.0 as u64,
             peer: peer.0 as u64,
             direction: direction as u32,
+            client: match direction {
+                Direction::In => self.connected_by(),
+                Direction::Out => SLOT_NONE,
+            },
+            inode,
             pad: 0,
+        })
+    }
+
+    /// Slot of the process that connected to an accepted Unix socket.
+    #[inline(always)]
+    fn connected_by(self) -> u32 {
+        let number = self
+            .0
+            .deref(offset!(sk_peer_pid))
+            .and_then(|pid| pid.read(offset!(pid_number)));
+        number.and_then(thread).map_or(SLOT_NONE, |thread| {
+            // SAFETY: a map value.
+            match unsafe { (*thread).slot } {
+                SLOT_KERNEL => SLOT_NONE,
+                slot => slot,
+            }
         })
     }
 

@@ -23,11 +23,7 @@ pub const PROBE: Probe = Probe {
         Field::SbMagic,
         Field::SocketSk,
         Field::SkFamily,
-        Field::SkType,
         Field::SkState,
-        Field::UnixPeer,
-        Field::UnixAddr,
-        Field::UnixAddrRefs,
     ],
     metrics: &["tieback_open_fds", "tieback_fd_growth_total", "tieback_fd_limit_forecast_seconds"],
 };
@@ -43,6 +39,7 @@ pub(crate) mod bpf {
             sock::Sock,
             state::{slot, thread, tuning},
             task::{Kernel, field, offset},
+            unix,
         },
         probes::{conn, opener},
         wire::{FdKind, FdProcess, SLOT_KERNEL},
@@ -93,10 +90,11 @@ pub(crate) mod bpf {
             if ended && !tell(ctx, running.cast()) {
                 return 0;
             }
-            if let Some(end) = sock.and_then(|sock| sock.unix(id))
-                && !tell(ctx, (&raw const end).cast())
-            {
-                return 0;
+            if let Some(end) = sock.and_then(|sock| sock.unix(id, file.inode_number() as u32)) {
+                if !tell(ctx, (&raw const end).cast()) {
+                    return 0;
+                }
+                unix::visited(&end);
             }
             if ended {
                 (*running).pid = 0;
@@ -113,7 +111,7 @@ pub(crate) mod bpf {
             // SAFETY: a map value that only this iterator writes.
             unsafe {
                 if (*running).pid != tid || (*running).round != tuning.round {
-                    running.write(FdProcess { pid: tid, slot: id, open: 0, round: tuning.round, limit: limit(task), pad: 0 });
+                    running.write(FdProcess { pid: tid, slot: id, open: 0, round: tuning.round, limit: limit(task), pad: [0; 2] });
                 }
                 (*running).open += 1;
             }

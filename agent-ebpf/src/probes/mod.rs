@@ -12,5 +12,5 @@ macro_rules! probes {
 }
 
 probes!(
-    process, wait, cpu, syscall, memory, stall, oom, disk, conn, pool, listen, fd, opener, alloc
+    process, wait, cpu, syscall, memory, stall, oom, disk, conn, pool, listen, fd, unix, opener, alloc
 );

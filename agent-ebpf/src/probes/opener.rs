@@ -52,7 +52,7 @@ pub(crate) mod bpf {
             task::{Kernel, Regs, current, field, now},
         },
         wire::{
-            CALL_FCNTL, CALL_PAIR_FIRST, CALL_PAIR_FOURTH, CALL_RETURNS, FD_UNVISITED, Lost, OPENER_BURST, OpenerFd,
+            CALL_ACCEPT, CALL_FCNTL, CALL_PAIR_FIRST, CALL_PAIR_FOURTH, CALL_RETURNS, FD_UNVISITED, Lost, MAX_SYSCALLS, OPENER_BURST, OpenerFd,
             OpenerKey, OpenerRate, Program, SLOT_KERNEL, StackKind, Tuning, WATCHED,
         },
     };
@@ -63,7 +63,13 @@ pub(crate) mod bpf {
 
     /// How system calls open descriptors, by number.
     #[btf_map]
-    static OPENER_CALLS: Array<u32, 512> = Array::new();
+    static OPENER_CALLS: Array<u32, { MAX_SYSCALLS as usize }> = Array::new();
+
+    /// How this call does.
+    #[inline(always)]
+    pub(crate) fn opens(nr: u32) -> Option<u32> {
+        OPENER_CALLS.get(nr).copied()
+    }
 
     /// The rate of samples.
     #[btf_map]
@@ -96,15 +102,15 @@ pub(crate) mod bpf {
             return 0;
         }
         let regs = Regs::at(ctx.arg::<*const u8>(0));
-        let Some(call) = OPENER_CALLS.get(regs.nr() as u32) else { return 0 };
-        let (fd, second) = match *call {
-            CALL_RETURNS => (ret as u32, None),
+        let Some(call) = opens(regs.nr() as u32) else { return 0 };
+        let (fd, second) = match call {
+            CALL_RETURNS | CALL_ACCEPT => (ret as u32, None),
             CALL_FCNTL => match regs.arg1() & 0xffff_ffff {
                 F_DUPFD | F_DUPFD_CLOEXEC => (ret as u32, None),
                 _ => return 0,
             },
             CALL_PAIR_FIRST | CALL_PAIR_FOURTH => {
-                let at = if *call == CALL_PAIR_FIRST { regs.arg0() } else { regs.arg3() };
+                let at = if call == CALL_PAIR_FIRST { regs.arg0() } else { regs.arg3() };
                 // SAFETY: the helper checks the address.
                 let Ok(pair) = (unsafe { bpf_probe_read_user(at as *const [u32; 2]) }) else { return 0 };
                 (pair[0], Some(pair[1]))

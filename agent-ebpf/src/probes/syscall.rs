@@ -38,8 +38,10 @@ mod bpf {
             sample::{self, Level, What},
             state::{sampled, thread, tuning},
             task::{Regs, current, field, now},
+            unix,
         },
-        wire::{BUCKETS, Hist, Lost, MAX_SYSCALLS, Program, SLOT_KERNEL, StackKind, SyscallKey, Thread, Tuning, entered},
+        probes::opener::bpf as opener,
+        wire::{BUCKETS, CALL_ACCEPT, Hist, Lost, MAX_SYSCALLS, Program, SLOT_KERNEL, StackKind, SyscallKey, Thread, Tuning, entered},
     };
 
     /// Calls and errors.
@@ -124,6 +126,8 @@ mod bpf {
         if (-4095..0).contains(&ret) {
             key.errno = -ret as u16;
             count(&key);
+        } else if opener::opens(nr) == Some(CALL_ACCEPT) {
+            unix::accepted(ret as u32, t.slot);
         }
         if t.sys_stack_skip > 0 {
             t.sys_stack_skip -= 1;

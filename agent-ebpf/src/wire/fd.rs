@@ -23,28 +23,9 @@ pub struct FdProcess {
     /// Soft limit.
     pub limit: u64,
     /// Padding.
-    pub pad: u64,
+    pub pad: [u64; 2],
 }
-const _: () = assert!(size_of::<FdProcess>() == 32);
-
-/// One end of a connection over a Unix socket: what `fd_harvest` writes for each, as long as an [`FdProcess`].
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct UnixEnd {
-    /// 0, which no process has.
-    pub pid: u32,
-    /// Slot.
-    pub slot: u32,
-    /// Address of the socket.
-    pub socket: u64,
-    /// Address of the other end's socket.
-    pub peer: u64,
-    /// `Direction`.
-    pub direction: u32,
-    /// Padding.
-    pub pad: u32,
-}
-const _: () = assert!(size_of::<UnixEnd>() == size_of::<FdProcess>());
+const _: () = assert!(size_of::<FdProcess>() == 40);
 
 /// A descriptor whose opening was sampled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -108,6 +89,8 @@ pub const CALL_FCNTL: u32 = 2;
 pub const CALL_PAIR_FIRST: u32 = 3;
 /// The same for its fourth argument.
 pub const CALL_PAIR_FOURTH: u32 = 4;
+/// Returns one of a connection.
+pub const CALL_ACCEPT: u32 = 5;
 
 /// How a system call opens descriptors, by its name. Those that come with a message over a Unix socket or by io_uring are
 /// not here: nothing says which code wanted them.
@@ -119,8 +102,6 @@ pub fn opens(name: &str) -> u32 {
         | "openat2"
         | "creat"
         | "socket"
-        | "accept"
-        | "accept4"
         | "dup"
         | "dup2"
         | "dup3"
@@ -149,6 +130,7 @@ pub fn opens(name: &str) -> u32 {
         | "fspick"
         | "mq_open"
         | "landlock_create_ruleset" => CALL_RETURNS,
+        "accept" | "accept4" => CALL_ACCEPT,
         "fcntl" => CALL_FCNTL,
         "pipe" | "pipe2" => CALL_PAIR_FIRST,
         "socketpair" => CALL_PAIR_FOURTH,

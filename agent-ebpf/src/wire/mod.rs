@@ -210,6 +210,7 @@ mod conn;
 mod events;
 mod fd;
 mod state;
+mod unix;
 pub mod unwind;
 
 pub use alloc::*;
@@ -218,3 +219,4 @@ pub use conn::*;
 pub use events::*;
 pub use fd::*;
 pub use state::*;
+pub use unix::*;

@@ -1,11 +1,11 @@
 //! Descriptors as later stages see them: how many each process has, and what became of those whose opening was sampled.
 
 pub use agent_ebpf::wire::WATCHED;
-use agent_ebpf::wire::{Direction, FD_UNVISITED, FdKind, FdProcess, OpenerFd, OpenerKey, UnixEnd};
+use agent_ebpf::wire::{Direction, FD_UNVISITED, FdKind, FdProcess, OpenerFd, OpenerKey, SLOT_NONE, UnixEnd};
 use anyhow::{Context as _, Result};
 use aya::maps::HashMap as BpfMap;
 
-use super::model::SlotId;
+use super::model::{SlotId, UnixSocket};
 use crate::load::{Loaded, Plain};
 
 /// The descriptors of a process that has some.
@@ -68,19 +68,6 @@ pub struct Sampled {
     pub ticks: u32,
 }
 
-/// One end of a connection over a Unix socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UnixSocket {
-    /// Names the socket while it exists.
-    pub id: u64,
-    /// Names that of the other end.
-    pub peer: u64,
-    /// Whose.
-    pub slot: SlotId,
-    /// Who connected.
-    pub direction: Direction,
-}
-
 /// What `fd_harvest` wrote: processes, and connections over Unix sockets.
 pub(super) fn visited(bytes: &[u8]) -> (Vec<ProcessFds>, Vec<UnixSocket>) {
     let (mut processes, mut sockets) = (Vec::new(), Vec::new());
@@ -101,9 +88,11 @@ pub(super) fn visited(bytes: &[u8]) -> (Vec<ProcessFds>, Vec<UnixSocket>) {
         if let Some(direction) = Direction::from_index(end.direction) {
             sockets.push(UnixSocket {
                 id: end.socket,
+                inode: end.inode,
                 peer: end.peer,
                 slot: SlotId(end.slot),
                 direction,
+                client: (end.client != SLOT_NONE).then_some(SlotId(end.client)),
             });
         }
     }

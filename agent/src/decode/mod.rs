@@ -9,3 +9,4 @@ pub mod listeners;
 pub mod model;
 pub mod ranges;
 pub mod sockets;
+mod unix;

@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 
 pub use super::connections::{AGES, ConnTotals, Peer, PoolPeer, PoolTotals};
-pub use super::descriptors::{FdForecast, ProcessFds, UnixSocket};
+pub use super::descriptors::{FdForecast, ProcessFds};
 pub use super::listeners::ListenTotals;
+pub use super::unix::{UnixBrief, UnixSocket};
 pub use agent_ebpf::wire::unwind::UnwindResult;
 pub use agent_ebpf::wire::{
     ALLOC_RANGES, AllocCall, AllocCounts, AllocSite, AllocTarget, LiveKey, LiveValue, MAX_ALLOC_TARGETS,
@@ -260,4 +261,6 @@ pub struct Tick {
     pub processes: Vec<ProcessFds>,
     /// Open connections over Unix sockets; those that several processes share as often.
     pub unix: Vec<UnixSocket>,
+    /// Those over Unix sockets that were opened and closed since the tick before.
+    pub unix_brief: Vec<UnixBrief>,
 }

@@ -67,7 +67,7 @@ pub(super) fn pools(snapshot: &Snapshot) -> Pools<'_> {
             let name = pool_peer_name(peer).into_owned();
             let mut pool = one(service, *direction, name, recent);
             if peer.counted_only() {
-                pool.forget_use();
+                pool.forget_use(*direction);
             }
             pool
         })
@@ -79,12 +79,29 @@ pub(super) fn pools(snapshot: &Snapshot) -> Pools<'_> {
 }
 
 impl Pool<'_> {
-    /// Over Unix sockets nothing is known but how many there are.
-    fn forget_use(&mut self) {
+    /// Over Unix sockets nothing is known but how many there are, and were.
+    fn forget_use(&mut self, direction: Direction) {
         (self.busy, self.quiet, self.busy_peak, self.busy_share) = (None, None, None, None);
         (self.exchanges, self.exchanges_per_connection) = (None, None);
         self.closed_after_one_exchange = None;
         self.findings.clear();
+        let rate = self.opened as f64 / self.seconds.max(1e-9);
+        if direction == Direction::Out
+            && rate >= 1.0
+            && self.closed >= MANY
+            && self.open_peak * 10 <= self.opened
+        {
+            self.findings.push(format!(
+                "opens connections to {} at {}/s and keeps {}",
+                self.peer,
+                digits(rate),
+                if self.open_peak <= 1 {
+                    "none of them"
+                } else {
+                    "few of them"
+                }
+            ));
+        }
     }
 }
 

@@ -2,17 +2,25 @@
 
 use std::collections::BTreeSet;
 
+use agent_ebpf::offsets::{Field, MISSING};
+use agent_ebpf::probe::Probe;
 use anyhow::{Context as _, Result};
 
 use crate::aggregate::names;
 use crate::config::{Config, SyscallMode};
 use crate::host::Host;
-use crate::kernel::{btf::Btf, layout};
+use crate::kernel::{Layout, btf::Btf, layout};
 use crate::load::{Environment, Loaded};
 
 /// Loads the kernel side as this host needs it.
 pub fn load(host: &Host, config: &Config) -> Result<Loaded> {
     Loaded::new(environment(host, config)?)
+}
+
+/// Whether the kernel lacks a field that the probe reads.
+fn lacks(layout: &Layout, probe: &Probe) -> bool {
+    let mut missing = layout.missing.values();
+    missing.any(|(field, _)| probe.fields.contains(field))
 }
 
 /// What the kernel side must know of this host.
@@ -47,6 +55,10 @@ pub(super) fn environment(host: &Host, config: &Config) -> Result<Environment> {
     if host.interprets_bpf() {
         // The interpreter cannot call functions of the kernel.
         layout.cast = None;
+    }
+    // The code of this probe is part of other probes' programs, which leave it out where a field is missing.
+    if disabled.contains("unix") || lacks(&layout, &agent_ebpf::probes::unix::PROBE) {
+        layout.offsets.set(Field::UnixPeer, MISSING);
     }
     Ok(Environment {
         host: host.clone(),

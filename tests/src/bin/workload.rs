@@ -181,6 +181,10 @@ enum Command {
     UnixServe { path: PathBuf, count: usize },
     /// Opens such connections and holds them.
     UnixConnect { path: PathBuf, count: usize },
+    /// Accepts connections over a Unix socket, each closed before the next.
+    UnixServeEach { path: PathBuf, count: usize },
+    /// Connects over a Unix socket for one request each.
+    UnixConnectEach { path: PathBuf, count: usize },
     /// Holds connections to such a server and uses some of them.
     Pool {
         port: u16,
@@ -265,6 +269,8 @@ fn main() -> Result<()> {
         Command::Answer { v6 } => pool::serve(v6),
         Command::UnixServe { path, count } => unix::serve(&path, count),
         Command::UnixConnect { path, count } => unix::connect(&path, count),
+        Command::UnixServeEach { path, count } => unix::serve_each(&path, count),
+        Command::UnixConnectEach { path, count } => unix::connect_each(&path, count),
         Command::Pool {
             port,
             v6,

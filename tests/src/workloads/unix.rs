@@ -1,5 +1,6 @@
-//! Connections over a Unix socket, held by both ends.
+//! Connections over a Unix socket, held by both ends or closed at once.
 
+use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
@@ -34,5 +35,28 @@ pub fn connect(path: &Path, count: usize) -> Result<()> {
     gate::step("connected", &json!({ "open": held.len() }))?;
     drop(held);
     gate::step("closed", &json!({}))?;
+    gate::truth(&json!({}))
+}
+
+/// Accepts so many connections, each of which it closes when the other end has.
+pub fn serve_each(path: &Path, count: usize) -> Result<()> {
+    let listener = UnixListener::bind(path).context("binding")?;
+    gate::step("ready", &json!({}))?;
+    for _ in 0..count {
+        let mut connection = listener.accept()?.0;
+        let request = connection.read_to_end(&mut Vec::new())?;
+        anyhow::ensure!(request == 1, "a request of {request} bytes");
+    }
+    gate::step("served", &json!({ "accepted": count }))?;
+    gate::truth(&json!({}))
+}
+
+/// Connects so many times, for a request each.
+pub fn connect_each(path: &Path, count: usize) -> Result<()> {
+    gate::step("ready", &json!({}))?;
+    for _ in 0..count {
+        UnixStream::connect(path).context("connecting")?.write_all(b"?")?;
+    }
+    gate::step("connected", &json!({ "opened": count }))?;
     gate::truth(&json!({}))
 }

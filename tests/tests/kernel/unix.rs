@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tieback_tests::agent::Agent;
+use tieback_tests::assert_within;
 use tieback_tests::metrics::Scrape;
 use tieback_tests::program::Program;
 
@@ -98,5 +99,83 @@ fn connections_over_unix_sockets_are_what_ss_counts_at_each_step() -> Result<()>
             assert_eq!(closed.sum("tieback_connections_closed_total", &labels), expected);
         }
     }
+    Ok(())
+}
+
+#[test]
+fn brief_connections_over_unix_sockets_are_all_counted() -> Result<()> {
+    let agent = Agent::start(&["--syscall-mode", "exact"])?;
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("socket");
+    let name = path.to_str().context("path")?;
+    // Some tenths of a second on end, so that visits to all descriptors find some of them open.
+    let (count, number) = ("40000", 40_000.0);
+    let (mut server, _) = Program::start(&["unix-serve-each", name, count])?;
+    let (mut client, _) = Program::start(&["unix-connect-each", name, count])?;
+    agent.wait_for_service(&server.service)?;
+    agent.wait_for_service(&client.service)?;
+    server.go()?;
+    client.go()?;
+    client.expect("connected")?;
+    server.expect("served")?;
+    let after = agent.settled()?;
+    for (name, expected) in [
+        ("tieback_pool_opened_total", number),
+        ("tieback_pool_connections", 0.0),
+    ] {
+        assert_eq!(both(&after, name, &client, &server), [expected; 2], "{name}");
+    }
+    for program in [&client, &server] {
+        let labels = [("service_name", program.service.as_str()), ("peer", "unix")];
+        for name in [
+            "tieback_connections_opened_total",
+            "tieback_connections_closed_total",
+        ] {
+            assert_eq!(after.sum(name, &labels), number, "{name} of {}", program.service);
+        }
+        assert_eq!(after.sum("tieback_connections", &labels), 0.0);
+    }
+    let document: Value = serde_json::from_str(&agent.get("/api/v1/pools")?)?;
+    let pools = document["pools"].as_array().context("no pools")?;
+    let pool = pools
+        .iter()
+        .find(|pool| pool["service"] == client.service.as_str())
+        .context("no pool of the client")?;
+    let said = pool["findings"][0].as_str().unwrap_or_default();
+    let expected = format!("opens connections to unix:{} at ", server.service);
+    assert!(
+        said.starts_with(&expected) && said.ends_with("/s and keeps none of them"),
+        "{said:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn brief_connections_that_windows_see_stand_for_all() -> Result<()> {
+    let agent = Agent::start(&["--cpu-limit", "5%"])?;
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("socket");
+    let name = path.to_str().context("path")?;
+    let (count, number) = ("1500000", 1_500_000.0);
+    let (mut server, _) = Program::start(&["unix-serve-each", name, count])?;
+    let (mut client, _) = Program::start(&["unix-connect-each", name, count])?;
+    agent.wait_for_service(&server.service)?;
+    agent.wait_for_service(&client.service)?;
+    server.go()?;
+    client.go()?;
+    let windows = agent.wait_for("windows", |scrape| {
+        scrape.sum("tieback_sampling_ratio", &[("probe", "syscall")]) < 0.9
+    })?;
+    let [early, _] = both(&windows, "tieback_pool_opened_total", &client, &server);
+    assert!(early < 0.5 * number, "the load ended too early: {early}");
+    client.expect("connected")?;
+    server.expect("served")?;
+    let after = agent.settled()?;
+    let [out, inward] = both(&after, "tieback_pool_opened_total", &client, &server);
+    assert_within!(out, number, 0.1, "scaled");
+    assert!(
+        (out - inward).abs() < 10.0,
+        "{out} at one end, {inward} at the other"
+    );
     Ok(())
 }

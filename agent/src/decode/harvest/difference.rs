@@ -5,8 +5,8 @@ use super::{Last, View};
 use crate::decode::model::{Cause, Histogram, Totals};
 
 /// What came since the last tick; `last` becomes the new view. A value that is momentarily lower (a thread that ended
-/// while it was visited) counts as unchanged until it has caught up.
-pub(super) fn difference(view: View, last: &mut Last, windows: Windows) -> Box<Totals> {
+/// while it was visited) counts as unchanged until it has caught up. Also, what each system call that was counted stands for.
+pub(super) fn difference(view: View, last: &mut Last, windows: Windows) -> (Box<Totals>, f64) {
     let mut totals = view.absolute;
     let before = &mut last.totals;
     for cause in Cause::ALL {
@@ -85,7 +85,7 @@ pub(super) fn difference(view: View, last: &mut Last, windows: Windows) -> Box<T
         step_histogram(&mut now.connect, &mut before.connect);
         step_histogram(&mut now.age, &mut before.age);
     }
-    totals
+    (totals, factor)
 }
 
 fn step(now: &mut u64, before: &mut u64) {

@@ -7,6 +7,7 @@ mod difference;
 mod read;
 mod recycle;
 mod scale;
+mod unix;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -32,6 +33,7 @@ pub struct Harvest {
     /// What each slot had at the last tick; nothing yet for new ones.
     slots: BTreeMap<u32, Option<Box<Last>>>,
     closed: HashSet<u32>,
+    brief: unix::Brief,
     at_unix_ns: u64,
 }
 
@@ -89,6 +91,7 @@ impl Harvest {
         Self {
             slots: BTreeMap::from([(SLOT_KERNEL, None)]),
             closed: HashSet::new(),
+            brief: unix::Brief::default(),
             at_unix_ns: unix_ns(),
         }
     }
@@ -123,11 +126,13 @@ impl Harvest {
         }
         loaded.set_tuning(|tuning| tuning.round = tuning.round.wrapping_add(1))?;
         let round = loaded.tuning().round;
+        let accepted = unix::accepted(loaded)?;
         let iterators: Vec<&str> = loaded.iterators().collect();
         let mut written = Vec::new();
         for program in iterators {
             loaded.visit(program, &mut written)?;
         }
+        let brief = self.brief.step(&accepted, &unix::accepted(loaded)?);
         let mut views = self.views(loaded, &ids, &dead, round)?;
         syscalls(loaded, &mut views)?;
         disk(loaded, &mut views)?;
@@ -142,13 +147,16 @@ impl Harvest {
             slots: Vec::with_capacity(ids.len()),
             processes,
             unix,
+            unix_brief: Vec::new(),
         };
         self.at_unix_ns = at_unix_ns;
         for id in ids {
             let (Some(view), Some(last)) = (views.remove(&id), self.slots.get_mut(&id)) else {
                 continue;
             };
-            let totals = difference(view, last.get_or_insert_default(), windows);
+            let (totals, factor) = difference(view, last.get_or_insert_default(), windows);
+            let brief = brief.get(&id).into_iter().flatten();
+            tick.unix_brief.extend(brief.map(|brief| brief.scaled(factor)));
             tick.slots.push((SlotId(id), totals));
             if self.closed.contains(&id) {
                 // Thousands of brief processes are not to cost memory twice.

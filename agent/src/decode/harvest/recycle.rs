@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use agent_ebpf::wire::{
     Conn, ConnKey, ConnStats, DiskKey, DiskRequest, DiskStats, Hist, ListenKey, ListenSock, Listener,
-    MAX_SLOTS, OpenerFd, OpenerKey, SLOT_FIRST, Slot, SyscallKey, Thread, WaitHists,
+    MAX_SLOTS, OpenerFd, OpenerKey, SLOT_FIRST, Slot, SyscallKey, Thread, UnixAccepted, UnixPair, WaitHists,
 };
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap as BpfMap, MapData, Queue};
 
-use super::{Harvest, array, hash};
+use super::{Harvest, array, hash, unix};
 use crate::decode::model::SlotId;
 use crate::load::{Loaded, Plain};
 
@@ -32,6 +32,11 @@ impl Harvest {
         forget(&mut hash::<ConnKey, ConnStats>(loaded, "CONN_STATS")?, |key| {
             closed.contains(&key.slot)
         })?;
+        forget(
+            &mut hash::<UnixPair, UnixAccepted>(loaded, "UNIX_ACCEPTED")?,
+            |pair| unix::of(&closed, pair),
+        )?;
+        self.brief.forget(&closed);
         {
             let mut hists = array::<WaitHists>(loaded, "WAIT_HISTS")?;
             for id in &closed {
@@ -68,6 +73,10 @@ impl Harvest {
         )?;
         forget(&mut hash::<u64, ListenSock>(loaded, "LISTEN_SOCKS")?, |_| true)?;
         forget(&mut hash::<OpenerKey, OpenerFd>(loaded, "OPENER_FDS")?, |_| true)?;
+        forget(
+            &mut hash::<UnixPair, UnixAccepted>(loaded, "UNIX_ACCEPTED")?,
+            |_| true,
+        )?;
         forget(&mut hash::<u32, Thread>(loaded, "THREADS_HASH")?, |_| true)?;
         empty(&mut array::<Thread>(loaded, "THREADS")?, Thread::default())?;
         empty(
