@@ -91,7 +91,11 @@ pub fn start(
         wait_hold: recording::wait_hold(recording.is_some()),
         ..Limits::default()
     };
-    let symbols = symbols(&config)?;
+    let mut symbols = symbols(&config)?;
+    if recording.is_some() {
+        // Somebody waits for all names.
+        symbols.read_burst = Duration::MAX;
+    }
     let host_of_names = host.clone();
     let unwind_symbols = symbols.clone();
     let naming = thread::Builder::new()

@@ -23,6 +23,10 @@ pub struct SymbolizerConfig {
     pub image_idle: Duration,
     /// CPU time that reading one file may take: over it, its debug information is given up, then the file.
     pub max_parse: Duration,
+    /// Share of one CPU that reading files may take on average; what is needed meanwhile waits.
+    pub read_share: f64,
+    /// CPU time that is saved up for it at most, and there at the start.
+    pub read_burst: Duration,
     /// Processes whose memory map is kept.
     pub max_processes: usize,
     /// Files known at one time.
@@ -81,6 +85,8 @@ impl Default for SymbolizerConfig {
             max_images_bytes: 24 << 20,
             image_idle: Duration::from_secs(30),
             max_parse: Duration::from_secs(5),
+            read_share: 0.03,
+            read_burst: Duration::from_secs(10),
             max_processes: 1024,
             max_modules: 4096,
             max_addresses: 65_536,

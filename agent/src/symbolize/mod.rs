@@ -29,6 +29,7 @@ mod name;
 mod open;
 mod perf_map;
 mod process;
+mod reading;
 mod resolver;
 mod segments;
 mod stats;

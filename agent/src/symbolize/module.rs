@@ -17,6 +17,7 @@ use super::layers::Layers;
 use super::lru::Lru;
 use super::maps::Mapping;
 use super::open::{open_in_root, open_regular};
+use super::reading::{Reading, Wanted};
 use super::segments::Segments;
 use super::{Outcome, SymbolizerConfig};
 
@@ -57,8 +58,12 @@ pub(super) struct Modules {
     by_mapping: HashMap<(Arc<str>, u64, Arc<str>), ModuleId>,
     images: Lru<ModuleId, (Layers, Instant)>,
     vdso: Option<Result<ModuleId, Outcome>>,
+    /// What could not be looked up yet.
+    waiting: HashMap<ModuleId, Wanted>,
+    reading: Reading,
     next: u64,
     pub(super) image_bytes: u64,
+    pub(super) files_read: u64,
     pub(super) debug_skipped: u64,
     pub(super) debug_files: DebugFiles,
 }
@@ -71,8 +76,11 @@ impl Modules {
             by_mapping: HashMap::new(),
             images: Lru::new(config.max_modules),
             vdso: None,
+            waiting: HashMap::new(),
+            reading: Reading::new(config),
             next: 0,
             image_bytes: 0,
+            files_read: 0,
             debug_skipped: 0,
             debug_files,
         }
@@ -177,7 +185,12 @@ impl Modules {
         id
     }
 
-    /// What is at an address of a file.
+    /// Takes what waits to be looked up.
+    pub(super) fn take_waiting(&mut self) -> Vec<(ModuleId, Wanted)> {
+        self.waiting.drain().collect()
+    }
+
+    /// What is at an address of a file. Since which batch it is asked for decides whose turn it is, where it has to wait.
     pub(super) fn look_up(
         &mut self,
         config: &SymbolizerConfig,
@@ -185,14 +198,25 @@ impl Modules {
         id: ModuleId,
         via: Via<'_>,
         address: u64,
+        since: u64,
     ) -> Result<Vec<Part>, Outcome> {
         let module = self.known.get(&id).ok_or(Outcome::ElfError)?;
         if let Some(outcome) = module.broken {
             return Err(outcome);
         }
-        let began = CpuTime::now();
-        if self.images.get(&id).is_none() {
+        let read = self.images.get(&id).is_none();
+        let reading = CpuTime::now();
+        if read {
+            if !self.reading.allowed(config, Instant::now()) {
+                let wanted = self.waiting.entry(id);
+                wanted.or_insert_with(|| Wanted::new(via, since)).add(address);
+                return Err(Outcome::Postponed);
+            }
+            self.files_read += 1;
             let layers = load(config, &mut self.debug_files, via, module.identity);
+            if layers.is_err() {
+                self.reading.spend(reading.elapsed());
+            }
             if let (Err(outcome), Some(module)) = (&layers, self.known.get(&id)) {
                 // A file out of reach may be reached through another process.
                 module.broken = (*outcome != Outcome::ProcessGone).then_some(*outcome);
@@ -207,11 +231,16 @@ impl Modules {
         }
         let (layers, used) = self.images.get(&id).ok_or(Outcome::ElfError)?;
         *used = Instant::now();
+        let began = CpuTime::now();
         let module = self.known.get(&id).ok_or(Outcome::ElfError)?;
         let mut found = layers.look_up(engine, &config.proc, !module.symbols_only, address);
         if matches!(found, Err(Outcome::Panic)) && !module.symbols_only {
             module.symbols_only = true;
             found = layers.look_up(engine, &config.proc, false, address);
+        }
+        if read {
+            // The first look-up sorts and parses.
+            self.reading.spend(reading.elapsed());
         }
         // Nobody can stop a look-up, but the next one need not be made.
         let slow = module.budget.spend(began.elapsed(), config.max_parse);
@@ -304,7 +333,9 @@ pub(super) fn open(config: &SymbolizerConfig, via: Via<'_>) -> Result<(File, Fil
             Ok(_) => {}
             Err(why) => outcome = why,
         }
-    } else {
+    }
+    // It may have ended meanwhile.
+    if outcome == Outcome::ProcessGone {
         match open_regular(&config.proc, &PathBuf::from(&*mapping.path), max) {
             Ok((file, metadata)) if metadata.ino() == mapping.inode => {
                 return Ok((file, headers::identity(&metadata)));

@@ -17,6 +17,8 @@ pub enum Outcome {
     TooLarge,
     /// Reading the file takes longer than is allowed.
     TooSlow,
+    /// Not looked up yet: reading files takes no more than a share of a CPU.
+    Postponed,
     /// What is mapped is not a regular file.
     OddFile,
     /// The library that reads symbols panicked on the file.
@@ -27,7 +29,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of the counters.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Ok,
         Self::NoSymbol,
         Self::NoModule,
@@ -35,6 +37,7 @@ impl Outcome {
         Self::ElfError,
         Self::TooLarge,
         Self::TooSlow,
+        Self::Postponed,
         Self::OddFile,
         Self::Panic,
         Self::KernelHidden,
@@ -51,6 +54,7 @@ impl Outcome {
             Self::ElfError => "elf_error",
             Self::TooLarge => "too_large",
             Self::TooSlow => "too_slow",
+            Self::Postponed => "postponed",
             Self::OddFile => "odd_file",
             Self::Panic => "panic",
             Self::KernelHidden => "kernel_hidden",
@@ -177,7 +181,7 @@ pub enum Owned {
 
 impl Owned {
     /// Every result, in the order of the counters.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Own,
         Self::Executable,
         Self::OnlyLibraries,
@@ -189,6 +193,7 @@ impl Owned {
         Self::Nameless(Outcome::ElfError),
         Self::Nameless(Outcome::TooLarge),
         Self::Nameless(Outcome::TooSlow),
+        Self::Nameless(Outcome::Postponed),
         Self::Nameless(Outcome::OddFile),
         Self::Nameless(Outcome::Panic),
     ];
@@ -230,6 +235,8 @@ pub struct SymbolizeStats {
     pub address_misses: u64,
     /// Files whose debug sections are over the limits or malformed, so that only symbols are used.
     pub debug_skipped: u64,
+    /// Files read for their symbols; one that was let go and is needed again counts again.
+    pub files_read: u64,
     /// Memory maps read.
     pub maps_read: u64,
     /// Now: bytes of files kept in memory.

@@ -15,6 +15,7 @@ mod go;
 mod hostile;
 mod owned;
 mod programs;
+mod reading;
 mod separate;
 
 // On one line: with optimization, the first instruction is of the body.

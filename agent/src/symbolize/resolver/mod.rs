@@ -1,5 +1,7 @@
 //! From sampled addresses to resolved stacks.
 
+mod by_file;
+
 use std::sync::Arc;
 
 use super::debug::DebugFiles;
@@ -98,6 +100,7 @@ impl Symbolizer {
             debug_files: self.modules.debug_files.counts,
             fetched: self.modules.debug_files.requests(),
             maps_read: self.processes.maps_read,
+            files_read: self.modules.files_read,
             image_bytes: self.modules.image_bytes,
             processes: self.processes.len(),
             modules: self.modules.len(),
@@ -111,9 +114,11 @@ impl Symbolizer {
         let stats = std::mem::take(&mut self.stats);
         let debug_files = std::mem::take(&mut self.modules.debug_files);
         let skipped = (self.modules.debug_skipped, self.processes.maps_read);
+        let files_read = self.modules.files_read;
         *self = Self::with(self.config.clone(), debug_files);
         self.stats = stats;
         (self.modules.debug_skipped, self.processes.maps_read) = skipped;
+        self.modules.files_read = files_read;
     }
 
     /// Resolves one sample; [`Self::resolve_batch`] is cheaper for many.
@@ -132,12 +137,11 @@ impl Symbolizer {
         self.start_batch();
         let mut samples: Vec<_> = samples.into_iter().enumerate().collect();
         samples.sort_by_key(|(index, (sample, _))| (sample.pid, sample.slot, *index));
+        self.look_up_files(&samples, &mut sampled);
         let mut resolved: Vec<_> = samples
             .into_iter()
             .map(|(index, (sample, service))| {
-                while let Some(process) = sampled() {
-                    self.processes.get(&self.config, process, self.batch);
-                }
+                self.note(&mut sampled);
                 (index, self.resolve_next(&sample, service))
             })
             .collect();
@@ -332,23 +336,12 @@ impl Symbolizer {
             frames.push(bare(&path, offset));
             return (Outcome::NoSymbol, true);
         };
-        if self.addresses.get(&(id, file_address)).is_none() {
-            self.stats.address_misses += 1;
-            let answer = match self
-                .modules
-                .look_up(&self.config, &mut self.engine, id, via, file_address)
-            {
-                Ok(parts) => (parts, Outcome::Ok),
-                Err(outcome) => (Vec::new(), outcome),
-            };
-            if answer.1 == Outcome::ProcessGone {
-                frames.push(Frame {
-                    build_id,
-                    ..bare(&path, file_address)
-                });
-                return (Outcome::ProcessGone, false);
-            }
-            self.addresses.insert((id, file_address), answer);
+        if let Err(outcome) = self.look_up(id, via, file_address, self.batch) {
+            frames.push(Frame {
+                build_id,
+                ..bare(&path, file_address)
+            });
+            return (outcome, false);
         }
         let base = Frame {
             build_id,
