@@ -5,6 +5,7 @@ use aya_ebpf::{btf_maps::HashMap, macros::btf_map};
 use super::{
     count::{add, lost},
     sock::Sock,
+    state::in_use,
     task::now,
 };
 use crate::offsets::MARK_FLAGS;
@@ -24,9 +25,14 @@ pub(crate) fn listens(sock: Sock, slot: u32, found: bool) {
     let key = sock.listen_key();
     let address = sock.0.0 as u64;
     if found && let Some(known) = LISTEN_SOCKS.get_ptr_mut(address) {
-        // SAFETY: a map value.
-        if unsafe { (*known).key.port } == key.port {
-            return;
+        // SAFETY: map values.
+        unsafe {
+            if (*known).key.port == key.port {
+                if !in_use((*known).slot) {
+                    take_over(known, slot);
+                }
+                return;
+            }
         }
         // `listen` without `bind`: the port was chosen after the socket was seen.
         forget(address, known);
@@ -63,6 +69,24 @@ pub(crate) fn listens(sock: Sock, slot: u32, found: bool) {
     if let Some(listener) = CONN_LISTENERS.get_ptr_mut(&key) {
         // SAFETY: a map value.
         add(unsafe { &raw mut (*listener).sockets }, 1);
+    }
+}
+
+/// A socket's program is gone and has left it to another one.
+///
+/// # Safety
+/// A map value.
+#[inline(always)]
+unsafe fn take_over(known: *mut ListenSock, slot: u32) {
+    // SAFETY: map values.
+    unsafe {
+        if let Some(listener) = CONN_LISTENERS.get_ptr_mut(&(*known).key)
+            && (*listener).slot == (*known).slot
+        {
+            (*listener).slot = slot;
+            (*listener).established = 0;
+        }
+        (*known).slot = slot;
     }
 }
 

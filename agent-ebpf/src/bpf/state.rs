@@ -129,6 +129,13 @@ pub(crate) fn slot(id: u32) -> Option<*mut Slot> {
     SLOTS.get_ptr_mut(id & (MAX_SLOTS - 1))
 }
 
+/// Whether this id was not given back: a program image has it.
+#[inline(always)]
+pub(crate) fn in_use(id: u32) -> bool {
+    // SAFETY: a map value.
+    slot(id).is_some_and(|slot| unsafe { (*slot).id } == id)
+}
+
 /// Gives a process a slot of its own; the parent's where none is free.
 #[inline(always)]
 pub(crate) fn open_slot(task: Kernel, tgid: u32, parent: u32, program: Program) -> u32 {

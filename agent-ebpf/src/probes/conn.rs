@@ -68,7 +68,7 @@ pub(crate) mod bpf {
             sock::{
                 CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT, Sock,
             },
-            state::{sampled, slot, thread, tuning},
+            state::{in_use, sampled, slot, thread, tuning},
             task::{Kernel, current, field, now},
         },
         wire::{
@@ -340,6 +340,22 @@ pub(crate) mod bpf {
         0
     }
 
+    /// A connection that is known: where its program is gone, it has left it to the one in which it is open now.
+    #[inline(always)]
+    fn left(conn: *mut Conn, slot: u32) {
+        // SAFETY: map values; connections that are closed are counted under the slot that they had.
+        unsafe {
+            if in_use((*conn).key.slot) || (*conn).flags & CONN_ESTABLISHED == 0 || (*conn).flags & CONN_CLOSED != 0 {
+                return;
+            }
+            (*conn).key.slot = slot;
+            if let Some(stats) = stats(&(*conn).key) {
+                add(&raw mut (*stats).adopted, 1);
+                note_open(stats);
+            }
+        }
+    }
+
     /// Takes up a socket that is open in a process: one that is older than the agent, or whose owner changed.
     #[inline(always)]
     pub(crate) fn adopt(sock: Sock, slot: u32) {
@@ -349,8 +365,8 @@ pub(crate) mod bpf {
         match sock.state() {
             LISTEN => listens(sock, slot, true),
             ESTABLISHED | CLOSE_WAIT => {
-                if CONNS.get_ptr_mut(sock.0.0 as u64).is_some() {
-                    return;
+                if let Some(conn) = CONNS.get_ptr_mut(sock.0.0 as u64) {
+                    return left(conn, slot);
                 }
                 let direction = if listener(sock).is_some() { Direction::In } else { Direction::Out };
                 let key = sock.key(slot, direction);

@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser;
 use tieback_tests::workloads::{
-    confined, conn, cpu, crowd, disk, fds, loops, memory, mixture, net, pool, process, syscalls, unix, wait,
+    confined, conn, cpu, crowd, disk, fds, handover, loops, memory, mixture, net, pool, process, syscalls,
+    unix, wait,
 };
 
 /// What to do; each prints the truth about itself as JSON lines and goes on when it reads a line.
@@ -138,6 +139,10 @@ enum Command {
         #[arg(long, default_value_t = 1_000)]
         count: usize,
     },
+    /// Listens and connects to itself, then becomes another program that goes on with it.
+    HandOver,
+    /// What it becomes.
+    TakeOver { listener: i32, held: Vec<i32> },
     /// Opens TCP connections to a port on loopback.
     Connect {
         port: u16,
@@ -251,6 +256,8 @@ fn main() -> Result<()> {
             sockets,
         } => fds::open(files, pipes, sockets),
         Command::Serve { mode, v6, count } => conn::serve(mode, v6, count),
+        Command::HandOver => handover::hand_over(),
+        Command::TakeOver { listener, held } => handover::take_over(listener, &held),
         Command::Connect {
             port,
             v6,

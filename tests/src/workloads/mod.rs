@@ -7,6 +7,7 @@ pub mod crowd;
 pub mod disk;
 pub mod fds;
 pub mod gate;
+pub mod handover;
 pub mod loops;
 pub mod memory;
 pub mod mixture;

@@ -182,3 +182,39 @@ fn callers_of_a_flood_are_sampled_by_its_logarithm() -> Result<()> {
     assert!(stacks < COUNT as f64 / 2.0, "{stacks} stacks");
     Ok(())
 }
+
+/// A listener and connections that a program leaves to the one that it becomes are that one's.
+#[test]
+fn what_a_program_leaves_to_the_next_goes_on() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let (mut program, _) = Program::start(&["hand-over"])?;
+    let service = program.service.clone();
+    agent.wait_for_service(&service)?;
+    let both =
+        |scrape: &Scrape, name: &str| ["in", "out"].map(|way| conn(scrape, name, &service, "direction", way));
+    program.go()?;
+    program.expect("connected")?;
+    let first = agent.settled()?;
+    assert_eq!(both(&first, "tieback_connections"), [5.0; 2]);
+    program.go()?;
+    program.expect("taken")?;
+    // The first program's numbers are read a last time, then the other's begin.
+    agent.settled()?;
+    let taken = agent.settled()?;
+    assert_eq!(both(&taken, "tieback_connections"), [5.0; 2]);
+    program.go()?;
+    program.expect("more")?;
+    let more = agent.settled()?;
+    assert_eq!(both(&more, "tieback_connections"), [25.0; 2]);
+    program.go()?;
+    program.expect("closed")?;
+    let closed = agent.settled()?;
+    assert_eq!(both(&closed, "tieback_connections"), [0.0; 2]);
+    for name in [
+        "tieback_connections_opened_total",
+        "tieback_connections_closed_total",
+    ] {
+        assert_eq!(both(&closed, name), [25.0; 2], "{name}");
+    }
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! A program that becomes another one, which goes on with its listener and its connections: as socket launchers do, and servers
+//! that start their new version in place.
+
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+
+use anyhow::{Context, Result};
+use rustix::io::{FdFlags, fcntl_setfd};
+use serde_json::json;
+
+use super::gate;
+
+/// Connections to itself of each of the two programs.
+const EACH: [usize; 2] = [5, 20];
+
+/// Both ends of so many connections.
+fn connect(listener: &TcpListener, count: usize) -> Result<Vec<OwnedFd>> {
+    let address = listener.local_addr()?;
+    let mut ends = Vec::with_capacity(2 * count);
+    for _ in 0..count {
+        ends.push(TcpStream::connect(address)?.into());
+        ends.push(listener.accept()?.0.into());
+    }
+    Ok(ends)
+}
+
+fn inherited(fd: &(impl AsFd + AsRawFd)) -> Result<String> {
+    fcntl_setfd(fd, FdFlags::empty())?;
+    Ok(fd.as_raw_fd().to_string())
+}
+
+/// The first program.
+pub fn hand_over() -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    gate::step("ready", &json!({}))?;
+    let held = connect(&listener, EACH[0])?;
+    gate::step("connected", &json!({ "open": EACH[0] }))?;
+    let mut command = std::process::Command::new(std::env::current_exe()?);
+    command.arg("take-over").arg(inherited(&listener)?);
+    for fd in &held {
+        command.arg(inherited(fd)?);
+    }
+    Err(command.exec()).context("becoming the other program")
+}
+
+/// The second one, which has the descriptors of the first.
+pub fn take_over(listener: i32, held: &[i32]) -> Result<()> {
+    // SAFETY: the first program left these open for this one, and nothing else in it knows them.
+    let (listener, mut held): (TcpListener, Vec<OwnedFd>) = unsafe {
+        let held = held.iter().map(|fd| OwnedFd::from_raw_fd(*fd));
+        (OwnedFd::from_raw_fd(listener).into(), held.collect())
+    };
+    gate::step("taken", &json!({ "open": held.len() / 2 }))?;
+    held.extend(connect(&listener, EACH[1])?);
+    gate::step("more", &json!({ "open": held.len() / 2 }))?;
+    drop(held);
+    gate::step("closed", &json!({}))?;
+    gate::truth(&json!({}))
+}
