@@ -97,6 +97,8 @@ offsets! {
     task_mm: TaskMm = ["task_struct.mm"],
     /// Shared state of a process.
     task_signal: TaskSignal = ["task_struct.signal"],
+    /// Thread pointer of the thread (x86-64), where the C library keeps what it knows of it.
+    task_fsbase: TaskFsbase = ["task_struct.thread.fsbase"],
     /// User time of the thread.
     task_utime: TaskUtime = ["task_struct.utime"],
     /// System time of the thread.

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::agent::Agent;
 use crate::assert_within;
 use crate::metrics::Scrape;
+use crate::pprof::{Place, Profile};
 use crate::program::{Program, unique_service};
 
 /// Descriptors that the programs leak in a second.
@@ -91,6 +92,12 @@ impl Leak {
         // Of the three that are borrowed, one is counted or not at a tick.
         ensure!((grown - leaked).abs() <= 3.0, "grew by {grown}, leaked {leaked}");
         Ok((leaked, scrape))
+    }
+
+    /// The profile, each stack as its places, innermost first.
+    pub fn places(&self, agent: &Agent) -> Result<Vec<Vec<Place>>> {
+        let path = format!("/services/-/{}/profile/fd?format=pprof", self.service);
+        Ok(Profile::of(&agent.get_bytes(&path)?)?.places())
     }
 
     /// The profile, a line a stack.

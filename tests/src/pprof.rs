@@ -49,6 +49,8 @@ struct Location {
 struct Line {
     #[prost(uint64, tag = "1")]
     function: u64,
+    #[prost(int64, tag = "2")]
+    line: i64,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -57,7 +59,12 @@ struct Function {
     id: u64,
     #[prost(int64, tag = "2")]
     name: i64,
+    #[prost(int64, tag = "4")]
+    file: i64,
 }
+
+/// A function, its source file and a line of it.
+pub type Place = (String, String, i64);
 
 impl Profile {
     /// Reads a file.
@@ -133,6 +140,24 @@ impl Profile {
             .iter()
             .map(|sample| (stack(sample), sample.values[at] as f64))
             .collect())
+    }
+
+    /// All stacks, each as its places, innermost first.
+    #[must_use]
+    pub fn places(&self) -> Vec<Vec<Place>> {
+        let place = |line: &Line| {
+            let function = self.functions.iter().find(|known| known.id == line.function);
+            let text = |at: fn(&Function) -> i64| self.text(function.map_or(0, at)).to_owned();
+            (text(|known| known.name), text(|known| known.file), line.line)
+        };
+        let of_location = |id: &u64| {
+            let location = self.locations.iter().find(|known| known.id == *id);
+            location.into_iter().flat_map(|known| &known.lines).map(place)
+        };
+        let stacks = self.samples.iter();
+        stacks
+            .map(|sample| sample.locations.iter().flat_map(of_location).collect())
+            .collect()
     }
 
     fn value_at(&self, signal: &str) -> Result<usize> {

@@ -1,6 +1,6 @@
 //! Sampled stacks: the one interface to user stacks, and their way into the ring buffer.
 //!
-//! The user half is walked by [`super::unwind`].
+//! The user half is walked by [`super::unwind`], frames of an interpreter by [`super::python`].
 
 use aya_ebpf::{
     EbpfContext,
@@ -12,12 +12,14 @@ use core::ffi::c_void;
 
 use super::{
     count::lost,
+    python,
     state::send,
     task::{Regs, current, now},
     unwind::{self, Room},
 };
 use crate::wire::{
-    EVENT_STACK, GROWTH_WORDS, KERNEL_FRAMES, Lost, Program, SLOT_KERNEL, StackHeader, StackKind, USER_FRAMES,
+    EVENT_STACK, GROWTH_WORDS, KERNEL_FRAMES, Lost, Program, SLOT_KERNEL, StackHeader, StackKind,
+    USER_FRAMES, python::PYTHON_WORDS,
 };
 
 /// One record under construction, and the walk's working memory.
@@ -25,6 +27,7 @@ use crate::wire::{
 struct Scratch {
     header: StackHeader,
     room: Room,
+    python: python::Walk,
 }
 
 /// One element a kind of context: a perf event can interrupt a tracepoint on the same CPU.
@@ -125,6 +128,16 @@ pub(crate) fn take(ctx: *mut c_void, what: &What) {
             kernel_len = (bytes as u32 / 8).min(KERNEL_FRAMES as u32);
         }
     }
+    let (mut python_len, mut python_minor) = (0, 0);
+    // Of the other kinds native frames are what is told.
+    if matches!(what.kind, StackKind::Fd) {
+        let start = (user_len & 0x7f) + (kernel_len & 0x7f);
+        // SAFETY: fields of a map value.
+        (python_len, python_minor) = unsafe {
+            let words = (&raw mut (*room).frames).cast::<u64>();
+            python::walk(&raw mut (*scratch).python, words, start, what.slot, what.tid)
+        };
+    }
     // SAFETY: a map value of this program's level.
     unsafe {
         (*scratch).header = StackHeader {
@@ -138,11 +151,13 @@ pub(crate) fn take(ctx: *mut c_void, what: &What) {
             user_len: user_len as u16,
             kernel_len: kernel_len as u16,
             unwind: result as u32,
-            pad: 0,
+            python_len: python_len as u16,
+            python_minor,
             weight: what.weight,
         };
     }
-    let len = size_of::<StackHeader>() as u64 + u64::from(((user_len & 0x7f) + (kernel_len & 0x7f)) * 8);
+    let words = (user_len & 0x7f) + (kernel_len & 0x7f) + (python_len & 0x7f) * PYTHON_WORDS as u32;
+    let len = size_of::<StackHeader>() as u64 + u64::from(words * 8);
     // No mappings: nobody has looked at the process yet, and it may be gone when the agent looks by itself.
     // SAFETY: as above.
     let unknown = what.slot != SLOT_KERNEL && unsafe { !(*room).has_mappings() };

@@ -6,20 +6,22 @@ use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
 use core::ffi::c_void;
 
 use super::{
+    python::WORDS,
     tables::{UNWIND_GENERATION, UNWIND_MAPPINGS, UNWIND_RULES, find, halve, space},
     task::Regs,
 };
 use crate::wire::{
     FRAME_INTERRUPTED, KERNEL_FRAMES, USER_FRAMES,
+    python::{PYTHON_FRAMES, PYTHON_WORDS},
     unwind::{
         CFA_AT_FP, CFA_AT_SP, CFA_END, CFA_FP, CFA_NONE, CFA_PLT, CFA_SP, FP_AT_CFA, FP_AT_FP, FP_AT_SP,
         FP_LOST, RA_AT_SP, RA_IN_RDI, RULE_SIGNAL, Rule, UnwindResult,
     },
 };
 
-/// Room for both halves; a power of two, so that an index can be masked.
-const FRAMES: usize = 256;
-const _: () = assert!(USER_FRAMES + KERNEL_FRAMES < FRAMES);
+/// Room for both halves and the frames of an interpreter.
+const FRAMES: usize = WORDS;
+const _: () = assert!(USER_FRAMES + KERNEL_FRAMES + PYTHON_WORDS * PYTHON_FRAMES < FRAMES);
 /// Bytes of stack copied at once.
 const COPY: usize = 2048;
 /// Bytes of the copy above the stack pointer below which it is renewed: frames are mostly smaller.

@@ -83,7 +83,8 @@ pub const FRAME_UPPER: u64 = 0xff << 56;
 /// then the thread's saved registers (`struct pt_regs` of x86-64), by which the agent finds the address that was touched.
 pub const GROWTH_WORDS: usize = 22;
 
-/// A sampled stack; `user_len` and then `kernel_len` addresses follow, 8 bytes each; see [`FRAME_INTERRUPTED`].
+/// A sampled stack; `user_len` and then `kernel_len` addresses follow, 8 bytes each, see [`FRAME_INTERRUPTED`]; then
+/// `python_len` frames of [`PYTHON_WORDS`](super::python::PYTHON_WORDS).
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct StackHeader {
@@ -107,8 +108,10 @@ pub struct StackHeader {
     pub kernel_len: u16,
     /// [`UnwindResult`](super::unwind::UnwindResult): how the walk of the user half ended.
     pub unwind: u32,
-    /// Padding.
-    pub pad: u32,
+    /// Frames of CPython.
+    pub python_len: u16,
+    /// Minor version of the interpreter that they are of.
+    pub python_minor: u16,
     /// What the sample stands for: nanoseconds, calls, bytes, connections; the sample's id for waits and descriptors, the
     /// size of an allocation.
     pub weight: u64,

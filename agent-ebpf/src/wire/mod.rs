@@ -209,6 +209,7 @@ mod bucket;
 mod conn;
 mod events;
 mod fd;
+pub mod python;
 mod state;
 mod unix;
 pub mod unwind;

@@ -24,7 +24,8 @@ pub use service::{Service, ServiceInfo};
 pub use crate::decode::model::{
     AGES, Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, DiskTotals, FdForecast, FdKind,
     HISTOGRAM_BUCKETS, Histogram, Lifecycle, ListenTotals, MemoryKind, OomVictim, Peer, PoolPeer, PoolTotals,
-    SlotId, StackDetail, StackKind, StackSample, Stall, SyscallTotals, Tick, Totals, UnwindResult,
+    PythonFrame, PythonStack, SlotId, StackDetail, StackKind, StackSample, Stall, SyscallTotals, Tick,
+    Totals, UnwindResult,
 };
 
 /// One tick, summed to services.

@@ -5,11 +5,13 @@ use std::collections::HashMap;
 use agent_ebpf::wire::{
     self, EVENT_CLOSED, EVENT_EXITED, EVENT_OOM, EVENT_OPENED, EVENT_STACK, EVENT_WAIT_DONE,
     FRAME_INTERRUPTED, FRAME_UPPER, GROWTH_WORDS, SLOT_FIRST, SlotEvent, StackHeader, WaitDone, alloc_sample,
+    python::{PYTHON_ENTRY, PYTHON_WORDS},
 };
 
 use super::harvest::{PAGE, unix_ns};
 use super::model::{
-    Cause, Growth, Lifecycle, OomVictim, SlotId, StackDetail, StackKind, StackSample, UnwindResult,
+    Cause, Growth, Lifecycle, OomVictim, PythonFrame, PythonStack, SlotId, StackDetail, StackKind,
+    StackSample, UnwindResult,
 };
 
 /// Wait samples whose wait has not ended, at most.
@@ -165,12 +167,25 @@ fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample)> {
         raw.copy_from_slice(word);
         u64::from_ne_bytes(raw)
     });
-    if frames.len() / 8 < user + kernel {
+    let python = usize::from(header.python_len);
+    if frames.len() / 8 < user + kernel + python * PYTHON_WORDS {
         return None;
     }
     let mut user: Vec<u64> = addresses.by_ref().take(user).collect();
     let interrupted = take_marks(&mut user);
-    let kernel: Vec<u64> = addresses.take(kernel).collect();
+    let kernel: Vec<u64> = addresses.by_ref().take(kernel).collect();
+    let python = (0..python).map_while(|_| {
+        let (code, place) = (addresses.next()?, addresses.next()?);
+        Some(PythonFrame {
+            code,
+            instruction: place as u32,
+            entry: place & PYTHON_ENTRY != 0,
+        })
+    });
+    let python = PythonStack {
+        minor: header.python_minor,
+        frames: python.collect(),
+    };
     let kind = StackKind::from_index(header.stack_kind)?;
     let nr = u16::try_from(header.nr).ok();
     let detail = match kind {
@@ -197,6 +212,7 @@ fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample)> {
         interrupted,
         unfolded: false,
         kernel,
+        python,
         unwind: UnwindResult::from_index(header.unwind)?,
     };
     Some((header, sample))

@@ -135,6 +135,26 @@ pub enum StackDetail {
     None,
 }
 
+/// A frame of CPython, as the kernel side found it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PythonFrame {
+    /// Address of its code object.
+    pub code: u64,
+    /// The instruction in its code, in units of two bytes.
+    pub instruction: u32,
+    /// C code called it: a run of frames that share one native frame ends with it.
+    pub entry: bool,
+}
+
+/// Frames of CPython, innermost first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PythonStack {
+    /// Minor version of the interpreter.
+    pub minor: u16,
+    /// The frames.
+    pub frames: Vec<PythonFrame>,
+}
+
 /// A sampled stack as the kernel sent it. Weights are unbiased estimates in the unit of the kind.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StackSample {
@@ -163,6 +183,8 @@ pub struct StackSample {
     pub unfolded: bool,
     /// Kernel return addresses, innermost first.
     pub kernel: Vec<u64>,
+    /// Frames of an interpreter, beside its own in the user half.
+    pub python: PythonStack,
     /// How the walk of the user half ended.
     pub unwind: UnwindResult,
 }

@@ -2,9 +2,10 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
+use agent_ebpf::wire::python::PythonProcess;
 use agent_ebpf::wire::unwind::{BLOCK_WORDS, Mapping, Module, Page, Rule, SEGMENT_BLOCKS, Space, SpaceKey};
 use anyhow::{Context as _, Result, bail};
-use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData};
+use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError};
 
 use super::maps::Plain;
 use super::sys;
@@ -23,6 +24,7 @@ pub struct UnwindMaps {
     rules: Array<MapData, Plain<Rule>>,
     mappings: Array<MapData, Plain<Mapping>>,
     spaces: HashMap<MapData, Plain<SpaceKey>, Plain<Space>>,
+    python: HashMap<MapData, u32, Plain<PythonProcess>>,
     generation: Array<MapData, u32>,
     now: u32,
     /// Something changed since the last [`Self::settle`].
@@ -46,6 +48,7 @@ impl UnwindMaps {
             rules: Array::try_from(take("UNWIND_RULES")?)?,
             mappings: Array::try_from(take("UNWIND_MAPPINGS")?)?,
             spaces: HashMap::try_from(take("UNWIND_SPACES")?)?,
+            python: HashMap::try_from(take("PYTHON")?)?,
             generation: Array::try_from(take("UNWIND_GENERATION")?)?,
             now: 0,
             changing: false,
@@ -131,10 +134,23 @@ impl UnwindMaps {
         self.change()?;
         match space {
             Some(space) => Ok(self.spaces.insert(Plain(key), Plain(space), 0)?),
-            None => match self.spaces.remove(&Plain(key)) {
-                Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
-                Err(error) => Err(error.into()),
-            },
+            None => gone(self.spaces.remove(&Plain(key))),
         }
+    }
+
+    /// Sets or removes the interpreter of a slot.
+    pub fn python(&mut self, slot: u32, process: Option<PythonProcess>) -> Result<()> {
+        match process {
+            Some(process) => Ok(self.python.insert(slot, Plain(process), 0)?),
+            None => gone(self.python.remove(&slot)),
+        }
+    }
+}
+
+/// What was to be removed need not have been there.
+fn gone(removed: Result<(), MapError>) -> Result<()> {
+    match removed {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }

@@ -28,6 +28,8 @@ pub(super) struct News {
     pub(super) stacks: Vec<(u64, StackSample)>,
     /// All descriptors that stay.
     pub(super) open: Vec<Sampled>,
+    /// Processes that are watched from now on.
+    pub(super) watched: Vec<(SlotId, u32)>,
 }
 
 /// The same with services.
@@ -61,10 +63,13 @@ impl Following {
             fds.open(sampled(loaded)?)
         };
         let plan = fds.plan(allowed && loaded.works("opener"));
+        let fresh = plan.watched.iter().filter(|pid| !self.plan.watched.contains(pid));
+        let watched = fresh.filter_map(|pid| Some((fds.slot_of(*pid)?, *pid))).collect();
         self.apply(loaded, plan)?;
         Ok(News {
             stacks: stayed.stacks,
             open: stayed.open,
+            watched,
         })
     }
 

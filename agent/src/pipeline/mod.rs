@@ -320,6 +320,10 @@ impl Reader {
         let openings = self.descriptors.attached();
         let allowed = self.governor.allows_openings();
         let fds = self.descriptors.tick(&mut self.loaded, &mut tick, allowed)?;
+        // Quiet ones may not have been sampled by anything else, and their stacks are to have all frames.
+        for (slot, pid) in &fds.watched {
+            self.unwinding.look(*slot, *pid);
+        }
         let length = tick.length_ns;
         let attributed = self.attributor.attribute(tick);
         for slot in std::mem::take(&mut self.closed) {

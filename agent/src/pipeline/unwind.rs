@@ -7,6 +7,7 @@ use std::sync::{
 use std::thread;
 use std::time::{Duration, Instant};
 
+use agent_ebpf::wire::python::PythonProcess;
 use agent_ebpf::wire::unwind::{BLOCK_WORDS, Mapping, Module, Page, Rule, Space, SpaceKey, UnwindResult};
 use anyhow::Result;
 
@@ -50,6 +51,10 @@ impl Sink for UnwindMaps {
 
     fn space(&mut self, key: SpaceKey, space: Option<Space>) -> Result<()> {
         self.space(key, space)
+    }
+
+    fn python(&mut self, slot: u32, process: Option<PythonProcess>) -> Result<()> {
+        self.python(slot, process)
     }
 
     fn settle(&mut self) -> Result<()> {

@@ -29,6 +29,7 @@ mod name;
 mod open;
 mod perf_map;
 mod process;
+mod python;
 mod reading;
 mod resolver;
 mod segments;
@@ -39,6 +40,7 @@ mod tests;
 pub use config::{DebuginfodConfig, SymbolizerConfig};
 pub use model::{Frame, Owner, Stack, SymbolizedSample};
 pub use owner::OwnerRule;
+pub use python::NoFrames;
 pub use resolver::Symbolizer;
 pub use stats::{DebugFile, Fetched, Outcome, Owned, SymbolizeStats};
 
@@ -46,8 +48,8 @@ pub use stats::{DebugFile, Fetched, Outcome, Owned, SymbolizeStats};
 pub use crate::attribute::{
     AGES, AttributedTick, Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, DiskTotals, FdForecast,
     FdKind, HISTOGRAM_BUCKETS, Histogram, ListenTotals, MemoryKind, OomVictim, Peer, PoolPeer, PoolTotals,
-    Service, ServiceInfo, SlotId, StackDetail, StackKind, StackSample, Stall, SyscallTotals, Totals,
-    UnwindResult,
+    PythonFrame, PythonStack, Service, ServiceInfo, SlotId, StackDetail, StackKind, StackSample, Stall,
+    SyscallTotals, Totals, UnwindResult,
 };
 
 /// A shared, resolved stack.

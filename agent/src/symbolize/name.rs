@@ -18,7 +18,12 @@ pub(super) struct Names {
 impl Names {
     /// The shared form of a name, `None` when it is empty.
     pub(super) fn share(&mut self, name: &str) -> Option<Arc<str>> {
-        let name = clean(&mangled::readable(name));
+        self.share_as_is(&mangled::readable(name))
+    }
+
+    /// The same of a name that no compiler made.
+    pub(super) fn share_as_is(&mut self, name: &str) -> Option<Arc<str>> {
+        let name = clean(name);
         if name.is_empty() {
             return None;
         }

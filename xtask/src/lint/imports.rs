@@ -18,10 +18,17 @@ const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("decode", &["agent_ebpf", "aya", "load", "telemetry"]),
     ("signals", &["decode", "host", "telemetry"]),
     ("attribute", &["decode", "host", "signals", "telemetry"]),
-    // An unwind table is what the kernel side reads, row for row; any other form of it would only be a copy.
+    // An unwind table is what the kernel side reads, row for row, and so is what it is told of an interpreter; any other form
+    // of these would only be a copy.
     (
         "symbolize",
-        &["agent_ebpf::wire::unwind", "attribute", "host", "telemetry"],
+        &[
+            "agent_ebpf::wire::python",
+            "agent_ebpf::wire::unwind",
+            "attribute",
+            "host",
+            "telemetry",
+        ],
     ),
     ("aggregate", &["symbolize", "telemetry"]),
     ("export", &["aggregate", "load::status", "telemetry"]),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Watcher;
 use super::process::{Counted, Process};
-use crate::attribute::{SlotId, StackDetail, StackKind, StackSample, UnwindResult};
+use crate::attribute::{PythonStack, SlotId, StackDetail, StackKind, StackSample, UnwindResult};
 use crate::host::{FileId, Host};
 use crate::signals::alloc::age_class;
 use crate::signals::go_heap::{Amount, Layout, News, Refused, Since};
@@ -104,6 +104,7 @@ impl GoNews {
             interrupted: 0,
             unfolded: true,
             kernel: Vec::new(),
+            python: PythonStack::default(),
             unwind: UnwindResult::Complete,
         };
         let (allocated, all) = largest(news.allocated.into_iter());

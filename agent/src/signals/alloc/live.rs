@@ -91,7 +91,7 @@ impl Live {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decode::model::UnwindResult;
+    use crate::decode::model::{PythonStack, UnwindResult};
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -108,6 +108,7 @@ mod tests {
             interrupted: 0,
             unfolded: false,
             kernel: Vec::new(),
+            python: PythonStack::default(),
             unwind: UnwindResult::Complete,
         }
     }

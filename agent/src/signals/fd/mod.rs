@@ -112,6 +112,12 @@ impl Descriptors {
         self.watch.suspects(growing);
     }
 
+    /// The program image of a process that has descriptors.
+    #[must_use]
+    pub fn slot_of(&self, pid: u32) -> Option<SlotId> {
+        self.processes.get(&pid).map(|process| process.slot)
+    }
+
     /// What is to be watched from now on; nothing may be hooked unless `allowed`.
     pub fn plan(&mut self, allowed: bool) -> Plan {
         let processes = &self.processes;

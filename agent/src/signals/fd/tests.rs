@@ -1,5 +1,5 @@
 use super::*;
-use crate::decode::model::{FdKind, ProcessFds, StackDetail, StackKind, UnwindResult};
+use crate::decode::model::{FdKind, ProcessFds, PythonStack, StackDetail, StackKind, UnwindResult};
 
 const SLOT: SlotId = SlotId(5);
 
@@ -30,6 +30,7 @@ fn sample() -> StackSample {
         interrupted: 0,
         unfolded: false,
         kernel: Vec::new(),
+        python: PythonStack::default(),
         unwind: UnwindResult::Complete,
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::{Frame, Owner};
+use super::{Frame, Owner, python};
 
 mod glob;
 mod idle;
@@ -132,6 +132,11 @@ impl Owners {
 /// The runtime or library that a frame belongs to by the built-in table.
 fn runtime_of(frame: &Frame, go: bool) -> Option<&'static str> {
     let function = frame.function.as_deref().unwrap_or_default();
+    if &*frame.module == python::MODULE {
+        let file = frame.file.as_deref().unwrap_or_default();
+        let library = rules::PYTHON_LIBRARY.iter().any(|p| glob::matches(p, file));
+        return library.then_some(rules::PYTHON);
+    }
     if go && is_go_standard(function) {
         return Some("Go standard library");
     }

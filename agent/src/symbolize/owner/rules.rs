@@ -43,6 +43,16 @@ const fn files(runtime: &'static str, files: &'static [&'static str]) -> Row {
 /// Where code that a runtime made is mapped.
 pub(super) const GENERATED: &[&str] = &["[jit]", "[anon*", "//anon*", "/memfd:*", "/dev/zero*", "[heap]"];
 
+/// Python code that is not the service's own, whatever its functions are called.
+pub(super) const PYTHON: &str = "CPython, standard library and packages";
+/// Its files.
+pub(super) const PYTHON_LIBRARY: &[&str] = &[
+    "<frozen *",
+    "*/lib/python3*",
+    "*/site-packages/*",
+    "*/dist-packages/*",
+];
+
 /// All rows; the first that matches makes a frame foreign, a frame that none matches is the service's own.
 #[rustfmt::skip]
 pub(super) const ROWS: &[Row] = &[
@@ -175,12 +185,7 @@ pub(super) const ROWS: &[Row] = &[
         files: &[],
     },
     modules("CPython", &["*/libpython*.so*", "*/lib-dynload/*.so"]),
-    Row {
-        runtime: "CPython, standard library and packages",
-        modules: GENERATED,
-        functions: &[],
-        files: &["<frozen *", "*/lib/python3*", "*/site-packages/*", "*/dist-packages/*"],
-    },
+    Row { runtime: PYTHON, modules: GENERATED, functions: &[], files: PYTHON_LIBRARY },
     modules("Ruby, Perl, PHP, .NET", &["*/libruby*.so*", "*/libperl.so*", "*/libphp*.so*", "*/libcoreclr.so", "*/libclrjit.so", "*/libSystem.Native.so"]),
     Row {
         runtime: "Ruby, PHP",

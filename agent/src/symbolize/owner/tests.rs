@@ -367,3 +367,28 @@ fn names_of_one_runtime_are_own_code_elsewhere() {
         );
     }
 }
+
+#[test]
+fn python_code_is_judged_by_its_file_alone() {
+    // Names that are the C library's, allocators' or runtimes' elsewhere.
+    for function in ["open", "malloc", "PyThing", "main", "runtime.main"] {
+        let frames = [
+            (LIBC, "open64", ""),
+            ("/usr/bin/python3.11", "os_open", ""),
+            ("[python]", function, "/srv/shop/orders.py"),
+        ];
+        assert_eq!(owner(&frames), is(function, "orders.py"));
+    }
+    for file in [
+        "/usr/lib/python3.11/threading.py",
+        "/usr/lib/python3/dist-packages/psycopg2/pool.py",
+        "/srv/venv/lib/python3.12/site-packages/flask/app.py",
+        "<frozen importlib._bootstrap>",
+    ] {
+        let frames = [
+            ("[python]", "get", file),
+            ("[python]", "Pool.get", "/srv/pool.py"),
+        ];
+        assert_eq!(owner(&frames), is("Pool.get", "pool.py"), "{file}");
+    }
+}

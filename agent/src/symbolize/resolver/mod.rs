@@ -13,9 +13,10 @@ use super::maps;
 use super::module::{ModuleId, Modules, Via};
 use super::owner::{Ground, Owners};
 use super::process::{ProcessKey, Processes};
+use super::python::{Codes, Source};
 use super::{
-    Cause, Frame, Outcome, Owned, Service, SharedStack, Stack, StackDetail, StackSample, SymbolizeStats,
-    SymbolizedSample, SymbolizerConfig,
+    Cause, Frame, Outcome, Owned, PythonStack, Service, SharedStack, Stack, StackDetail, StackSample,
+    SymbolizeStats, SymbolizedSample, SymbolizerConfig,
 };
 
 /// What makes two stacks the same without resolving them.
@@ -26,6 +27,9 @@ struct StackKey {
     interrupted: u128,
     unfolded: bool,
     kernel: Vec<u64>,
+    python: PythonStack,
+    /// Changes when a code object does.
+    codes: u64,
     truncated: bool,
     lock_wait: bool,
 }
@@ -54,6 +58,7 @@ pub struct Symbolizer {
     processes: Processes,
     addresses: Lru<(ModuleId, u64), (Vec<Part>, Outcome)>,
     stacks: Lru<StackKey, Answer>,
+    codes: Codes,
     owners: Owners,
     unknown_module: Arc<str>,
     truncated: Arc<str>,
@@ -77,6 +82,7 @@ impl Symbolizer {
             processes: Processes::new(&config),
             addresses: Lru::new(config.max_addresses),
             stacks: Lru::new(config.max_stacks),
+            codes: Codes::default(),
             owners: Owners::new(&config.owner_rules),
             unknown_module: "[unknown]".into(),
             truncated: "[truncated]".into(),
@@ -191,6 +197,8 @@ impl Symbolizer {
         let key = self.processes.itself_or_kin(&self.config, key, self.batch);
         let process = self.processes.get(&self.config, key, self.batch);
         let known = process.is_some();
+        let alive = process.as_ref().is_some_and(|process| process.alive);
+        let source = Source::new(&self.config.proc, key, alive && !sample.python.frames.is_empty());
         let lock_wait = matches!(sample.detail, StackDetail::Wait(Cause::Lock, _));
         let stack_key = StackKey {
             generation: process.as_ref().map_or(0, |process| process.generation),
@@ -198,6 +206,8 @@ impl Symbolizer {
             interrupted: sample.interrupted,
             unfolded: sample.unfolded,
             kernel: sample.kernel.clone(),
+            python: sample.python.clone(),
+            codes: self.codes.version(&source, &sample.python, self.batch),
             truncated: sample.truncated(),
             lock_wait,
         };
@@ -217,7 +227,9 @@ impl Symbolizer {
         frames.drain(..own(&frames));
         // Of the frames, where there can be several an address.
         let mut of_frames = vec![Outcome::Ok; frames.len()];
-        let mut stable = known || sample.user.is_empty();
+        let names = &mut self.engine.names;
+        let (mut runs, named) = self.codes.runs(&source, names, &sample.python, self.batch);
+        let mut stable = (known || sample.user.is_empty()) && named;
         for (index, address) in sample.user.iter().enumerate() {
             let address = call_site(sample.stopped_at(index), *address);
             if !known {
@@ -232,6 +244,7 @@ impl Symbolizer {
                 // What it was inlined into comes with the next address.
                 frames.truncate(begin + 1);
             }
+            runs.place(&mut frames, begin);
             outcomes.push(outcome);
             of_frames.resize(frames.len(), outcome);
             stable &= fixed;

@@ -42,6 +42,7 @@ fn sample(pid: u32, user: Vec<u64>) -> (StackSample, Arc<Service>) {
         interrupted: 0,
         unfolded: false,
         kernel: Vec::new(),
+        python: PythonStack::default(),
         unwind: UnwindResult::Complete,
     };
     (sample, Arc::new(service))

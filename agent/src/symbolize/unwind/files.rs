@@ -20,7 +20,7 @@ const MAX_KNOWN: usize = MAX_MODULES as usize;
 
 /// What tells executables apart: the build id where there is one, because the same file is another one in each container.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum FileKey {
+pub(in super::super) enum FileKey {
     /// Build id.
     Build(String),
     /// Device, inode, size and time of the last change.
@@ -31,7 +31,7 @@ pub(super) enum FileKey {
 
 /// What the headers of a file say.
 #[derive(Clone, Debug)]
-pub(super) struct Known {
+pub(in super::super) struct Known {
     pub(super) key: FileKey,
     /// What its table is made from, in bytes of `.eh_frame`, to which the time that this takes is about proportional.
     pub(super) cost: u64,
@@ -40,7 +40,7 @@ pub(super) struct Known {
 
 impl Known {
     /// What to add to an address in the mapping for that of the file.
-    pub(super) fn bias(&self, mapping: &Mapping) -> Option<u64> {
+    pub(in super::super) fn bias(&self, mapping: &Mapping) -> Option<u64> {
         let delta = self.segments.delta(mapping.offset)?;
         Some(
             mapping
@@ -53,13 +53,13 @@ impl Known {
 
 /// Opens files, and remembers their headers.
 #[derive(Debug)]
-pub(super) struct Files {
-    pub(super) config: SymbolizerConfig,
+pub(in super::super) struct Files {
+    pub(in super::super) config: SymbolizerConfig,
     known: Lru<FileIdentity, Known>,
 }
 
 impl Files {
-    pub(super) fn new(config: SymbolizerConfig) -> Self {
+    pub(in super::super) fn new(config: SymbolizerConfig) -> Self {
         Self {
             config,
             known: Lru::new(MAX_KNOWN),
@@ -67,7 +67,7 @@ impl Files {
     }
 
     /// The executable mappings of a process.
-    pub(super) fn mappings(&self, pid: u32) -> Option<Vec<Mapping>> {
+    pub(in super::super) fn mappings(&self, pid: u32) -> Option<Vec<Mapping>> {
         use std::io::Read as _;
         let mut text = Vec::new();
         let file = File::open(self.config.proc.join(pid.to_string()).join("maps")).ok()?;
@@ -80,7 +80,7 @@ impl Files {
     }
 
     /// The file behind a mapping.
-    pub(super) fn open(&self, pid: u32, mapping: &Mapping) -> Option<(File, FileIdentity)> {
+    pub(in super::super) fn open(&self, pid: u32, mapping: &Mapping) -> Option<(File, FileIdentity)> {
         if &*mapping.path == "[vdso]" {
             let file = own_vdso(&self.config.proc).ok()?;
             return Some((file, (0, 0, 0, 0, 0)));
@@ -97,7 +97,7 @@ impl Files {
     }
 
     /// What its headers say. They are read once, and not for each process that has the file mapped.
-    pub(super) fn headers(&mut self, file: &File, identity: FileIdentity) -> Option<Known> {
+    pub(in super::super) fn headers(&mut self, file: &File, identity: FileIdentity) -> Option<Known> {
         if let Some(known) = self.known.get(&identity) {
             return Some(known.clone());
         }

@@ -8,6 +8,7 @@ use anyhow::Result;
 
 use super::super::lru::Lru;
 use super::super::maps::Mapping;
+use super::super::python::Interpreters;
 use super::super::{SlotId, SymbolizerConfig};
 use super::ahead::Ahead;
 use super::files::{FileKey, Files};
@@ -70,6 +71,7 @@ pub struct Loader<S> {
     pub(super) sink: S,
     pub(super) tables: Tables<FileKey>,
     rules: Rules,
+    interpreters: Interpreters,
     processes: HashMap<SpaceKey, Process>,
     refused: Lru<FileKey, Refused>,
     /// Tables that found no room, and the turn from which on they are tried again.
@@ -94,6 +96,7 @@ impl<S: Sink> Loader<S> {
             sink,
             tables: Tables::new(max_bytes),
             rules: Rules::default(),
+            interpreters: Interpreters::default(),
             processes: HashMap::new(),
             refused: Lru::new(MAX_REFUSED),
             no_room: Lru::new(MAX_REFUSED),
@@ -155,6 +158,8 @@ impl<S: Sink> Loader<S> {
             }
         }
         self.missed = false;
+        self.interpreters
+            .look(&mut self.files, &mut self.sink, key, &mappings)?;
         let space = self.space(pid, &mappings)?;
         self.map(key, &space)?;
         if !self.tables.knows(shared) {
@@ -206,6 +211,7 @@ impl<S: Sink> Loader<S> {
     /// A program image ended.
     pub fn closed(&mut self, slot: SlotId) -> Result<()> {
         self.ahead.done(slot);
+        self.interpreters.closed(&mut self.sink, slot.0)?;
         let gone: Vec<SpaceKey> = self
             .processes
             .keys()

@@ -20,6 +20,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
+pub(super) use files::Files;
 pub use large::{Job, Made};
 pub use loader::{Loader, LoaderStats};
 pub use read::{Built, Refused, build};

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
+use agent_ebpf::wire::python::PythonProcess;
 use agent_ebpf::wire::unwind::{
     BLOCK_WORDS, MAX_MAPPINGS, MAX_MODULES, MAX_PAGES, MAX_SEGMENTS, Mapping, Module, Page, Rule,
     SEGMENT_BLOCKS, SEGMENT_WORDS, Space, SpaceKey,
@@ -33,6 +34,11 @@ pub trait Sink {
     fn mapping(&mut self, number: u32, mapping: Mapping) -> Result<()>;
     /// Sets or removes the mappings of a process.
     fn space(&mut self, key: SpaceKey, space: Option<Space>) -> Result<()>;
+    /// Sets or removes the interpreter of a slot.
+    fn python(&mut self, slot: u32, process: Option<PythonProcess>) -> Result<()> {
+        let _nobody = (slot, process);
+        Ok(())
+    }
     /// A series of changes has ended, well or not.
     fn settle(&mut self) -> Result<()> {
         Ok(())
