@@ -215,8 +215,6 @@ offsets! {
     regs_arg2: RegsArg2 = ["pt_regs.dx", "pt_regs.regs+16"],
     /// Fourth argument of a system call.
     regs_arg3: RegsArg3 = ["pt_regs.r10", "pt_regs.regs+24"],
-    /// Result of a function (x86-64).
-    regs_ax: RegsAx = ["pt_regs.ax"],
     /// User instruction pointer.
     regs_ip: RegsIp = ["pt_regs.ip", "pt_regs.pc"],
     /// User stack pointer.

@@ -121,7 +121,7 @@ pub struct AllocTelemetry {
     pub refused: Vec<String>,
     /// Share of the time that is watched, the mean of the processes.
     pub duty: f64,
-    /// How many times slower the slowest of the processes ran; estimated from what a probe costs.
+    /// How many times slower the slowest of the processes runs; estimated, in mode `full` by samples of the CPU clock.
     pub slowdown: f64,
     /// Lowest memory limit of the processes.
     pub memory_limit_bytes: Option<u64>,

@@ -233,12 +233,6 @@ impl Regs {
         self.0.0
     }
 
-    /// Result of a function.
-    #[inline(always)]
-    pub(crate) fn result(self) -> u64 {
-        self.0.load(field!(regs_ax))
-    }
-
     /// Instruction pointer.
     #[inline(always)]
     pub(crate) fn ip(self) -> u64 {

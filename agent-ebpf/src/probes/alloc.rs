@@ -20,10 +20,6 @@ pub const PROBE: Probe = Probe {
     fields: &[
         Field::TaskPid,
         Field::TaskTgid,
-        Field::RegsArg0,
-        Field::RegsArg1,
-        Field::RegsArg2,
-        Field::RegsAx,
         Field::RegsIp,
         Field::RegsSp,
         Field::RegsFp,
@@ -36,6 +32,9 @@ pub const PROBE: Probe = Probe {
         "tieback_code_alloc_live_bytes",
     ],
 };
+
+#[cfg(target_arch = "bpf")]
+pub(super) use bpf::clocked;
 
 #[cfg(target_arch = "bpf")]
 mod bpf {
@@ -52,13 +51,13 @@ mod bpf {
             random::exponential,
             sample::{self, Level, What},
             state::thread,
-            task::{Regs, current, now, field},
+            task::{Kernel, Regs, Word as _, current, now, field},
         },
         wire::{
-            ALLOC_RANGES, AllocCall, AllocCounts, AllocTarget, COOKIE_EXITS, COOKIE_FORWARDS_ALIGNED,
-            COOKIE_FORWARDS_NULL, COOKIE_LIVE,
-            LiveKey, LiveValue, Lost, MAX_ALLOC_LIVE, MAX_ALLOC_TARGETS, Program, SLOT_KERNEL, StackKind,
-            Thread, alloc_sample, cookie_call, cookie_pushed, cookie_target,
+            ALLOC_RANGES, AllocCall, AllocClock, AllocCounts, AllocTarget, COOKIE_FORWARDS_ALIGNED,
+            COOKIE_FORWARDS_NULL, COOKIE_LAST, COOKIE_LIVE,
+            LiveKey, LiveValue, Lost, MAX_ALLOC_CLOCKS, MAX_ALLOC_LIVE, MAX_ALLOC_TARGETS, Program, SLOT_KERNEL, StackKind,
+            Thread, alloc_sample, cookie_argument, cookie_call, cookie_pushed, cookie_target, cookie_word,
         },
     };
 
@@ -73,6 +72,20 @@ mod bpf {
     /// Sampled allocations that were not freed; one entry while none is watched.
     #[btf_map]
     static ALLOC_LIVE: HashMap<LiveKey, LiveValue, { MAX_ALLOC_LIVE as usize }> = HashMap::new();
+
+    /// Processes whose slowdown is measured.
+    #[btf_map]
+    static ALLOC_CLOCKS: HashMap<u32, AllocClock, { MAX_ALLOC_CLOCKS as usize }> = HashMap::new();
+
+    /// The instruction of a breakpoint.
+    const BREAKPOINT: u8 = 0xcc;
+    /// Length of the longest instruction.
+    const LONGEST: u64 = 15;
+    /// Where the kernel has programs step over instructions: the last page of their memory.
+    const STEPS: u64 = 0x7fff_ffff_e000;
+
+    /// Mark of an address in [`Thread::alloc_out`] that was learned before the function's end.
+    const LEARNED: u64 = 1;
 
     /// Alignment of every allocation: glibc's `MALLOC_ALIGNMENT`, and what `max_align_t` asks of the others.
     const ALIGNED_ANYWAY: u64 = 16;
@@ -99,37 +112,41 @@ mod bpf {
         if called_within(target, entry) {
             return 0;
         }
-        let (mut old, mut out) = (0, 0);
-        let call = cookie_call(cookie);
-        let size = if call == AllocCall::Malloc as u32 {
-            regs.arg0()
-        } else if call == AllocCall::Calloc as u32 {
-            regs.arg0().wrapping_mul(regs.arg1())
-        } else if call == AllocCall::Realloc as u32 {
-            old = regs.arg0();
-            regs.arg1()
-        } else if call == AllocCall::Reallocarray as u32 {
-            old = regs.arg0();
-            regs.arg1().wrapping_mul(regs.arg2())
-        } else if call == AllocCall::Aligned as u32 {
-            if cookie & COOKIE_FORWARDS_ALIGNED != 0 && regs.arg0() <= ALIGNED_ANYWAY {
-                return 0;
-            }
-            regs.arg1()
-        } else {
-            if cookie & COOKIE_FORWARDS_ALIGNED != 0 && regs.arg1() <= ALIGNED_ANYWAY {
-                return 0;
-            }
-            out = regs.arg0();
-            regs.arg2()
-        };
-        if old == 0 && cookie & COOKIE_FORWARDS_NULL != 0 {
-            return 0;
-        }
         let tid: u32 = task.load(field!(task_pid));
         let Some(thread) = thread(tid) else { return 0 };
         // SAFETY: a map value; these fields are the running thread's own.
         let t = unsafe { &mut *thread };
+        // The last sampled call is over.
+        t.alloc_at = 0;
+        t.alloc_out = regs.ip();
+        let argument = |at| register(&ctx, cookie_argument(cookie, at));
+        let (mut old, mut out) = (0, 0);
+        let call = cookie_call(cookie);
+        let size = if call == AllocCall::Malloc as u32 {
+            argument(0)
+        } else if call == AllocCall::Calloc as u32 {
+            argument(0).wrapping_mul(argument(1))
+        } else if call == AllocCall::Realloc as u32 {
+            old = argument(0);
+            argument(1)
+        } else if call == AllocCall::Reallocarray as u32 {
+            old = argument(0);
+            argument(1).wrapping_mul(argument(2))
+        } else if call == AllocCall::Aligned as u32 {
+            if cookie & COOKIE_FORWARDS_ALIGNED != 0 && argument(0) <= ALIGNED_ANYWAY {
+                return 0;
+            }
+            argument(1)
+        } else {
+            if cookie & COOKIE_FORWARDS_ALIGNED != 0 && argument(1) <= ALIGNED_ANYWAY {
+                return 0;
+            }
+            out = argument(0);
+            argument(2)
+        };
+        if old == 0 && cookie & COOKIE_FORWARDS_NULL != 0 {
+            return 0;
+        }
         if t.slot <= SLOT_KERNEL {
             return 0;
         }
@@ -145,7 +162,6 @@ mod bpf {
             add(&raw mut (*counts).bytes, size);
             add(&raw mut (*counts).objects, 1);
         }
-        t.alloc_at = 0;
         let (mean, epoch) = (target.mean, target.epoch);
         if t.alloc_epoch != epoch {
             // Exponential thresholds have no memory, so a new draw at any time keeps the sampling unbiased.
@@ -213,47 +229,127 @@ mod bpf {
     fn alloc_return(ctx: ProbeContext) -> u32 {
         run(Program::AllocReturn);
         let task = current();
-        let Some(thread) = thread(task.load(field!(task_pid))) else {
+        let tid: u32 = task.load(field!(task_pid));
+        let Some(thread) = thread(tid) else {
             return 0;
         };
         // SAFETY: a map value; these fields are the running thread's own.
         let t = unsafe { &mut *thread };
+        // SAFETY: the helper has no preconditions.
+        let cookie = unsafe { bpf_get_attach_cookie(sample::raw(&ctx)) };
+        let last = cookie & COOKIE_LAST != 0;
         let regs = Regs::of(task);
-        // Of another call, or of one that the sampled call made: its own return finds the stack as its entry did.
-        if t.alloc_at == 0 || regs.sp() != t.alloc_at {
+        if t.alloc_at == 0 {
+            left(t, regs, last);
             return 0;
         }
-        t.alloc_at = 0;
-        // SAFETY: the helper has no preconditions.
-        let exits = unsafe { bpf_get_attach_cookie(sample::raw(&ctx)) } == COOKIE_EXITS;
-        let mut address = if exits { regs.arg0() } else { regs.result() };
-        if t.alloc_out != 0 {
+        // Of another call, or of one that the sampled call made: its own return finds the stack as its entry did.
+        if regs.sp().wrapping_add(cookie_pushed(cookie)) != t.alloc_at {
+            return 0;
+        }
+        let mut address = register(&ctx, cookie_word(cookie));
+        let before = t.alloc_out;
+        if before != 0 && before & LEARNED == 0 {
+            if !last {
+                return 0;
+            }
+            t.alloc_at = 0;
             if address != 0 {
                 return 0;
             }
             // SAFETY: the helper checks the address.
-            address = unsafe { bpf_probe_read_user(t.alloc_out as *const u64) }.unwrap_or(0);
+            address = unsafe { bpf_probe_read_user(before as *const u64) }.unwrap_or(0);
+        } else if before == address | LEARNED {
+            if last {
+                t.alloc_at = 0;
+            }
+            return 0;
+        } else if before != 0 {
+            freed(t.tgid, before & !LEARNED);
         }
+        if last {
+            t.alloc_at = 0;
+        }
+        t.alloc_out = 0;
         if address == 0 {
             return 0;
         }
         let key = LiveKey { address, pid: t.tgid, pad: 0 };
-        let value = LiveValue { sample: alloc_sample(task.load(field!(task_pid)), t.alloc_count), since: now() };
+        let value = LiveValue { sample: alloc_sample(tid, t.alloc_count), since: now() };
         if ALLOC_LIVE.insert(&key, &value, 0).is_err() {
             lost(Program::AllocReturn, Lost::Live);
+        }
+        if !last {
+            t.alloc_out = address | LEARNED;
         }
         0
     }
 
+    /// A register of the program's.
+    #[inline(always)]
+    fn register(ctx: &ProbeContext, word: u64) -> u64 {
+        macro_rules! words {
+            ($($word:literal)+) => {
+                // SAFETY: the context is the saved registers, of which these words are the general ones. The verifier wants
+                // each at a place that it knows.
+                match word { $($word => unsafe { u64::load::<{ $word * 8 }>(ctx.regs.cast_const().cast()) },)+ _ => 0 }
+            };
+        }
+        words!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+    }
+
+    /// Notes where a thread goes on behind a probe, for [`clocked`](super::clocked): some bytes further at most.
+    #[inline(always)]
+    fn left(t: &mut Thread, regs: Regs, returns: bool) {
+        t.alloc_out = regs.ip();
+        if returns {
+            // SAFETY: the helper checks the address.
+            t.alloc_out = unsafe { bpf_probe_read_user(regs.sp() as *const u64) }.unwrap_or(0).wrapping_sub(1);
+        }
+    }
+
     #[uprobe]
-    fn alloc_free(_ctx: ProbeContext) -> u32 {
+    fn alloc_free(ctx: ProbeContext) -> u32 {
         run(Program::AllocFree);
         let task = current();
-        let address = Regs::of(task).arg0();
+        let regs = Regs::of(task);
+        // SAFETY: the helper has no preconditions.
+        let cookie = unsafe { bpf_get_attach_cookie(sample::raw(&ctx)) };
+        let address = register(&ctx, cookie_argument(cookie, 0));
         if address != 0 {
             freed(task.load(field!(task_tgid)), address);
         }
+        if let Some(thread) = thread(task.load(field!(task_pid))) {
+            // SAFETY: a map value; these fields are the running thread's own.
+            let t = unsafe { &mut *thread };
+            if t.alloc_at == 0 {
+                t.alloc_out = regs.ip();
+            }
+        }
         0
+    }
+
+    /// The CPU clock met a thread: counts whether a probe had it, which is the time that the program would not need without. What
+    /// interrupts the way into the kernel or back comes when that ends, so it is told by the instruction that is next: the
+    /// breakpoint, or what follows where the last probe was.
+    #[inline(always)]
+    pub(in super::super) fn clocked(task: Kernel, t: &Thread, user: bool) {
+        let Some(clock) = ALLOC_CLOCKS.get_ptr_mut(&t.tgid) else {
+            return;
+        };
+        let ip = Regs::of(task).ip();
+        let behind = t.alloc_at == 0 && ip.wrapping_sub(t.alloc_out).wrapping_sub(1) < LONGEST;
+        let mut here = [0u8; 2];
+        if !user {
+            // SAFETY: the helper checks the address.
+            here = unsafe { bpf_probe_read_user(ip.wrapping_sub(1) as *const [u8; 2]) }.unwrap_or([0; 2]);
+        }
+        let probes = behind || ip >= STEPS || here[0] == BREAKPOINT || here[1] == BREAKPOINT;
+        // SAFETY: a map value.
+        unsafe {
+            add(&raw mut (*clock).samples, 1);
+            add(&raw mut (*clock).probes, u64::from(probes));
+        }
     }
 
     #[inline(always)]

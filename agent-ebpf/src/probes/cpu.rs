@@ -28,6 +28,11 @@ mod bpf {
         wire::{Program, SLOT_KERNEL, StackKind},
     };
 
+    /// Which word of the saved registers tells the privileges of what was interrupted.
+    const CODE_SEGMENT: usize = 17;
+    /// Its bits that are set in a program's code.
+    const USER: u64 = 3;
+
     #[perf_event]
     fn cpu_clock(ctx: PerfEventContext) -> u32 {
         run(Program::CpuClock);
@@ -37,6 +42,10 @@ mod bpf {
             return 0;
         }
         let (Some(thread), Some(tuning)) = (thread(tid), tuning()) else { return 0 };
+        // SAFETY: the context begins with the registers of what was interrupted, the 18th of which says whose code it was.
+        let user = unsafe { *ctx.ctx.cast::<u64>().cast_const().add(CODE_SEGMENT) } & USER != 0;
+        // SAFETY: a map value.
+        super::super::alloc::clocked(task, unsafe { &*thread }, user);
         // SAFETY: a map value.
         let (slot, tgid) = unsafe { ((*thread).slot, (*thread).tgid) };
         if slot <= SLOT_KERNEL || !sampled(tgid) {

@@ -4,6 +4,8 @@
 pub const ALLOC_RANGES: usize = 24;
 /// Allocators that are watched at most: one a process and module.
 pub const MAX_ALLOC_TARGETS: u32 = 512;
+/// Processes whose every allocation is watched at most.
+pub const MAX_ALLOC_CLOCKS: u32 = 512;
 /// Live sampled allocations at most, all processes together.
 pub const MAX_ALLOC_LIVE: u32 = 1 << 16;
 
@@ -42,6 +44,8 @@ pub struct AllocSite {
     pub forwards_aligned: bool,
     /// Pointers are wanted: calls are followed to their return.
     pub live: bool,
+    /// The registers that hold the arguments: the numbers of their words among the saved registers.
+    pub arguments: [u8; 3],
 }
 
 impl AllocSite {
@@ -54,6 +58,9 @@ impl AllocSite {
             | (self.live as u64) << 10
             | (self.pushed as u64) << 16
             | (self.target as u64) << 32
+            | (self.arguments[0] as u64) << 48
+            | (self.arguments[1] as u64) << 52
+            | (self.arguments[2] as u64) << 56
     }
 }
 
@@ -71,15 +78,52 @@ pub const COOKIE_FORWARDS_ALIGNED: u64 = 1 << 9;
 /// Cookie: [`AllocSite::live`].
 pub const COOKIE_LIVE: u64 = 1 << 10;
 
-/// Cookie of a place where a function ends: by a jump into `memset`, so that the result is its first argument, not in the
-/// register of results.
-pub const COOKIE_EXITS: u64 = 1;
+/// A place where a function's result is known, packed into the cookie of its probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResultSite {
+    /// The register that holds it: the number of its word among the saved registers.
+    pub word: u8,
+    /// Bytes between the stack pointer there and the return address.
+    pub pushed: u16,
+    /// The function ends there. Elsewhere it may still come to another result, at another such place.
+    pub last: bool,
+}
 
-/// Cookie: [`AllocSite::pushed`].
+impl ResultSite {
+    /// Word of the register in which functions return their result.
+    pub const AX: u8 = 10;
+    /// Word of the register of the first argument.
+    pub const DI: u8 = 14;
+
+    /// The cookie.
+    #[must_use]
+    pub const fn cookie(self) -> u64 {
+        self.word as u64 | (self.last as u64) << 8 | (self.pushed as u64) << 16
+    }
+}
+
+/// Cookie: [`ResultSite::word`].
+#[inline(always)]
+#[must_use]
+pub const fn cookie_word(cookie: u64) -> u64 {
+    cookie & 0xff
+}
+
+/// Cookie: [`ResultSite::last`].
+pub const COOKIE_LAST: u64 = 1 << 8;
+
+/// Cookie: [`AllocSite::pushed`] or [`ResultSite::pushed`].
 #[inline(always)]
 #[must_use]
 pub const fn cookie_pushed(cookie: u64) -> u64 {
     cookie >> 16 & 0xffff
+}
+
+/// Cookie: one of [`AllocSite::arguments`].
+#[inline(always)]
+#[must_use]
+pub const fn cookie_argument(cookie: u64, argument: u32) -> u64 {
+    cookie >> (48 + 4 * argument) & 0xf
 }
 
 /// Cookie: [`AllocSite::target`].
@@ -123,6 +167,16 @@ pub struct AllocCounts {
 }
 const _: () = assert!(size_of::<AllocCounts>() == 32);
 
+/// Where the CPU clock met a process whose every allocation is watched; only ever grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct AllocClock {
+    /// How often it did.
+    pub samples: u64,
+    /// How often in a probe, on the way there or back.
+    pub probes: u64,
+}
+
 /// A live allocation that was sampled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
@@ -165,13 +219,23 @@ mod tests {
             forwards_null: false,
             forwards_aligned: true,
             live: true,
+            arguments: [14, 3, 12],
         };
         let cookie = site.cookie();
+        assert_eq!([0, 1, 2].map(|at| cookie_argument(cookie, at)), [14, 3, 12]);
         assert_eq!(AllocCall::from_index(cookie_call(cookie)), Some(site.call));
         assert_eq!((cookie_pushed(cookie), cookie_target(cookie)), (56, 511));
         assert_eq!(
             cookie & (COOKIE_FORWARDS_NULL | COOKIE_FORWARDS_ALIGNED | COOKIE_LIVE),
             COOKIE_FORWARDS_ALIGNED | COOKIE_LIVE
         );
+        let result = ResultSite {
+            word: ResultSite::DI,
+            pushed: 40,
+            last: false,
+        };
+        let cookie = result.cookie();
+        assert_eq!((cookie_word(cookie), cookie_pushed(cookie)), (14, 40));
+        assert_eq!(cookie & COOKIE_LAST, 0);
     }
 }

@@ -96,7 +96,8 @@ pub struct Thread {
     pub stall_at: u64,
     /// Stack pointer at the entry of the sampled call that runs, 0 for none.
     pub alloc_at: u64,
-    /// Where that call stores its result, 0 where it returns it.
+    /// Where that call stores its result, 0 where it returns it; or that result and a mark, as far as it is known. Without such a
+    /// call, the last instruction with a probe.
     pub alloc_out: u64,
     /// Allocations of which a sample was taken.
     pub alloc_count: u32,

@@ -226,6 +226,13 @@ impl Recorded<'_> {
                 "no process lived long enough for its allocations to be watched",
             ),
             Some(watched) => {
+                if watched.slowdown >= 1.05 {
+                    let more = format!(
+                        "it ran some {:.1} times slower for being watched",
+                        watched.slowdown
+                    );
+                    line(out, "", &more);
+                }
                 for why in &watched.refused {
                     line(
                         out,

@@ -83,17 +83,6 @@ impl Host {
         std::fs::read_link(self.path(&format!("proc/{pid}/exe")))
     }
 
-    /// The part of a process's CPU seconds that was in user mode; by ticks, so of little precision.
-    pub fn user_seconds(&self, pid: u32) -> io::Result<f64> {
-        let stat = self.text(&format!("proc/{pid}/stat"))?;
-        let fields = stat.rsplit_once(')').map(|(_, fields)| fields.split_whitespace());
-        let ticks: Option<f64> = fields.and_then(|mut fields| fields.nth(11)?.parse().ok());
-        let per_second = rustix::param::clock_ticks_per_second() as f64;
-        ticks
-            .map(|ticks| ticks / per_second)
-            .ok_or_else(|| io::Error::other("no user time"))
-    }
-
     /// CPU seconds that a process has used so far, all its threads together, dead ones included.
     pub fn cpu_seconds(&self, pid: u32) -> io::Result<f64> {
         let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
@@ -170,6 +159,5 @@ mod tests {
         let before = host.cpu_seconds(own).unwrap();
         while host.cpu_seconds(own).unwrap() == before {}
         assert!(host.cpu_seconds(4_194_305).is_err());
-        assert!(host.user_seconds(own).unwrap() <= host.cpu_seconds(own).unwrap() + 0.1);
     }
 }

@@ -366,7 +366,7 @@ fn open(env: &Environment, btf: &Btf) -> Result<Ebpf> {
         .map_max_entries("THREADS", if direct { env.pid_max } else { 1 })
         .map_max_entries("THREADS_HASH", if direct { 1 } else { 65_536 });
     if !env.alloc {
-        for map in ["ALLOC_TARGETS", "ALLOC_COUNTS", "ALLOC_LIVE"] {
+        for map in ["ALLOC_TARGETS", "ALLOC_COUNTS", "ALLOC_LIVE", "ALLOC_CLOCKS"] {
             loader.map_max_entries(map, 1);
         }
     }

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use tieback_tests::agent::Agent;
 use tieback_tests::metrics::Scrape;
 use tieback_tests::program::Program;
 
@@ -89,18 +90,20 @@ fn cpu(pid: u32) -> Result<f64> {
     Ok(ticks.iter().sum::<f64>() / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// At ten million allocations a second all the time is too much: it is given up, that is said, and the program is as fast as before.
+/// At ten million allocations a second all the time is too much: how much is told, it is given up, that is said, and the program is
+/// as fast as before.
 #[test]
-#[ignore = "known to fail: the slowdown is estimated by calibrated costs, as 2 in one run and 18 in another of a loop that took some 50 times its time; run it by hand: cargo xtask test kernel -- --ignored alloc_rates::watching_all"]
 fn watching_all_is_given_up_where_it_slows_too_much() -> Result<()> {
+    // With many samples of the clock, what is told has little chance in it.
     let (agent, mut watched) = watch(
         &["alloc-cxx"],
         "full",
-        ["3", "1000", "0"],
-        &["--alloc-slowdown", "5"],
+        ["3", "100", "0"],
+        &["--sample-cpu-hz", "199"],
     )?;
     let watched = &mut watched[0];
     let pid = watched.program.pid();
+    let service = watched.program.service.clone();
     let mut all = 0.0;
     // Rounds for each second of CPU time.
     let mut turn = |program: &mut Program| -> Result<f64> {
@@ -111,20 +114,54 @@ fn watching_all_is_given_up_where_it_slows_too_much() -> Result<()> {
         let done = rounds - std::mem::replace(&mut all, rounds);
         Ok(done / (cpu(pid)? - began))
     };
-    turn(&mut watched.program)?;
-    agent.wait_for("given up", |_| {
+    let slowed = turn(&mut watched.program)?;
+    agent.settled()?;
+    let told = watched.api(&agent)?.context("no service")?["slowdown"]
+        .as_f64()
+        .context("no slowdown")?;
+    drop(agent);
+    let free = turn(&mut watched.program)?;
+    let truth = free / slowed;
+    eprintln!("told to be {told:.1} times slower, {truth:.1} in truth");
+    // Code that comes back from a trap is slower than it would be without, so it seems to need more than it does.
+    ensure!(truth > 10.0, "{truth} times slower is no load for this test");
+    ensure!(
+        told > truth / 8.0 && told < truth * 1.25,
+        "{told} instead of {truth}"
+    );
+
+    let full = format!("{service}=full");
+    let agent = Agent::start(&[
+        "--alloc",
+        &full,
+        "--alloc-slowdown",
+        "5",
+        "--sample-cpu-hz",
+        "199",
+    ])?;
+    agent.wait_for("allocator watched", |_| {
         let service = watched.api(&agent).ok().flatten();
-        service.is_some_and(|service| {
-            let why = service["refused"].to_string();
-            why.contains("times slower than without, more than --alloc-slowdown 5") && service["duty"] == 0.0
-        })
+        service.is_some_and(|service| service["allocated_from"][0] == "probes")
     })?;
+    let mut turns = 0;
+    loop {
+        turn(&mut watched.program)?;
+        agent.settled()?;
+        let service = watched.api(&agent)?.context("no service")?;
+        let why = service["refused"].to_string();
+        if why.contains("times slower than without, more than --alloc-slowdown 5") {
+            assert_eq!(service["duty"], 0.0);
+            break;
+        }
+        // Where the program hardly gets a CPU, one of them has too few samples.
+        turns += 1;
+        ensure!(turns < 5, "not given up: {service}");
+    }
     let status = agent.get("/status")?;
     ensure!(
-        status.contains("not watched: it ran") && status.contains("more than --alloc-slowdown 5"),
+        status.contains("not watched: it ran at least") && status.contains("more than --alloc-slowdown 5"),
         "{status}"
     );
-    let service = watched.program.service.clone();
     let labels = [("service_name", service.as_str())];
     let counted = |scrape: &Scrape| scrape.sum("tieback_alloc_objects_total", &labels);
     let before = counted(&agent.settled()?);

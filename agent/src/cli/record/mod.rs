@@ -54,6 +54,8 @@ pub(super) fn run(arguments: &RecordArgs) -> Result<ExitCode> {
             .into_iter()
             .collect(),
     );
+    // Somebody asked for it and waits; how much it was slowed is told at the end.
+    config.alloc_slowdown = f64::INFINITY;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()

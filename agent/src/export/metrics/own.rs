@@ -245,7 +245,7 @@ fn probes(own: &mut Own<'_>, telemetry: &Telemetry, programs: &[ProbeStatus]) {
     own.by(
         "tieback_alloc_slowdown_ratio",
         Type::Gauge,
-        "How many times slower a service ran in the last window because its allocations are watched; estimated.",
+        "How many times slower a service runs because its allocations are watched; estimated, too low by up to five times where it is much.",
         of(|service| service.slowdown),
     );
     own.by(

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use agent_ebpf::wire::{AllocCounts, AllocTarget, LiveKey, LiveValue};
+use agent_ebpf::wire::{AllocClock, AllocCounts, AllocTarget, LiveKey, LiveValue};
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::{Array, MapData};
@@ -60,6 +60,7 @@ pub struct AllocSide {
     programs: UprobePrograms,
     targets: Array<MapData, Plain<AllocTarget>>,
     counts: Array<MapData, Plain<AllocCounts>>,
+    clocks: aya::maps::HashMap<MapData, u32, Plain<AllocClock>>,
     live: aya::maps::HashMap<MapData, Plain<LiveKey>, Plain<LiveValue>>,
     live_fd: OwnedFd,
 }
@@ -154,6 +155,7 @@ impl AllocSide {
             programs: UprobePrograms { programs },
             targets: Array::try_from(take("ALLOC_TARGETS")?)?,
             counts: Array::try_from(take("ALLOC_COUNTS")?)?,
+            clocks: aya::maps::HashMap::try_from(take("ALLOC_CLOCKS")?)?,
             live: aya::maps::HashMap::try_from(live)?,
             live_fd,
         })
@@ -182,6 +184,22 @@ impl AllocSide {
     /// What a watched allocator did so far.
     pub fn counts(&self, index: u32) -> Result<AllocCounts> {
         Ok(self.counts.get(&index, 0)?.0)
+    }
+
+    /// From now on it is counted where the CPU clock meets a process.
+    pub fn clock(&mut self, pid: u32) -> Result<()> {
+        Ok(self.clocks.insert(pid, Plain(AllocClock::default()), 0)?)
+    }
+
+    /// Where it met the process since then; nothing where that is not counted.
+    pub fn clocked(&self, pid: u32) -> AllocClock {
+        self.clocks.get(&pid, 0).map(|clock| clock.0).unwrap_or_default()
+    }
+
+    /// It is counted no more.
+    pub fn unclock(&mut self, pid: u32) {
+        // It may never have been.
+        let _ = self.clocks.remove(&pid);
     }
 
     /// All sampled allocations that live.

@@ -52,9 +52,10 @@ pub(super) fn calibrate(side: &AllocSide, host: &Host) -> Result<Costs> {
         drop(link);
         Ok((with - without).max(1e-9))
     };
+    let results: Vec<u64> = malloc.sites.results.places().collect();
     let costs = Costs {
         enter: time(AllocProgram::Enter, &offsets(&[malloc.sites.entry]))?,
-        leave: time(AllocProgram::Return, &offsets(&malloc.sites.returns))?,
+        leave: time(AllocProgram::Return, &offsets(&results))?,
     };
     tracing::debug!(
         enter_ns = (costs.enter * 1e9).round(),

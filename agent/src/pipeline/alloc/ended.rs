@@ -25,9 +25,9 @@ pub(super) struct Ended {
 }
 
 impl Ended {
-    /// A process ended, `cpu` being its CPU time, and that in user mode.
-    pub(super) fn add(&mut self, process: &mut Process, side: &AllocSide, costs: Costs, cpu: (f64, f64)) {
-        let counted = process.take(side, costs, cpu.0, cpu.1).unwrap_or_default();
+    /// A process ended, `cpu` being its CPU time.
+    pub(super) fn add(&mut self, process: &mut Process, side: &AllocSide, pid: u32, costs: Costs, cpu: f64) {
+        let counted = process.take(side, pid, costs, cpu).unwrap_or_default();
         let sum = self.counted.entry(process.slot).or_default();
         sum.bytes += counted.bytes;
         sum.objects += counted.objects;

@@ -117,8 +117,8 @@ impl Watcher {
         if let Some(mut process) = self.processes.remove(&pid) {
             // That of one that waits for its parent is still known.
             let cpu = self.host.cpu_seconds(pid).unwrap_or(process.cpu);
-            let user = self.host.user_seconds(pid).unwrap_or(cpu);
-            self.ended.add(&mut process, &self.side, self.costs, (cpu, user));
+            self.ended.add(&mut process, &self.side, pid, self.costs, cpu);
+            self.side.unclock(pid);
             if let Some(go) = &mut process.go {
                 self.end_go(go);
             }
@@ -274,18 +274,19 @@ impl Watcher {
         let mut stopped = Vec::new();
         for (pid, process) in &mut self.processes {
             let cpu = self.host.cpu_seconds(*pid).unwrap_or(process.cpu);
-            let user = self.host.user_seconds(*pid).unwrap_or(cpu);
             let counted = process
-                .take(&self.side, self.costs, cpu, user)
+                .take(&self.side, *pid, self.costs, cpu)
                 .unwrap_or_default();
             let sum = taken.counted.entry(process.slot).or_default();
             sum.bytes += counted.bytes;
             sum.objects += counted.objects;
-            if process.mode == AllocMode::Full && process.stopped.is_none() && process.slowdown > self.slowest
+            if process.mode == AllocMode::Full
+                && process.stopped.is_none()
+                && process.slowdown_least > self.slowest
             {
                 let why = format!(
-                    "it ran {:.0} times slower than without, more than --alloc-slowdown {}",
-                    process.slowdown, self.slowest
+                    "it ran at least {:.0} times slower than without, more than --alloc-slowdown {}",
+                    process.slowdown_least, self.slowest
                 );
                 tracing::warn!(pid, reason = why, "allocations are watched no more");
                 process.detach();
@@ -294,6 +295,7 @@ impl Watcher {
             }
             taken.watched.push(process.status(self.host.memory_limit(*pid)));
         }
+        stopped.iter().for_each(|pid| self.side.unclock(*pid));
         if !stopped.is_empty() {
             self.forget(|key| stopped.contains(&key.pid));
         }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent_ebpf::wire::{ALLOC_RANGES, AllocCall, AllocCounts, AllocSite, AllocTarget, COOKIE_EXITS};
+use agent_ebpf::wire::{
+    ALLOC_RANGES, AllocCall, AllocClock, AllocCounts, AllocSite, AllocTarget, ResultSite,
+};
 use anyhow::{Context as _, Result};
 
 use super::go::GoProcess;
@@ -12,7 +14,7 @@ use crate::attribute::SlotId;
 use crate::config::AllocMode;
 use crate::host::{Host, OpenFile};
 use crate::load::{AllocProgram, AllocSide, Place, UprobeLink};
-use crate::signals::alloc::{Allocator, Duty, Scale, Windows};
+use crate::signals::alloc::{Allocator, Duty, Scale, Slowdown, Windows};
 
 /// CPU seconds of a tick from which on its slowdown is told: user time is counted by ticks of a hundredth.
 const TOLD: f64 = 0.2;
@@ -77,13 +79,22 @@ impl Target {
                 forwards_null: function.forwards_null,
                 forwards_aligned: function.forwards_aligned,
                 live,
+                arguments: sites.arguments,
             };
             match program {
                 AllocProgram::Enter if !frees => add(sites.entry, site.cookie()),
-                AllocProgram::Free if frees => add(sites.entry, 0),
+                AllocProgram::Free if frees => add(sites.entry, site.cookie()),
                 AllocProgram::Return if !frees => {
-                    sites.returns.iter().for_each(|address| add(*address, 0));
-                    sites.exits.iter().for_each(|address| add(*address, COOKIE_EXITS));
+                    let result = |word, pushed, last| ResultSite { word, pushed, last }.cookie();
+                    for (address, known) in &sites.results.known {
+                        add(*address, result(known.word, known.pushed, false));
+                    }
+                    for address in &sites.results.stepped {
+                        add(*address, result(ResultSite::AX, 0, true));
+                    }
+                    for address in &sites.exits {
+                        add(*address, result(ResultSite::DI, 0, true));
+                    }
                 }
                 _ => {}
             }
@@ -179,10 +190,12 @@ pub(super) struct Process {
     counted: Counted,
     /// CPU time at the last tick.
     pub(super) cpu: f64,
-    /// The same in user mode.
-    user: f64,
-    /// How many times slower the process ran in the last tick than it would have.
+    /// How many times slower the process runs than it would, as far as is known, and at least.
     pub(super) slowdown: f64,
+    pub(super) slowdown_least: f64,
+    clocked: Slowdown,
+    /// What the clock had counted at the last tick.
+    clock: AllocClock,
     /// Why it is watched no more.
     pub(super) stopped: Option<String>,
 }
@@ -207,8 +220,10 @@ impl Process {
             windows: Windows::default(),
             counted: Counted::default(),
             cpu,
-            user: 0.0,
             slowdown: 1.0,
+            slowdown_least: 1.0,
+            clocked: Slowdown::default(),
+            clock: AllocClock::default(),
             stopped: None,
         }
     }
@@ -224,6 +239,9 @@ impl Process {
             target.seen = side.counts(target.index)?;
             target.describe(side, true, period)?;
             target.attach(side, pid, true)?;
+            if at == 0 {
+                side.clock(pid)?;
+            }
         }
         Ok(())
     }
@@ -289,10 +307,9 @@ impl Process {
         }
     }
 
-    /// What it allocated since the last time this was asked; `cpu` is its CPU time now, and `user` the part of it in user mode.
-    pub(super) fn take(&mut self, side: &AllocSide, costs: Costs, cpu: f64, user: f64) -> Result<Counted> {
+    /// What it allocated since the last time this was asked; `cpu` is its CPU time now.
+    pub(super) fn take(&mut self, side: &AllocSide, pid: u32, costs: Costs, cpu: f64) -> Result<Counted> {
         let used = (cpu - self.cpu).max(0.0);
-        let own = (user - std::mem::replace(&mut self.user, user)).clamp(0.0, used);
         self.cpu = cpu;
         let mut counted = std::mem::take(&mut self.counted);
         if self.mode == AllocMode::Full {
@@ -304,10 +321,16 @@ impl Process {
                 // What is allocated is freed, sooner or later.
                 cost += now.hits as f64 * (2.0 * costs.enter + costs.leave);
             }
-            // Where probes take nearly all, what is left is known no better than their cost. They run in the kernel: what the
-            // program had for itself is its time in user mode at least.
+            let clock = side.clocked(pid);
+            let before = std::mem::replace(&mut self.clock, clock);
+            let samples = clock.samples.saturating_sub(before.samples);
+            self.clocked
+                .add(samples, clock.probes.saturating_sub(before.probes), used);
             if used >= TOLD {
-                self.slowdown = used / (used - cost).max(own).max(used * 1e-3);
+                let calibrated = used / (used - cost).max(used * 1e-3);
+                tracing::debug!(pid, used, calibrated, clocked = ?self.clocked, "tick of mode full");
+                self.slowdown = self.clocked.told(calibrated);
+                self.slowdown_least = self.clocked.at_least(calibrated);
             }
             return Ok(counted);
         }

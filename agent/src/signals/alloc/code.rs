@@ -8,11 +8,11 @@
 use std::collections::{BTreeSet, HashSet};
 
 use iced_x86::{
-    Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpAccess, OpKind,
-    Register,
+    Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpKind, Register,
 };
 
 use super::AllocCall;
+use super::results::{self, Flow, Results, copied, is_written, word};
 
 /// Instructions of a function that are followed at most.
 const MOST_INSTRUCTIONS: usize = 8192;
@@ -39,10 +39,14 @@ pub struct Sites {
     pub entry: u64,
     /// Bytes that are pushed there.
     pub pushed: u16,
+    /// Registers that hold the arguments there: the numbers of their words among the saved registers.
+    pub arguments: [u8; 3],
     /// The kernel emulates the instruction there.
     pub emulated: bool,
     /// Addresses of all its return instructions, also in functions that it ends with a jump to.
     pub returns: Vec<u64>,
+    /// Places before them at which the result is known and which the kernel emulates, and the returns that have none before them.
+    pub results: Results,
     /// Addresses of jumps by which it ends in code that is not here: for `calloc`, in `memset`, which returns what it clears.
     pub exits: Vec<u64>,
     /// Entries of other watched functions that it ends with a jump to.
@@ -51,15 +55,26 @@ pub struct Sites {
     pub jumps_anywhere: bool,
 }
 
-fn decode(text: &impl Text, address: u64) -> Option<Instruction> {
+impl Sites {
+    /// Learns results at returns only, where it would at one of these places.
+    pub(super) fn leave_to_returns(&mut self, places: &BTreeSet<u64>) {
+        if self.results.known.keys().any(|at| places.contains(at)) {
+            self.results = Results::stepped(&self.returns);
+        }
+    }
+}
+
+pub(super) fn decode(text: &impl Text, address: u64) -> Option<Instruction> {
     let bytes = text.bytes(address, LONGEST);
     let mut decoder = Decoder::with_ip(64, bytes, address, DecoderOptions::NONE);
     let instruction = decoder.decode();
     (!instruction.is_invalid()).then_some(instruction)
 }
 
-/// Whether the kernel emulates it.
-fn is_emulated(bytes: &[u8], length: usize) -> bool {
+/// Whether the kernel emulates the instruction.
+pub(super) fn is_emulated(text: &impl Text, instruction: &Instruction) -> bool {
+    let length = instruction.len();
+    let bytes = text.bytes(instruction.ip(), length);
     matches!(
         (length, bytes),
         (1, [0x90 | 0x50..=0x57, ..])
@@ -69,12 +84,14 @@ fn is_emulated(bytes: &[u8], length: usize) -> bool {
     )
 }
 
+/// Registers of the first arguments.
+const ARGUMENTS: [Register; 3] = [Register::RDI, Register::RSI, Register::RDX];
+
 fn arguments(call: AllocCall) -> &'static [Register] {
-    const ALL: [Register; 3] = [Register::RDI, Register::RSI, Register::RDX];
     match call {
-        AllocCall::Malloc | AllocCall::Free => &ALL[..1],
-        AllocCall::Calloc | AllocCall::Realloc | AllocCall::Aligned => &ALL[..2],
-        AllocCall::Reallocarray | AllocCall::PosixMemalign => &ALL,
+        AllocCall::Malloc | AllocCall::Free => &ARGUMENTS[..1],
+        AllocCall::Calloc | AllocCall::Realloc | AllocCall::Aligned => &ARGUMENTS[..2],
+        AllocCall::Reallocarray | AllocCall::PosixMemalign => &ARGUMENTS,
     }
 }
 
@@ -89,13 +106,25 @@ pub(super) fn sites(
 ) -> Result<Sites, &'static str> {
     let mut sites = Sites {
         entry,
+        arguments: ARGUMENTS.map(|register| word(register).unwrap_or_default()),
         ..Sites::default()
     };
-    let targets = walk(text, entry, size, watched, &mut sites)?;
-    if let Some((at, pushed)) = emulated_place(text, entry, call) {
+    let mut flow = Flow::new(entry);
+    let targets = walk(text, entry, size, watched, &mut sites, &mut flow)?;
+    sites.results = match call {
+        AllocCall::Free => Results::default(),
+        // It does not return the pointer; and where there may be more returns, what is learned before them may not be it.
+        AllocCall::PosixMemalign => Results::stepped(&sites.returns),
+        _ if sites.jumps_anywhere => Results::stepped(&sites.returns),
+        _ => results::find(text, &flow, &sites.returns),
+    };
+    if let Some((at, pushed, homes)) = emulated_place(text, entry, call) {
         // A loop back to it would count a call many times.
         if !targets.iter().any(|target| *target > entry && *target <= at) {
             (sites.entry, sites.pushed, sites.emulated) = (at, pushed, true);
+            for (argument, home) in sites.arguments.iter_mut().zip(homes) {
+                *argument = home;
+            }
         }
     }
     Ok(sites)
@@ -108,6 +137,7 @@ fn walk(
     size: u64,
     watched: &BTreeSet<u64>,
     sites: &mut Sites,
+    flow: &mut Flow,
 ) -> Result<HashSet<u64>, &'static str> {
     let end = if size == 0 {
         u64::MAX
@@ -153,6 +183,7 @@ fn walk(
                     } else {
                         targets.insert(target);
                         open.push(target);
+                        flow.add(at, target);
                     }
                     if !conditional {
                         break;
@@ -166,9 +197,10 @@ fn walk(
                 _ => {}
             }
             // Behind the call of a function that never returns begins the next function.
-            if next == end {
+            if next == end || watched.contains(&next) {
                 break;
             }
+            flow.add(at, next);
             at = next;
         }
     }
@@ -202,30 +234,44 @@ fn leads_out(text: &impl Text, address: u64) -> bool {
     first.flow_control() == FlowControl::IndirectBranch
 }
 
-/// The first place on every way from the entry that the kernel emulates while all arguments are in their registers, and what
-/// is pushed there.
-fn emulated_place(text: &impl Text, entry: u64, call: AllocCall) -> Option<(u64, u16)> {
+/// The first place on every way from the entry that the kernel emulates while all arguments are in registers, what is pushed there,
+/// and the words of those registers.
+fn emulated_place(text: &impl Text, entry: u64, call: AllocCall) -> Option<(u64, u16, Vec<u8>)> {
     let mut infos = InstructionInfoFactory::new();
     let (mut at, mut pushed) = (entry, 0i64);
+    // All registers that hold each of them: most are copied before their own is used for something else.
+    let mut homes: Vec<Vec<Register>> = arguments(call).iter().map(|register| vec![*register]).collect();
     for _ in 0..32 {
         let instruction = decode(text, at)?;
-        if is_emulated(text.bytes(at, LONGEST), instruction.len()) {
-            return Some((at, u16::try_from(pushed).ok()?));
+        if is_emulated(text, &instruction) {
+            let words: Option<Vec<u8>> = homes.iter().map(|of| word(*of.first()?)).collect();
+            return Some((at, u16::try_from(pushed).ok()?, words?));
         }
         if instruction.flow_control() != FlowControl::Next {
             return None;
         }
+        let copies = copied(&instruction).map(|from| (from, instruction.op0_register()));
+        let holds: Vec<bool> = homes
+            .iter()
+            .map(|of| copies.is_some_and(|(from, _)| of.contains(&from)))
+            .collect();
         for used in infos.info(&instruction).used_registers() {
-            let written = !matches!(
-                used.access(),
-                OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
-            );
-            if written && arguments(call).contains(&used.register().full_register()) {
-                return None;
+            let register = used.register().full_register();
+            if !is_written(used.access()) {
+                continue;
             }
-            if written && used.register().full_register() == Register::RSP {
+            if register == Register::RSP {
                 pushed += stack_growth(&instruction)?;
             }
+            homes
+                .iter_mut()
+                .for_each(|of| of.retain(|home| *home != register));
+        }
+        for (of, holds) in homes.iter_mut().zip(holds) {
+            of.extend(copies.filter(|_| holds).map(|(_, to)| to));
+        }
+        if homes.iter().any(Vec::is_empty) {
+            return None;
         }
         at = instruction.next_ip();
     }
@@ -233,10 +279,13 @@ fn emulated_place(text: &impl Text, entry: u64, call: AllocCall) -> Option<(u64,
 }
 
 /// By how much an instruction that changes the stack pointer grows the stack.
-fn stack_growth(instruction: &Instruction) -> Option<i64> {
+pub(super) fn stack_growth(instruction: &Instruction) -> Option<i64> {
     match instruction.code() {
         Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 if instruction.op0_kind() == OpKind::Register => {
-            i64::try_from(instruction.immediate(1)).ok()
+            Some(instruction.immediate(1).cast_signed())
+        }
+        Code::Add_rm64_imm8 | Code::Add_rm64_imm32 if instruction.op0_kind() == OpKind::Register => {
+            Some(-instruction.immediate(1).cast_signed())
         }
         _ => match instruction.stack_pointer_increment() {
             0 => None,
@@ -290,10 +339,17 @@ mod tests {
 
     #[test]
     fn an_argument_that_is_gone_leaves_the_entry() {
-        // mov %esi,%edi; push %rbx; pop %rbx; ret
-        let code = [0x89, 0xf7, 0x53, 0x5b, 0xc3];
+        // mov (%rdi),%rdi; push %rbx; pop %rbx; ret
+        let code = [0x48, 0x8b, 0x3f, 0x53, 0x5b, 0xc3];
         let found = look(&code, AllocCall::Malloc, &[]).unwrap();
         assert_eq!((found.entry, found.emulated), (BASE, false));
+        // Its copy will do: mov %rdi,%rsi; mov (%rdx),%rdi; push %rbx; pop %rbx; ret
+        let code = [0x48, 0x89, 0xfe, 0x48, 0x8b, 0x3a, 0x53, 0x5b, 0xc3];
+        let found = look(&code, AllocCall::Malloc, &[]).unwrap();
+        assert_eq!(
+            (found.entry, found.emulated, found.arguments[0]),
+            (BASE + 6, true, 13)
+        );
         // As long as the argument that counts is another one, it does not matter.
         // mov %esi,%edx; push %rbx; pop %rbx; ret
         let found = look(&[0x89, 0xf2, 0x53, 0x5b, 0xc3], AllocCall::Malloc, &[]).unwrap();

@@ -5,6 +5,8 @@ mod duty;
 mod functions;
 mod live;
 mod module;
+mod results;
+mod slowdown;
 #[cfg(test)]
 mod tests;
 
@@ -13,5 +15,6 @@ pub use duty::{Duty, Scale, Windows};
 pub use functions::Family;
 pub use live::{Live, age_class};
 pub use module::{Allocator, Function};
+pub use slowdown::Slowdown;
 
 use crate::decode::model::{ALLOC_RANGES, AllocCall};

@@ -9,6 +9,7 @@ use object::{
 
 use super::code::{Sites, Text, sites};
 use super::functions::Family;
+use super::results::disputed;
 use super::{ALLOC_RANGES, AllocCall};
 use crate::host::{Limited, OpenFile};
 
@@ -199,6 +200,10 @@ impl Allocator {
             }
             self.functions.push(function);
         }
+        let disputed = disputed(self.functions.iter().map(|function| &function.sites.results));
+        for function in &mut self.functions {
+            function.sites.leave_to_returns(&disputed);
+        }
     }
 
     /// Offset in the file of an address.
@@ -322,6 +327,9 @@ mod tests {
             assert!(function.sites.emulated, "{function:?}");
             assert!(!function.sites.jumps_anywhere, "{function:?}");
             assert!(!function.sites.returns.is_empty(), "{function:?}");
+            // Of this one, the pointer is stored, not returned.
+            let stepped = name == "posix_memalign" || function.sites.results.stepped.is_empty();
+            assert!(stepped, "{function:x?}");
             let offset = allocator.offset(function.sites.entry).unwrap();
             let segment = allocator.segments[0];
             assert_eq!(
