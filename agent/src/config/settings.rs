@@ -111,7 +111,7 @@ settings! {
     /// Most that watching allocations in windows may cost a program, as a share of its CPU time.
     alloc_limit: Percent = "1%", "TIEBACK_ALLOC_LIMIT", "PERCENT";
     /// Allocations are watched all the time only as long as that slows a program less than so many times, as the CPU clock's samples
-    /// show without doubt: it may be slowed up to five times as much. `tieback record` has no such limit.
+    /// show, which is a lower estimate. `tieback record` has no such limit.
     alloc_slowdown: usize = "20", "TIEBACK_ALLOC_SLOWDOWN", "TIMES";
     /// debuginfod servers that are asked for debug files by build id, several with spaces between them; `off` asks nobody.
     debuginfod_urls: Urls = "off", "TIEBACK_DEBUGINFOD_URLS", "URLS";

@@ -245,7 +245,7 @@ fn probes(own: &mut Own<'_>, telemetry: &Telemetry, programs: &[ProbeStatus]) {
     own.by(
         "tieback_alloc_slowdown_ratio",
         Type::Gauge,
-        "How many times slower a service runs because its allocations are watched; estimated, too low by up to five times where it is much.",
+        "How many times slower a service runs because its allocations are watched; a lower estimate.",
         of(|service| service.slowdown),
     );
     own.by(
