@@ -113,6 +113,32 @@ offsets! {
     signal_rlim: SignalRlim = ["signal_struct.rlim"],
     /// Resident pages: per-CPU counters since Linux 6.2, atomics before.
     mm_rss: MmRss = ["mm_struct.rss_stat[].count", "mm_struct.rss_stat.count"],
+    /// Executable file of an address space.
+    mm_exe_file: MmExeFile = ["mm_struct.exe_file"],
+    /// Where the vDSO of an address space is.
+    mm_vdso: MmVdso = ["mm_struct.context.vdso"],
+    /// Root of the tree of mappings.
+    mm_root: MmRoot = ["mm_struct.mm_mt.ma_root"],
+    /// Upper bounds of the slots of a node of that tree, inner nodes aside.
+    range_pivot: RangePivot = ["maple_range_64.pivot"],
+    /// What is between these.
+    range_slot: RangeSlot = ["maple_range_64.slot"],
+    /// Upper bounds of the slots of an inner node.
+    inner_pivot: InnerPivot = ["maple_arange_64.pivot"],
+    /// What is between these.
+    inner_slot: InnerSlot = ["maple_arange_64.slot"],
+    /// First address of a mapping.
+    vma_start: VmaStart = ["vm_area_struct.vm_start"],
+    /// First address behind it.
+    vma_end: VmaEnd = ["vm_area_struct.vm_end"],
+    /// Whose it is.
+    vma_mm: VmaMm = ["vm_area_struct.vm_mm"],
+    /// `VM_*` flags.
+    vma_flags: VmaFlags = ["vm_area_struct.vm_flags", "vm_area_struct.__vm_flags"],
+    /// Offset in the file, in pages.
+    vma_pgoff: VmaPgoff = ["vm_area_struct.vm_pgoff"],
+    /// File.
+    vma_file: VmaFile = ["vm_area_struct.vm_file"],
     /// Table of descriptors.
     files_fdt: FilesFdt = ["files_struct.fdt"],
     /// Size of the table.
@@ -129,8 +155,19 @@ offsets! {
     inode_mode: InodeMode = ["inode.i_mode"],
     /// Number of an inode.
     inode_number: InodeNumber = ["inode.i_ino"],
+    /// Size of a file.
+    inode_size: InodeSize = ["inode.i_size"],
+    /// When a file's content changed last.
+    inode_mtime: InodeMtime = ["inode.i_mtime_sec", "inode.__i_mtime.tv_sec", "inode.i_mtime.tv_sec"],
+    /// Nanoseconds of that.
+    inode_mtime_nsec: InodeMtimeNsec =
+        ["inode.i_mtime_nsec", "inode.__i_mtime.tv_nsec", "inode.i_mtime.tv_nsec"],
+    /// Tells an inode from earlier ones with its number.
+    inode_generation: InodeGeneration = ["inode.i_generation"],
     /// Superblock of an inode.
     inode_sb: InodeSb = ["inode.i_sb"],
+    /// Device of a filesystem.
+    sb_dev: SbDev = ["super_block.s_dev"],
     /// Magic of a filesystem.
     sb_magic: SbMagic = ["super_block.s_magic"],
     /// Protocol half of a socket.

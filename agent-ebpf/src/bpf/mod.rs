@@ -7,6 +7,7 @@ pub(crate) mod file;
 pub(crate) mod forecast;
 pub(crate) mod listen;
 mod measure;
+mod modules;
 pub(crate) mod python;
 pub(crate) mod random;
 pub(crate) mod sample;

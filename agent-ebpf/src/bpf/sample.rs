@@ -12,6 +12,7 @@ use core::ffi::c_void;
 
 use super::{
     count::lost,
+    modules::{self, MODULE_WORDS},
     python,
     state::send,
     task::{Regs, current, now},
@@ -138,6 +139,15 @@ pub(crate) fn take(ctx: *mut c_void, what: &What) {
             python::walk(&raw mut (*scratch).python, words, start, what.slot, what.tid)
         };
     }
+    // No mappings: nobody has looked at the process yet, and it may be gone when the agent looks by itself.
+    // SAFETY: as above.
+    let unknown = what.slot != SLOT_KERNEL && unsafe { !(*room).has_mappings() };
+    // An interpreter is known where its frames are: modules take their place in the record.
+    let modules = if unknown && python_len == 0 {
+        modules::capture(room, user_len, kernel_len, what.program)
+    } else {
+        0
+    };
     // SAFETY: a map value of this program's level.
     unsafe {
         (*scratch).header = StackHeader {
@@ -151,16 +161,17 @@ pub(crate) fn take(ctx: *mut c_void, what: &What) {
             user_len: user_len as u16,
             kernel_len: kernel_len as u16,
             unwind: result as u32,
-            python_len: python_len as u16,
-            python_minor,
+            python_len: python_len as u8,
+            python_minor: python_minor as u8,
+            modules: modules as u16,
             weight: what.weight,
         };
     }
-    let words = (user_len & 0x7f) + (kernel_len & 0x7f) + (python_len & 0x7f) * PYTHON_WORDS as u32;
+    let words = (user_len & 0x7f)
+        + (kernel_len & 0x7f)
+        + (python_len & 0x7f) * PYTHON_WORDS as u32
+        + (modules & 0xf) * MODULE_WORDS;
     let len = size_of::<StackHeader>() as u64 + u64::from(words * 8);
-    // No mappings: nobody has looked at the process yet, and it may be gone when the agent looks by itself.
-    // SAFETY: as above.
-    let unknown = what.slot != SLOT_KERNEL && unsafe { !(*room).has_mappings() };
     send(scratch.cast_const().cast(), len, what.program, unknown);
 }
 

@@ -11,7 +11,7 @@ use super::{
     task::Regs,
 };
 use crate::wire::{
-    FRAME_INTERRUPTED, KERNEL_FRAMES, USER_FRAMES,
+    CapturedModule, FRAME_INTERRUPTED, KERNEL_FRAMES, SAMPLE_MODULES, USER_FRAMES,
     python::{PYTHON_FRAMES, PYTHON_WORDS},
     unwind::{
         CFA_AT_FP, CFA_AT_SP, CFA_END, CFA_FP, CFA_NONE, CFA_PLT, CFA_SP, FP_AT_CFA, FP_AT_FP, FP_AT_SP,
@@ -19,11 +19,13 @@ use crate::wire::{
     },
 };
 
-/// Room for both halves and the frames of an interpreter.
+/// Words that the modules of a sample take.
+const MODULE_WORDS: usize = SAMPLE_MODULES * size_of::<CapturedModule>() / 8;
+/// Room for both halves, the frames of an interpreter and modules.
 const FRAMES: usize = WORDS;
-const _: () = assert!(USER_FRAMES + KERNEL_FRAMES + PYTHON_WORDS * PYTHON_FRAMES < FRAMES);
+const _: () = assert!(USER_FRAMES + KERNEL_FRAMES + PYTHON_WORDS * PYTHON_FRAMES + MODULE_WORDS < FRAMES);
 /// Bytes of stack copied at once.
-const COPY: usize = 2048;
+pub(crate) const COPY: usize = 2048;
 /// Bytes of the copy above the stack pointer below which it is renewed: frames are mostly smaller.
 const AHEAD: u64 = 256;
 /// Steps of the search among the mappings of a process: up to 4,095.
@@ -46,9 +48,10 @@ const KNOWN: usize = 256;
 /// Where a walk happens: a map value, of which the verifier knows nothing but the size, so that all walks look the same to it.
 #[repr(C)]
 pub(crate) struct Room {
-    /// The frames, innermost first, with room for those of the kernel.
+    /// The frames, innermost first, with room for those of the kernel and for modules.
     pub(crate) frames: [u64; FRAMES],
-    copy: [u64; COPY / 8],
+    /// Part of the stack; after the walk, room for others.
+    pub(crate) copy: [u64; COPY / 8],
     known: [Known; KNOWN],
     /// Generation of the tables, and what tells the process's mappings from others of that generation.
     owner: u64,

@@ -83,8 +83,43 @@ pub const FRAME_UPPER: u64 = 0xff << 56;
 /// then the thread's saved registers (`struct pt_regs` of x86-64), by which the agent finds the address that was touched.
 pub const GROWTH_WORDS: usize = 22;
 
+/// [`CapturedModule::flags`]: the file is the process's executable.
+pub const MODULE_EXECUTABLE: u32 = 1;
+/// [`CapturedModule::flags`]: no file, but what the kernel maps into each process.
+pub const MODULE_VDSO: u32 = 2;
+/// Modules that a sample carries at most.
+pub const SAMPLE_MODULES: usize = 8;
+
+/// An executable mapping that has an address of the sample, as it was when the sample was taken: of a process that the agent
+/// does not know yet, and which may be gone when it looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct CapturedModule {
+    /// First address.
+    pub start: u64,
+    /// First address behind it; 0 where the place is not used.
+    pub end: u64,
+    /// Offset of `start` in the file, in pages.
+    pub page_offset: u64,
+    /// Number of the file; 0 without one. Of a file that another filesystem shows (overlayfs), these are of the file below.
+    pub inode: u64,
+    /// Its size.
+    pub size: u64,
+    /// When its content changed last, in seconds.
+    pub mtime: i64,
+    /// Nanoseconds of that.
+    pub mtime_nsec: u32,
+    /// Device of its filesystem, as the kernel numbers devices: 20 bits of minor number, and the major number above.
+    pub device: u32,
+    /// Tells it from earlier files with its number.
+    pub generation: u32,
+    /// `MODULE_*`.
+    pub flags: u32,
+}
+const _: () = assert!(size_of::<CapturedModule>() == 64);
+
 /// A sampled stack; `user_len` and then `kernel_len` addresses follow, 8 bytes each, see [`FRAME_INTERRUPTED`]; then
-/// `python_len` frames of [`PYTHON_WORDS`](super::python::PYTHON_WORDS).
+/// `python_len` frames of [`PYTHON_WORDS`](super::python::PYTHON_WORDS), and behind them `modules` times [`CapturedModule`].
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct StackHeader {
@@ -109,9 +144,11 @@ pub struct StackHeader {
     /// [`UnwindResult`](super::unwind::UnwindResult): how the walk of the user half ended.
     pub unwind: u32,
     /// Frames of CPython.
-    pub python_len: u16,
+    pub python_len: u8,
     /// Minor version of the interpreter that they are of.
-    pub python_minor: u16,
+    pub python_minor: u8,
+    /// Modules behind the frames.
+    pub modules: u16,
     /// What the sample stands for: nanoseconds, calls, bytes, connections; the sample's id for waits and descriptors, the
     /// size of an allocation.
     pub weight: u64,
@@ -141,6 +178,8 @@ index_enum! {
         Live = "live_full",
         /// Another thread was taking a sample on this CPU.
         Busy = "busy",
+        /// A mapping of a process that the agent did not know could not be captured with a sample.
+        Modules = "modules_unreadable",
     }
 }
 

@@ -10,9 +10,10 @@ use agent_ebpf::wire::{
 
 use super::harvest::{PAGE, unix_ns};
 use super::model::{
-    Cause, Growth, Lifecycle, OomVictim, PythonFrame, PythonStack, SlotId, StackDetail, StackKind,
-    StackSample, UnwindResult,
+    CapturedModule, Cause, Growth, Lifecycle, OomVictim, PythonFrame, PythonStack, SlotId, StackDetail,
+    StackKind, StackSample, UnwindResult,
 };
+use super::modules::{self, Captured};
 
 /// Wait samples whose wait has not ended, at most.
 const MAX_PENDING: usize = 16_384;
@@ -22,6 +23,8 @@ const MAX_PENDING: usize = 16_384;
 pub struct Events {
     /// Wait samples whose length is not known yet.
     pending: HashMap<u64, StackSample>,
+    /// Modules of processes that the agent did not know when they were sampled.
+    captured: Captured,
     /// Wait samples since they were asked for last.
     wait_samples: u64,
     /// Records that made no sense, or samples that could not be kept.
@@ -52,7 +55,7 @@ pub enum Event {
     Oom(SlotId, OomVictim),
 }
 
-fn read<T: Copy>(bytes: &[u8]) -> Option<T> {
+pub(super) fn read<T: Copy>(bytes: &[u8]) -> Option<T> {
     if bytes.len() < size_of::<T>() {
         return None;
     }
@@ -82,6 +85,11 @@ impl Events {
         std::mem::take(&mut self.wait_samples)
     }
 
+    /// The modules that came with samples since the last time this was asked.
+    pub fn captured(&mut self) -> &mut Captured {
+        &mut self.captured
+    }
+
     /// Decodes one record.
     pub fn decode(&mut self, bytes: &[u8]) -> Option<Event> {
         let kind: u32 = read(bytes)?;
@@ -107,10 +115,11 @@ impl Events {
                 return Some(Event::Sample(sample, More::Nothing));
             }
             EVENT_STACK => {
-                let Some((header, mut sample)) = stack(bytes) else {
+                let Some((header, mut sample, modules)) = stack(bytes) else {
                     self.malformed += 1;
                     return None;
                 };
+                self.captured.add((sample.slot, sample.pid), modules);
                 match sample.kind {
                     StackKind::Wait => {}
                     StackKind::Fd => return Some(Event::Sample(sample, More::Opening(header.weight))),
@@ -158,7 +167,7 @@ fn life(event: &SlotEvent) -> Lifecycle {
     }
 }
 
-fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample)> {
+fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample, Vec<CapturedModule>)> {
     let header: StackHeader = read(bytes)?;
     let frames = bytes.get(size_of::<StackHeader>()..)?;
     let (user, kernel) = (usize::from(header.user_len), usize::from(header.kernel_len));
@@ -168,9 +177,8 @@ fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample)> {
         u64::from_ne_bytes(raw)
     });
     let python = usize::from(header.python_len);
-    if frames.len() / 8 < user + kernel + python * PYTHON_WORDS {
-        return None;
-    }
+    let behind = frames.get(8 * (user + kernel + python * PYTHON_WORDS)..)?;
+    let modules = modules::decode(behind, header.modules.into())?;
     let mut user: Vec<u64> = addresses.by_ref().take(user).collect();
     let interrupted = take_marks(&mut user);
     let kernel: Vec<u64> = addresses.by_ref().take(kernel).collect();
@@ -183,7 +191,7 @@ fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample)> {
         })
     });
     let python = PythonStack {
-        minor: header.python_minor,
+        minor: header.python_minor.into(),
         frames: python.collect(),
     };
     let kind = StackKind::from_index(header.stack_kind)?;
@@ -215,7 +223,7 @@ fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample)> {
         python,
         unwind: UnwindResult::from_index(header.unwind)?,
     };
-    Some((header, sample))
+    Some((header, sample, modules))
 }
 
 /// Takes the words out of a sample of growth that stand in place of kernel frames.

@@ -7,6 +7,7 @@ pub mod harvest;
 mod keys;
 pub mod listeners;
 pub mod model;
+pub mod modules;
 pub mod ranges;
 pub mod sockets;
 mod unix;

@@ -204,6 +204,47 @@ impl StackSample {
     }
 }
 
+/// What tells a file from any other that was or will be in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CapturedFile {
+    /// Numbers of the device of its filesystem.
+    pub device: (u32, u32),
+    /// Inode.
+    pub inode: u64,
+    /// Tells the inode from earlier ones with its number.
+    pub generation: u32,
+    /// Size in bytes.
+    pub size: u64,
+    /// When its content changed last: seconds and nanoseconds.
+    pub mtime: (i64, i64),
+}
+
+/// What is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CapturedCode {
+    /// A file.
+    File(CapturedFile),
+    /// What the kernel maps into each process.
+    Vdso,
+    /// Memory.
+    Memory,
+}
+
+/// An executable mapping of a process, captured with a stack that leads through it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CapturedModule {
+    /// First address.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// Offset of `start` in the file.
+    pub offset: u64,
+    /// What is there.
+    pub code: CapturedCode,
+    /// It is the process's executable.
+    pub executable: bool,
+}
+
 /// What happened to program images and processes, in the order in which it happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lifecycle {

@@ -5,6 +5,7 @@ pub(crate) mod damage;
 #[cfg(test)]
 mod damaged;
 mod executable;
+mod handle;
 mod limited;
 mod mapped;
 mod memory;
@@ -17,6 +18,7 @@ use std::io::{self, Read as _};
 use std::path::PathBuf;
 
 pub use executable::{Executable, FileId};
+pub(crate) use handle::open_by_number;
 pub(crate) use limited::Limited;
 pub use mapped::{MappedFile, OpenFile};
 pub use memory::{Pages, ProcessMemory};

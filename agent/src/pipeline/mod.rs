@@ -361,6 +361,7 @@ impl Reader {
         Ok(Batch {
             tick: attributed,
             samples,
+            captured: self.events.captured().take(),
             growth: std::mem::take(&mut self.growth),
             oom_victims,
             fds,

@@ -1,5 +1,6 @@
 //! The thread that names what was sampled and sums what was counted.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
@@ -15,7 +16,8 @@ use crate::config::{Config, RuleTable};
 use crate::host::Host;
 use crate::load::status::ProbeStatus;
 use crate::symbolize::{
-    DebugFile, DebuginfodConfig, Fetched, Outcome, Owned, OwnerRule, Symbolizer, SymbolizerConfig,
+    CapturedModule, DebugFile, DebuginfodConfig, Fetched, Outcome, Owned, OwnerRule, Symbolizer,
+    SymbolizerConfig,
 };
 use crate::telemetry::Telemetry;
 
@@ -23,6 +25,8 @@ use crate::telemetry::Telemetry;
 pub(super) struct Batch {
     pub(super) tick: AttributedTick,
     pub(super) samples: Vec<(StackSample, Arc<Service>)>,
+    /// Modules that came with samples of processes that were not known then.
+    pub(super) captured: HashMap<(SlotId, u32), Vec<CapturedModule>>,
     pub(super) growth: GrowthNews,
     pub(super) oom_victims: Vec<(Arc<Service>, OomVictim)>,
     /// Descriptors that stay open.
@@ -96,6 +100,7 @@ pub(super) fn name_and_sum(
     };
     while let Some(batch) = inbox.batch(&mut symbolizer) {
         let began = Instant::now();
+        symbolizer.captured(batch.captured);
         let (ids, stacks): (Vec<u64>, Vec<_>) = batch.fds.stacks.into_iter().unzip();
         let mut samples = symbolizer.resolve_batch(batch.samples, || inbox.sampled());
         net.tick(host, batch.growth, &samples);

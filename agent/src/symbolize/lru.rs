@@ -74,6 +74,11 @@ impl<K: Clone + Eq + Hash, V> Lru<K, V> {
         self.entries.contains_key(key)
     }
 
+    /// All of them, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.entries.iter().map(|(key, (value, _))| (key, value))
+    }
+
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }

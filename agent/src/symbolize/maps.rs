@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::captured::Found;
+
 /// One executable mapping, as `/proc/PID/maps` has it (`proc_pid_maps(5)`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mapping {
@@ -16,12 +18,19 @@ pub(super) struct Mapping {
     pub(super) inode: u64,
     /// Path or name such as `[vdso]`; empty for anonymous memory. ` (deleted)` is cut off.
     pub(super) path: Arc<str>,
+    /// It was captured with a sample, and its file was found so.
+    pub(super) found: Option<Arc<Found>>,
 }
 
 impl Mapping {
     /// A file that may be ELF is mapped here; the rest is memory that holds generated code.
     pub(super) fn is_file(&self) -> bool {
         self.inode != 0 && self.path.starts_with('/') && !self.path.starts_with("/dev/zero")
+    }
+
+    /// It was captured with a sample, and its file was not found.
+    pub(super) fn is_lost(&self) -> bool {
+        self.inode != 0 && self.path.is_empty()
     }
 }
 
@@ -59,6 +68,7 @@ fn parse_line(line: &str) -> Option<Mapping> {
         device: device.into(),
         inode,
         path: path.strip_suffix(" (deleted)").unwrap_or(path).into(),
+        found: None,
     })
 }
 

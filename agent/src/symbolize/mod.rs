@@ -11,6 +11,7 @@ pub mod model;
 pub mod owner;
 pub mod unwind;
 
+mod captured;
 mod config;
 mod cpu_time;
 mod debug;
@@ -46,10 +47,10 @@ pub use stats::{DebugFile, Fetched, Outcome, Owned, SymbolizeStats};
 
 /// What later stages need of earlier ones: stages import only their neighbour.
 pub use crate::attribute::{
-    AGES, AttributedTick, Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, DiskTotals, FdForecast,
-    FdKind, HISTOGRAM_BUCKETS, Histogram, ListenTotals, MemoryKind, OomVictim, Peer, PoolPeer, PoolTotals,
-    PythonFrame, PythonStack, Service, ServiceInfo, SlotId, StackDetail, StackKind, StackSample, Stall,
-    SyscallTotals, Totals, UnwindResult,
+    AGES, AttributedTick, CapturedCode, CapturedFile, CapturedModule, Cause, ConnEnd, ConnFailure,
+    ConnTotals, Direction, DiskOp, DiskTotals, FdForecast, FdKind, HISTOGRAM_BUCKETS, Histogram,
+    ListenTotals, MemoryKind, OomVictim, Peer, PoolPeer, PoolTotals, PythonFrame, PythonStack, Service,
+    ServiceInfo, SlotId, StackDetail, StackKind, StackSample, Stall, SyscallTotals, Totals, UnwindResult,
 };
 
 /// A shared, resolved stack.

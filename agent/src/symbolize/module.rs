@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::captured::CapturedFiles;
 use super::cpu_time::CpuTime;
 use super::debug::{Budget, DebugFiles};
 use super::engine::{Engine, Part};
@@ -61,6 +62,7 @@ pub(super) struct Modules {
     /// What could not be looked up yet.
     waiting: HashMap<ModuleId, Wanted>,
     reading: Reading,
+    pub(super) captured: CapturedFiles,
     next: u64,
     pub(super) image_bytes: u64,
     pub(super) files_read: u64,
@@ -78,6 +80,7 @@ impl Modules {
             vdso: None,
             waiting: HashMap::new(),
             reading: Reading::new(config),
+            captured: CapturedFiles::default(),
             next: 0,
             image_bytes: 0,
             files_read: 0,
@@ -97,6 +100,10 @@ impl Modules {
     /// The file behind a mapping.
     pub(super) fn find(&mut self, config: &SymbolizerConfig, via: Via<'_>) -> Result<ModuleId, Outcome> {
         let mapping = via.mapping;
+        if mapping.found.is_some() {
+            // It was known when the mapping was, and is no more.
+            return Err(Outcome::ProcessGone);
+        }
         let by_mapping = (
             Arc::clone(&mapping.device),
             mapping.inode,
@@ -108,14 +115,7 @@ impl Modules {
             return Ok(*id);
         }
         let (file, identity) = open(config, via)?;
-        let key = (identity, Arc::clone(&mapping.path));
-        let id = match self.by_identity.get(&key) {
-            Some(id) => *id,
-            None => {
-                let headers = Headers::read(&file)?;
-                self.add(key, headers)
-            }
-        };
+        let id = self.identified(&file, identity, &mapping.path)?;
         if self.by_mapping.len() >= config.max_modules {
             let known = &self.known;
             self.by_mapping.retain(|_, id| known.contains(id));
@@ -124,6 +124,25 @@ impl Modules {
             self.by_mapping.insert(by_mapping, id);
         }
         Ok(id)
+    }
+
+    /// The file that was opened, by this path.
+    pub(super) fn identified(
+        &mut self,
+        file: &File,
+        identity: FileIdentity,
+        path: &Arc<str>,
+    ) -> Result<ModuleId, Outcome> {
+        let key = (identity, Arc::clone(path));
+        if let Some(id) = self.by_identity.get(&key) {
+            return Ok(*id);
+        }
+        let headers = Headers::read(file)?;
+        Ok(self.add(key, headers))
+    }
+
+    pub(super) fn knows(&self, id: ModuleId) -> bool {
+        self.known.contains(&id)
     }
 
     /// The vDSO. The kernel maps the same pages into every process, so the agent's own serve for all.
@@ -316,6 +335,9 @@ fn load(
 /// path on the host. A path counts only if it leads to the inode that was mapped.
 pub(super) fn open(config: &SymbolizerConfig, via: Via<'_>) -> Result<(File, FileIdentity), Outcome> {
     let Via { pid, alive, mapping } = via;
+    if let Some(found) = &mapping.found {
+        return found.open(config);
+    }
     let max = config.max_file_bytes;
     let mut outcome = Outcome::ProcessGone;
     if alive {

@@ -45,7 +45,8 @@ pub(super) fn open_in_root(
     open_handle(proc, &File::from(handle), max_bytes)
 }
 
-fn open_handle(proc: &Path, handle: &File, max_bytes: u64) -> Result<(File, Metadata), Outcome> {
+/// The file of a descriptor that gives no access to its contents.
+pub(super) fn open_handle(proc: &Path, handle: &File, max_bytes: u64) -> Result<(File, Metadata), Outcome> {
     let metadata = handle.metadata().map_err(|error| of_error(&error))?;
     if !metadata.is_file() {
         return Err(Outcome::OddFile);

@@ -10,7 +10,7 @@ use super::lru::Lru;
 use super::maps::{self, Mapping};
 use super::module::ModuleId;
 use super::perf_map::PerfMap;
-use super::{Outcome, SlotId, SymbolizerConfig};
+use super::{CapturedModule, Outcome, SlotId, SymbolizerConfig};
 
 /// A process image: the slot changes with `exec`, the id with `fork`.
 pub(super) type ProcessKey = (SlotId, u32);
@@ -19,6 +19,10 @@ pub(super) type ProcessKey = (SlotId, u32);
 const MAX_MAPS: u64 = 32 << 20;
 /// The least time between two reads caused by an address that the copy does not cover (JIT runtimes have many).
 const REREAD_EVERY: Duration = Duration::from_millis(250);
+/// Mappings of a process that came with its samples, at most.
+const MAX_CAPTURED: usize = 256;
+/// Processes through which a file is tried to reach.
+const MAX_WAYS: usize = 4;
 
 /// What is known of one process image.
 #[derive(Debug)]
@@ -32,6 +36,8 @@ pub(super) struct Process {
     pub(super) modules: HashMap<u64, Result<ModuleId, Outcome>>,
     pub(super) perf_map: PerfMap,
     pub(super) alive: bool,
+    /// Nobody read its map: its mappings came with its samples.
+    captured: bool,
     start_time: u64,
     read: Instant,
     batch: u64,
@@ -72,22 +78,111 @@ impl Processes {
         if !self.known.contains(&key) {
             let process = self.read(&directory, batch)?;
             self.of_slot.insert(key.0, key.1);
-            for ((slot, pid), _) in self.known.insert(key, process) {
-                if self.of_slot.get(&slot) == Some(&pid) {
-                    self.of_slot.remove(&slot);
-                }
-            }
+            self.insert(key, process);
             return self.known.get(&key);
         }
         let process = self.known.get(&key)?;
         if process.batch != batch {
             process.batch = batch;
+            if process.captured {
+                return self.known.get(&key);
+            }
             process.alive = start_time(&directory) == Some(process.start_time);
             if process.alive && process.read.elapsed() >= config.maps_max_age {
                 self.reread(config, key);
             }
         }
         self.known.get(&key)
+    }
+
+    fn insert(&mut self, key: ProcessKey, process: Process) {
+        for ((slot, pid), _) in self.known.insert(key, process) {
+            if self.of_slot.get(&slot) == Some(&pid) && (slot, pid) != key {
+                self.of_slot.remove(&slot);
+            }
+        }
+    }
+
+    /// Whether the map of a process was read, and has these mappings: else another program has taken its place since.
+    pub(super) fn was_read(
+        &mut self,
+        config: &SymbolizerConfig,
+        key: ProcessKey,
+        batch: u64,
+        modules: &[CapturedModule],
+    ) -> bool {
+        let Some(process) = self.get(config, key, batch) else {
+            return false;
+        };
+        let there = |module: &CapturedModule| {
+            maps::find(&process.mappings, module.start)
+                .is_some_and(|mapping| mapping.offset + (module.start - mapping.range.start) == module.offset)
+        };
+        !process.captured && modules.iter().any(there)
+    }
+
+    /// Mappings that came with samples of a process whose map can no longer be read.
+    pub(super) fn capture(
+        &mut self,
+        key: ProcessKey,
+        batch: u64,
+        executable: Option<Arc<str>>,
+        modules: Vec<(Mapping, Option<ModuleId>)>,
+    ) {
+        self.next_generation += 1;
+        if self.known.get(&key).is_none_or(|process| !process.captured) {
+            let process = Process {
+                generation: self.next_generation,
+                mappings: Vec::new(),
+                executable: None,
+                modules: HashMap::new(),
+                perf_map: PerfMap::default(),
+                alive: false,
+                captured: true,
+                start_time: 0,
+                read: Instant::now(),
+                batch,
+            };
+            if self.of_slot.get(&key.0) == Some(&key.1) {
+                self.of_slot.remove(&key.0);
+            }
+            self.insert(key, process);
+        }
+        let Some(process) = self.known.get(&key) else {
+            return;
+        };
+        process.generation = self.next_generation;
+        process.executable = executable.or(process.executable.take());
+        for (mapping, id) in modules {
+            let range = &mapping.range;
+            let at = process
+                .mappings
+                .partition_point(|known| known.range.end <= range.start);
+            let free = process
+                .mappings
+                .get(at)
+                .is_none_or(|known| known.range.start >= range.end);
+            if free && process.mappings.len() < MAX_CAPTURED {
+                if let Some(id) = id {
+                    process.modules.insert(range.start, Ok(id));
+                }
+                process.mappings.insert(at, mapping);
+            }
+        }
+    }
+
+    /// Processes that map a file, and where: those that live first.
+    pub(super) fn that_map(&self, device: &str, inode: u64) -> Vec<(u32, Mapping)> {
+        let of = |mapping: &&Mapping| mapping.inode == inode && *mapping.device == *device;
+        let mut found: Vec<(bool, u32, &Mapping)> = self
+            .known
+            .iter()
+            .filter(|(_, process)| !process.captured)
+            .filter_map(|(key, process)| Some((!process.alive, key.1, process.mappings.iter().find(of)?)))
+            .collect();
+        found.sort_by_key(|(gone, pid, _)| (*gone, *pid));
+        let found = found.into_iter().map(|(_, pid, mapping)| (pid, mapping.clone()));
+        found.take(MAX_WAYS).collect()
     }
 
     /// The process itself, or one of its slot in place of it: a server's short-lived process may be gone before anybody looked
@@ -161,6 +256,7 @@ impl Processes {
             modules: HashMap::new(),
             perf_map: PerfMap::default(),
             alive: true,
+            captured: false,
             start_time: before,
             read: Instant::now(),
             batch,

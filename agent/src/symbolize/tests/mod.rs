@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::*;
 
 mod addr2line;
+mod captured;
 mod damaged;
 mod debuginfod;
 mod files;

@@ -84,6 +84,7 @@ mod tests {
                 device: "00:00".into(),
                 inode: 0,
                 path: path.into(),
+                found: None,
             };
             is_trampolines(proc.path(), 7, &mapping)
         };
