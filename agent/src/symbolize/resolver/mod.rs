@@ -1,11 +1,10 @@
 //! From sampled addresses to resolved stacks.
 
 mod by_file;
+mod gone;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::captured;
 use super::debug::DebugFiles;
 use super::engine::{Engine, Part};
 use super::frames::{bare, call_site, generated, own};
@@ -17,8 +16,8 @@ use super::owner::{Ground, Owners};
 use super::process::{ProcessKey, Processes};
 use super::python::{Codes, Source};
 use super::{
-    CapturedModule, Cause, Frame, Outcome, Owned, PythonStack, Service, SharedStack, Stack, StackDetail,
-    StackSample, SymbolizeStats, SymbolizedSample, SymbolizerConfig,
+    Cause, Frame, Outcome, Owned, PythonStack, Service, SharedStack, Stack, StackDetail, StackSample,
+    SymbolizeStats, SymbolizedSample, SymbolizerConfig,
 };
 
 /// What makes two stacks the same without resolving them.
@@ -161,27 +160,6 @@ impl Symbolizer {
     pub fn note_process(&mut self, slot: super::SlotId, pid: u32) {
         self.start_batch();
         self.processes.get(&self.config, (slot, pid), self.batch);
-    }
-
-    /// Takes up the modules that came with samples of processes, where these are gone by now.
-    pub fn captured(&mut self, captured: HashMap<ProcessKey, Vec<CapturedModule>>) {
-        self.start_batch();
-        for (key, modules) in captured {
-            if self.processes.was_read(&self.config, key, self.batch, &modules) {
-                continue;
-            }
-            let mut executable = None;
-            let mut mappings = Vec::with_capacity(modules.len());
-            for module in modules {
-                let (mapping, id) =
-                    captured::mapping(&self.config, &mut self.modules, &self.processes, &module);
-                if module.executable && mapping.is_file() {
-                    executable = Some(Arc::clone(&mapping.path));
-                }
-                mappings.push((mapping, id));
-            }
-            self.processes.capture(key, self.batch, executable, mappings);
-        }
     }
 
     fn start_batch(&mut self) {

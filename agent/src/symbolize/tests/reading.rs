@@ -71,6 +71,8 @@ fn what_there_was_no_time_for_has_a_name_later() {
         assert!(Instant::now() < end, "it waits for ever");
         resolve_all(&mut symbolizer, &[first]);
     }
+    // It may have become time for it between the two addresses.
+    resolve_all(&mut symbolizer, &[first]);
     // Both were looked up then, although nobody asked for them again.
     let known = symbolizer.stats().addresses;
     let names = resolve_all(&mut symbolizer, &[second, addresses[3]]);
