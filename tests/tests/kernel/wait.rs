@@ -71,8 +71,10 @@ fn each_wait_is_counted_by_its_length() -> Result<()> {
     let labels = [("service_name", service.as_str()), ("cause", "sleep")];
     let (short, long) = (number(&truth, "short_waits")?, number(&truth, "long_waits")?);
     let all = scrape.sum("tieback_wait_duration_seconds_count", &labels);
-    // A timer that fires before its thread is off the CPU makes no wait, which 20 µs rarely are short enough for.
-    assert_within!(all, short + long, 0.001, "waits");
+    // A timer that fires before its thread is off the CPU makes no wait, so the kernel's own count is the truth. Its tracepoint
+    // is not told of each switch to a thread: of 20,040 to this one on Linux 6.18, bpftrace and the agent both saw 19,996.
+    assert_within!(all, number(&truth, "switches")?, 0.005, "waits");
+    assert!(all <= short + long, "{all} waits of {} calls", short + long);
     // Short ones take 20 µs, long ones 50 ms; what a busy host adds to one of the short ones is less than 16 ms as a rule.
     let below = [labels[0], labels[1], ("le", "0.016777216")];
     let above = all - scrape.sum("tieback_wait_duration_seconds_bucket", &below);
