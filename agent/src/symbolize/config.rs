@@ -1,9 +1,10 @@
 //! Limits and sources of symbolization.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::OwnerRule;
+use super::{OwnerRule, Seen};
 
 /// Everything that bounds the symbolizer; the defaults suit a host with a few hundred processes.
 #[derive(Clone, Debug)]
@@ -39,6 +40,8 @@ pub struct SymbolizerConfig {
     pub max_perf_map_bytes: u64,
     /// A memory map older than this is read again when its process is seen.
     pub maps_max_age: Duration,
+    /// Memory maps that were read for unwind tables: both sides have it in common.
+    pub seen: Arc<Seen>,
     /// Servers of debug files.
     pub debuginfod: DebuginfodConfig,
     /// The user's owner rules, tried before the built-in ones.
@@ -93,6 +96,7 @@ impl Default for SymbolizerConfig {
             max_stacks: 2048,
             max_perf_map_bytes: 32 << 20,
             maps_max_age: Duration::from_secs(30),
+            seen: Arc::default(),
             debuginfod: DebuginfodConfig::default(),
             owner_rules: Vec::new(),
         }

@@ -33,6 +33,7 @@ mod process;
 mod python;
 mod reading;
 mod resolver;
+mod seen;
 mod segments;
 mod stats;
 #[cfg(test)]
@@ -43,6 +44,7 @@ pub use model::{Frame, Owner, Stack, SymbolizedSample};
 pub use owner::OwnerRule;
 pub use python::NoFrames;
 pub use resolver::Symbolizer;
+pub use seen::Seen;
 pub use stats::{DebugFile, Fetched, Outcome, Owned, SymbolizeStats};
 
 /// What later stages need of earlier ones: stages import only their neighbour.

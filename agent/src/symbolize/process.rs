@@ -24,6 +24,9 @@ const MAX_CAPTURED: usize = 256;
 /// Processes through which a file is tried to reach.
 const MAX_WAYS: usize = 4;
 
+/// In place of the start time of a process that was gone before it was known.
+const GONE: u64 = 0;
+
 /// What is known of one process image.
 #[derive(Debug)]
 pub(super) struct Process {
@@ -76,7 +79,8 @@ impl Processes {
     ) -> Option<&mut Process> {
         let directory = config.proc.join(key.1.to_string());
         if !self.known.contains(&key) {
-            let process = self.read(&directory, batch)?;
+            let process = self.read(&directory, batch);
+            let process = process.or_else(|| self.seen(config, key, batch))?;
             self.of_slot.insert(key.0, key.1);
             self.insert(key, process);
             return self.known.get(&key);
@@ -84,7 +88,7 @@ impl Processes {
         let process = self.known.get(&key)?;
         if process.batch != batch {
             process.batch = batch;
-            if process.captured {
+            if process.captured || process.start_time == GONE {
                 return self.known.get(&key);
             }
             process.alive = start_time(&directory) == Some(process.start_time);
@@ -139,7 +143,7 @@ impl Processes {
                 perf_map: PerfMap::default(),
                 alive: false,
                 captured: true,
-                start_time: 0,
+                start_time: GONE,
                 read: Instant::now(),
                 batch,
             };
@@ -233,6 +237,26 @@ impl Processes {
         }
     }
 
+    /// A process that is gone, as it was when its unwind tables were made.
+    fn seen(&mut self, config: &SymbolizerConfig, key: ProcessKey, batch: u64) -> Option<Process> {
+        let mappings = config.seen.take(key)?;
+        let program = mappings.iter().find(|mapping| mapping.is_file());
+        let executable = program.map(|mapping| Arc::clone(&mapping.path));
+        self.next_generation += 1;
+        Some(Process {
+            generation: self.next_generation,
+            mappings,
+            executable,
+            modules: HashMap::new(),
+            perf_map: PerfMap::default(),
+            alive: false,
+            captured: false,
+            start_time: GONE,
+            read: Instant::now(),
+            batch,
+        })
+    }
+
     fn read(&mut self, directory: &Path, batch: u64) -> Option<Process> {
         let before = start_time(directory)?;
         let mut text = Vec::new();
@@ -317,6 +341,24 @@ mod tests {
         std::fs::remove_dir_all(proc.path().join("40")).unwrap();
         assert_eq!(processes.get(&config, key, 3).unwrap().mappings.len(), 1);
         assert!(processes.get(&config, (SlotId(2), 40), 3).is_none());
+    }
+
+    #[test]
+    fn a_process_that_is_gone_is_as_it_was_when_its_tables_were_made() {
+        let proc = tempfile::tempdir().unwrap();
+        let config = config(proc.path());
+        let mut processes = Processes::new(&config);
+        let key = (SlotId(1), 40);
+        assert!(processes.get(&config, key, 1).is_none());
+        config.seen.keep(key, &maps::parse(TWO));
+        for batch in [2, 3] {
+            let process = processes.get(&config, key, batch).unwrap();
+            assert_eq!((process.alive, process.mappings.len()), (false, 2));
+            assert_eq!(process.executable.as_deref(), Some("/a"));
+        }
+        // Its id belongs to another process.
+        write(proc.path(), 40, 900, ONE);
+        assert_eq!(processes.get(&config, key, 4).unwrap().mappings.len(), 2);
     }
 
     #[test]

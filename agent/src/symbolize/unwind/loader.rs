@@ -147,6 +147,7 @@ impl<S: Sink> Loader<S> {
         let Some(mappings) = self.files.mappings(pid) else {
             return Ok(());
         };
+        self.files.config.seen.keep((slot, pid), &mappings);
         let (mut again, mut suspect) = (FIRST_AGAIN, FIRST_AGAIN);
         if let Some(process) = self.processes.get_mut(&key) {
             process.looked = Instant::now();
