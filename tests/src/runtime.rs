@@ -63,6 +63,8 @@ impl Runtime {
         }
         command
             .args(["-Xmx64m", "-XX:CompileCommand=quiet"])
+            // All is compiled for good before the map is written: what moves later has no name.
+            .arg("-XX:CompileThresholdScaling=0.1")
             .arg("-XX:CompileCommand=exclude,Load.interpreted")
             .arg("-XX:CompileCommand=dontinline,Load.*Compute")
             .arg(load("Load.java"));

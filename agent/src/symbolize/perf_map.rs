@@ -8,14 +8,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::SymbolizerConfig;
+use super::cpu_time::CpuTime;
 use super::headers::{self, FileIdentity};
 use super::name::Names;
 use super::open::open_in_root;
 
 /// Functions of one process at most.
 const MAX_ENTRIES: usize = 100_000;
-/// The file is looked at for changes this often at most.
+/// The file is looked at for changes this often at most; sooner where reading it is cheap.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
+/// But no more often than this.
+const LEAST: Duration = Duration::from_millis(100);
+/// The pause between two looks is so many times what the last one took.
+const PAUSE: u32 = 100;
 
 /// What a list says of a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +37,7 @@ pub(super) struct PerfMap {
     entries: BTreeMap<u64, (u64, Function)>,
     identity: Option<FileIdentity>,
     checked: Option<Instant>,
+    took: Duration,
 }
 
 impl PerfMap {
@@ -44,10 +50,17 @@ impl PerfMap {
     /// Reads the file again if it changed. Like perf, it trusts the file only if it belongs to the process's user or
     /// to root.
     pub(super) fn refresh(&mut self, config: &SymbolizerConfig, pid: u32) {
-        if self.checked.is_some_and(|at| at.elapsed() < CHECK_EVERY) {
+        let pause = (self.took * PAUSE).clamp(LEAST, CHECK_EVERY);
+        if self.checked.is_some_and(|at| at.elapsed() < pause) {
             return;
         }
+        let began = CpuTime::now();
+        self.read(config, pid);
+        self.took = began.elapsed();
         self.checked = Some(Instant::now());
+    }
+
+    fn read(&mut self, config: &SymbolizerConfig, pid: u32) {
         let process = config.proc.join(pid.to_string());
         let Some((owner, inner)) = identity_of(&process) else {
             return;
