@@ -205,8 +205,8 @@ impl Modules {
     }
 
     /// Takes what waits to be looked up.
-    pub(super) fn take_waiting(&mut self) -> Vec<(ModuleId, Wanted)> {
-        self.waiting.drain().collect()
+    pub(super) fn take_waiting(&mut self) -> HashMap<ModuleId, Wanted> {
+        std::mem::take(&mut self.waiting)
     }
 
     /// What is at an address of a file. Since which batch it is asked for decides whose turn it is, where it has to wait.

@@ -102,6 +102,17 @@ fn connections_over_unix_sockets_are_what_ss_counts_at_each_step() -> Result<()>
     Ok(())
 }
 
+/// A server and its client, at work: a connection for each of so many requests.
+fn each(agent: &Agent, name: &str, count: &str) -> Result<(Program, Program)> {
+    let (mut server, _) = Program::start(&["unix-serve-each", name, count])?;
+    let (mut client, _) = Program::start(&["unix-connect-each", name, count])?;
+    agent.wait_for_service(&server.service)?;
+    agent.wait_for_service(&client.service)?;
+    server.go()?;
+    client.go()?;
+    Ok((server, client))
+}
+
 #[test]
 fn brief_connections_over_unix_sockets_are_all_counted() -> Result<()> {
     let agent = Agent::start(&["--syscall-mode", "exact"])?;
@@ -110,12 +121,7 @@ fn brief_connections_over_unix_sockets_are_all_counted() -> Result<()> {
     let name = path.to_str().context("path")?;
     // Some tenths of a second on end, so that visits to all descriptors find some of them open.
     let (count, number) = ("40000", 40_000.0);
-    let (mut server, _) = Program::start(&["unix-serve-each", name, count])?;
-    let (mut client, _) = Program::start(&["unix-connect-each", name, count])?;
-    agent.wait_for_service(&server.service)?;
-    agent.wait_for_service(&client.service)?;
-    server.go()?;
-    client.go()?;
+    let (mut server, mut client) = each(&agent, name, count)?;
     client.expect("connected")?;
     server.expect("served")?;
     let after = agent.settled()?;
@@ -157,12 +163,7 @@ fn brief_connections_that_windows_see_stand_for_all() -> Result<()> {
     let path = folder.path().join("socket");
     let name = path.to_str().context("path")?;
     let (count, number) = ("1500000", 1_500_000.0);
-    let (mut server, _) = Program::start(&["unix-serve-each", name, count])?;
-    let (mut client, _) = Program::start(&["unix-connect-each", name, count])?;
-    agent.wait_for_service(&server.service)?;
-    agent.wait_for_service(&client.service)?;
-    server.go()?;
-    client.go()?;
+    let (mut server, mut client) = each(&agent, name, count)?;
     let windows = agent.wait_for("windows", |scrape| {
         scrape.sum("tieback_sampling_ratio", &[("probe", "syscall")]) < 0.9
     })?;

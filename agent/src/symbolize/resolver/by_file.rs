@@ -1,5 +1,7 @@
 //! Addresses of many samples, looked up file by file.
 
+use std::collections::HashMap;
+
 use super::{Arc, Symbolizer, call_site};
 use crate::symbolize::module::{ModuleId, Via};
 use crate::symbolize::process::ProcessKey;
@@ -15,7 +17,7 @@ impl Symbolizer {
         samples: &[(usize, (StackSample, Arc<Service>))],
         sampled: &mut impl FnMut() -> Option<ProcessKey>,
     ) {
-        let mut wanted = self.modules.take_waiting();
+        let mut wanted: HashMap<ModuleId, Wanted> = self.modules.take_waiting();
         for (_, (sample, _)) in samples {
             self.note(sampled);
             let key = (sample.slot, sample.pid);
@@ -26,6 +28,7 @@ impl Symbolizer {
             }
         }
         // Those that wait for longest come first: there may not be time for all.
+        let mut wanted: Vec<(ModuleId, Wanted)> = wanted.into_iter().collect();
         wanted.sort_by_key(|(_, wanted)| wanted.since);
         for (id, wanted) in wanted {
             let via = wanted.via();
@@ -45,7 +48,7 @@ impl Symbolizer {
     }
 
     /// Notes an address whose file is known, and which is not.
-    fn want(&mut self, key: ProcessKey, address: u64, wanted: &mut Vec<(ModuleId, Wanted)>) {
+    fn want(&mut self, key: ProcessKey, address: u64, wanted: &mut HashMap<ModuleId, Wanted>) {
         let Some(process) = self.processes.get(&self.config, key, self.batch) else {
             return;
         };
@@ -70,12 +73,10 @@ impl Symbolizer {
         if self.addresses.contains(&(id, address)) {
             return;
         }
-        let known = wanted.iter().position(|(known, _)| *known == id);
-        let at = known.unwrap_or_else(|| {
-            wanted.push((id, Wanted::new(via, self.batch)));
-            wanted.len() - 1
-        });
-        wanted[at].1.add(address);
+        let wanted = wanted.entry(id);
+        wanted
+            .or_insert_with(|| Wanted::new(via, self.batch))
+            .add(address);
     }
 
     /// Makes an address known. It is not where nothing can be said now and something may be later. `since` is the batch that

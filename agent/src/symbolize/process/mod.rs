@@ -1,5 +1,7 @@
 //! Copies of the memory maps of processes, kept so that samples of a process that is gone can still be resolved.
 
+mod gone;
+
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
@@ -10,7 +12,7 @@ use super::lru::Lru;
 use super::maps::{self, Mapping};
 use super::module::ModuleId;
 use super::perf_map::PerfMap;
-use super::{CapturedModule, Outcome, SlotId, SymbolizerConfig};
+use super::{Outcome, SlotId, SymbolizerConfig};
 
 /// A process image: the slot changes with `exec`, the id with `fork`.
 pub(super) type ProcessKey = (SlotId, u32);
@@ -19,11 +21,6 @@ pub(super) type ProcessKey = (SlotId, u32);
 const MAX_MAPS: u64 = 32 << 20;
 /// The least time between two reads caused by an address that the copy does not cover (JIT runtimes have many).
 const REREAD_EVERY: Duration = Duration::from_millis(250);
-/// Mappings of a process that came with its samples, at most.
-const MAX_CAPTURED: usize = 256;
-/// Processes through which a file is tried to reach.
-const MAX_WAYS: usize = 4;
-
 /// In place of the start time of a process that was gone before it was known.
 const GONE: u64 = 0;
 
@@ -44,6 +41,29 @@ pub(super) struct Process {
     start_time: u64,
     read: Instant,
     batch: u64,
+}
+
+impl Process {
+    fn new(
+        generation: u64,
+        mappings: Vec<Mapping>,
+        executable: Option<Arc<str>>,
+        start_time: u64,
+        batch: u64,
+    ) -> Self {
+        Self {
+            generation,
+            mappings,
+            executable,
+            modules: HashMap::new(),
+            perf_map: PerfMap::default(),
+            alive: start_time != GONE,
+            captured: false,
+            start_time,
+            read: Instant::now(),
+            batch,
+        }
+    }
 }
 
 /// The processes seen last.
@@ -88,7 +108,7 @@ impl Processes {
         let process = self.known.get(&key)?;
         if process.batch != batch {
             process.batch = batch;
-            if process.captured || process.start_time == GONE {
+            if process.start_time == GONE {
                 return self.known.get(&key);
             }
             process.alive = start_time(&directory) == Some(process.start_time);
@@ -105,88 +125,6 @@ impl Processes {
                 self.of_slot.remove(&slot);
             }
         }
-    }
-
-    /// Whether the map of a process was read, and has these mappings: else another program has taken its place since.
-    pub(super) fn was_read(
-        &mut self,
-        config: &SymbolizerConfig,
-        key: ProcessKey,
-        batch: u64,
-        modules: &[CapturedModule],
-    ) -> bool {
-        let Some(process) = self.get(config, key, batch) else {
-            return false;
-        };
-        let there = |module: &CapturedModule| {
-            maps::find(&process.mappings, module.start)
-                .is_some_and(|mapping| mapping.offset + (module.start - mapping.range.start) == module.offset)
-        };
-        !process.captured && modules.iter().any(there)
-    }
-
-    /// Mappings that came with samples of a process whose map can no longer be read.
-    pub(super) fn capture(
-        &mut self,
-        key: ProcessKey,
-        batch: u64,
-        executable: Option<Arc<str>>,
-        modules: Vec<(Mapping, Option<ModuleId>)>,
-    ) {
-        self.next_generation += 1;
-        if self.known.get(&key).is_none_or(|process| !process.captured) {
-            let process = Process {
-                generation: self.next_generation,
-                mappings: Vec::new(),
-                executable: None,
-                modules: HashMap::new(),
-                perf_map: PerfMap::default(),
-                alive: false,
-                captured: true,
-                start_time: GONE,
-                read: Instant::now(),
-                batch,
-            };
-            if self.of_slot.get(&key.0) == Some(&key.1) {
-                self.of_slot.remove(&key.0);
-            }
-            self.insert(key, process);
-        }
-        let Some(process) = self.known.get(&key) else {
-            return;
-        };
-        process.generation = self.next_generation;
-        process.executable = executable.or(process.executable.take());
-        for (mapping, id) in modules {
-            let range = &mapping.range;
-            let at = process
-                .mappings
-                .partition_point(|known| known.range.end <= range.start);
-            let free = process
-                .mappings
-                .get(at)
-                .is_none_or(|known| known.range.start >= range.end);
-            if free && process.mappings.len() < MAX_CAPTURED {
-                if let Some(id) = id {
-                    process.modules.insert(range.start, Ok(id));
-                }
-                process.mappings.insert(at, mapping);
-            }
-        }
-    }
-
-    /// Processes that map a file, and where: those that live first.
-    pub(super) fn that_map(&self, device: &str, inode: u64) -> Vec<(u32, Mapping)> {
-        let of = |mapping: &&Mapping| mapping.inode == inode && *mapping.device == *device;
-        let mut found: Vec<(bool, u32, &Mapping)> = self
-            .known
-            .iter()
-            .filter(|(_, process)| !process.captured)
-            .filter_map(|(key, process)| Some((!process.alive, key.1, process.mappings.iter().find(of)?)))
-            .collect();
-        found.sort_by_key(|(gone, pid, _)| (*gone, *pid));
-        let found = found.into_iter().map(|(_, pid, mapping)| (pid, mapping.clone()));
-        found.take(MAX_WAYS).collect()
     }
 
     /// The process itself, or one of its slot in place of it: a server's short-lived process may be gone before anybody looked
@@ -237,26 +175,6 @@ impl Processes {
         }
     }
 
-    /// A process that is gone, as it was when its unwind tables were made.
-    fn seen(&mut self, config: &SymbolizerConfig, key: ProcessKey, batch: u64) -> Option<Process> {
-        let mappings = config.seen.take(key)?;
-        let program = mappings.iter().find(|mapping| mapping.is_file());
-        let executable = program.map(|mapping| Arc::clone(&mapping.path));
-        self.next_generation += 1;
-        Some(Process {
-            generation: self.next_generation,
-            mappings,
-            executable,
-            modules: HashMap::new(),
-            perf_map: PerfMap::default(),
-            alive: false,
-            captured: false,
-            start_time: GONE,
-            read: Instant::now(),
-            batch,
-        })
-    }
-
     fn read(&mut self, directory: &Path, batch: u64) -> Option<Process> {
         let before = start_time(directory)?;
         let mut text = Vec::new();
@@ -273,18 +191,13 @@ impl Processes {
             return None;
         }
         self.next_generation += 1;
-        Some(Process {
-            generation: self.next_generation,
+        Some(Process::new(
+            self.next_generation,
             mappings,
             executable,
-            modules: HashMap::new(),
-            perf_map: PerfMap::default(),
-            alive: true,
-            captured: false,
-            start_time: before,
-            read: Instant::now(),
+            before,
             batch,
-        })
+        ))
     }
 }
 

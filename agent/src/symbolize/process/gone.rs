@@ -1,0 +1,102 @@
+//! Processes that ended before anybody read their memory map for their samples.
+
+use std::sync::Arc;
+
+use super::{GONE, Process, ProcessKey, Processes};
+use crate::symbolize::maps::{self, Mapping};
+use crate::symbolize::module::ModuleId;
+use crate::symbolize::{CapturedModule, SymbolizerConfig};
+
+/// Mappings of a process that came with its samples, at most.
+const MAX_CAPTURED: usize = 256;
+/// Processes through which a file is tried to reach.
+const MAX_WAYS: usize = 4;
+
+impl Processes {
+    /// Whether the map of a process was read, and has these mappings: else another program has taken its place since.
+    pub(in super::super) fn was_read(
+        &mut self,
+        config: &SymbolizerConfig,
+        key: ProcessKey,
+        batch: u64,
+        modules: &[CapturedModule],
+    ) -> bool {
+        let Some(process) = self.get(config, key, batch) else {
+            return false;
+        };
+        let there = |module: &CapturedModule| {
+            maps::find(&process.mappings, module.start)
+                .is_some_and(|mapping| mapping.offset + (module.start - mapping.range.start) == module.offset)
+        };
+        !process.captured && modules.iter().any(there)
+    }
+
+    /// Mappings that came with samples of a process whose map can no longer be read.
+    pub(in super::super) fn capture(
+        &mut self,
+        key: ProcessKey,
+        batch: u64,
+        executable: Option<Arc<str>>,
+        modules: Vec<(Mapping, Option<ModuleId>)>,
+    ) {
+        self.next_generation += 1;
+        if self.known.get(&key).is_none_or(|process| !process.captured) {
+            let mut process = Process::new(self.next_generation, Vec::new(), None, GONE, batch);
+            process.captured = true;
+            if self.of_slot.get(&key.0) == Some(&key.1) {
+                self.of_slot.remove(&key.0);
+            }
+            self.insert(key, process);
+        }
+        let Some(process) = self.known.get(&key) else {
+            return;
+        };
+        process.generation = self.next_generation;
+        process.executable = executable.or(process.executable.take());
+        for (mapping, id) in modules {
+            let range = &mapping.range;
+            let at = process
+                .mappings
+                .partition_point(|known| known.range.end <= range.start);
+            let free = process
+                .mappings
+                .get(at)
+                .is_none_or(|known| known.range.start >= range.end);
+            if free && process.mappings.len() < MAX_CAPTURED {
+                if let Some(id) = id {
+                    process.modules.insert(range.start, Ok(id));
+                }
+                process.mappings.insert(at, mapping);
+            }
+        }
+    }
+
+    /// Processes that map a file, and where: those that live first.
+    pub(in super::super) fn that_map(&self, device: &str, inode: u64) -> Vec<(u32, Mapping)> {
+        let of = |mapping: &&Mapping| mapping.inode == inode && *mapping.device == *device;
+        let mut found: Vec<(bool, u32, &Mapping)> = self
+            .known
+            .iter()
+            .filter(|(_, process)| !process.captured)
+            .filter_map(|(key, process)| Some((!process.alive, key.1, process.mappings.iter().find(of)?)))
+            .collect();
+        found.sort_by_key(|(gone, pid, _)| (*gone, *pid));
+        let found = found.into_iter().map(|(_, pid, mapping)| (pid, mapping.clone()));
+        found.take(MAX_WAYS).collect()
+    }
+
+    /// A process that is gone, as it was when its unwind tables were made.
+    pub(super) fn seen(&mut self, config: &SymbolizerConfig, key: ProcessKey, batch: u64) -> Option<Process> {
+        let mappings = config.seen.take(key)?;
+        let program = mappings.iter().find(|mapping| mapping.is_file());
+        let executable = program.map(|mapping| Arc::clone(&mapping.path));
+        self.next_generation += 1;
+        Some(Process::new(
+            self.next_generation,
+            mappings,
+            executable,
+            GONE,
+            batch,
+        ))
+    }
+}
