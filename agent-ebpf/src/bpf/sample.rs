@@ -20,7 +20,7 @@ use super::{
 };
 use crate::wire::{
     EVENT_STACK, GROWTH_WORDS, KERNEL_FRAMES, Lost, Program, SLOT_KERNEL, StackHeader, StackKind,
-    USER_FRAMES, python::PYTHON_WORDS,
+    USER_FRAMES, python::PYTHON_WORDS, unwind::UnwindResult,
 };
 
 /// One record under construction, and the walk's working memory.
@@ -95,11 +95,11 @@ pub(crate) struct What {
     pub(crate) kernel: bool,
 }
 
-/// Takes a sample of the running task.
+/// Takes a sample of the running task; says whether its stack was broken off for want of tables.
 #[inline(never)]
-pub(crate) fn take(ctx: *mut c_void, what: &What) {
+pub(crate) fn take(ctx: *mut c_void, what: &What) -> bool {
     let Some(scratch) = SAMPLE_SCRATCH.get_ptr_mut(what.level as u32) else {
-        return;
+        return false;
     };
     // SAFETY: a field of a map value.
     let room = unsafe { &raw mut (*scratch).room };
@@ -173,6 +173,7 @@ pub(crate) fn take(ctx: *mut c_void, what: &What) {
         + (modules & 0xf) * MODULE_WORDS;
     let len = size_of::<StackHeader>() as u64 + u64::from(words * 8);
     send(scratch.cast_const().cast(), len, what.program, unknown);
+    unknown || matches!(result, UnwindResult::NoMapping | UnwindResult::NoRule)
 }
 
 /// A context as the helpers want it.

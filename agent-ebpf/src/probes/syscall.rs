@@ -24,6 +24,8 @@ pub const PROBE: Probe = Probe {
 
 #[cfg(target_arch = "bpf")]
 mod bpf {
+    use core::ffi::c_void;
+
     use aya_ebpf::{
         btf_maps::HashMap,
         helpers::generated::bpf_get_prandom_u32,
@@ -41,7 +43,7 @@ mod bpf {
             unix,
         },
         probes::opener::bpf as opener,
-        wire::{BUCKETS, CALL_ACCEPT, Hist, Lost, MAX_SYSCALLS, Program, SLOT_KERNEL, StackKind, SyscallKey, Thread, Tuning, entered},
+        wire::{BUCKETS, CALL_ACCEPT, Hist, Lost, MAX_SYSCALLS, Program, SAMPLE_AGAIN, SLOT_KERNEL, StackKind, SyscallKey, Thread, Tuning, entered},
     };
 
     /// Calls and errors.
@@ -111,6 +113,9 @@ mod bpf {
         let mut nr = Regs::at(ctx.arg::<*const u8>(0)).nr() as u32;
         if running != 0 && running >> 16 == tuning.window & 0xffff {
             nr = (running & 0xffff) - 1;
+            if t.sample & SAMPLE_AGAIN != 0 {
+                again(sample::raw(&ctx), tid, t, running);
+            }
         } else {
             t.sys_at = 0;
         }
@@ -158,6 +163,30 @@ mod bpf {
             kernel: false,
         };
         sample::take(sample::raw(ctx), &what);
+    }
+
+    /// A wait of this call, or of an earlier one whose end was not seen, was sampled without tables. They may be there now, and the
+    /// thread is where it was.
+    #[inline(never)]
+    fn again(ctx: *mut c_void, tid: u32, t: &mut Thread, running: u32) {
+        let id = t.sample;
+        t.sample = 0;
+        if t.sample_expect != running {
+            return;
+        }
+        let what = What {
+            program: Program::SyscallExit,
+            level: Level::Task,
+            kind: StackKind::Wait,
+            slot: t.slot,
+            pid: t.tgid,
+            tid,
+            cause: u32::from(t.cause),
+            nr: (running & 0xffff) as i32 - 1,
+            weight: id,
+            kernel: false,
+        };
+        sample::take(ctx, &what);
     }
 
     #[inline(always)]

@@ -63,8 +63,8 @@ mod bpf {
         offsets::MARK_IOWAIT,
         classes::{CLASS_DISK, CLASS_FD, CLASS_IDLE, CLASS_IPC, CLASS_LOCK, CLASS_SLEEP},
         wire::{
-            BUCKETS, Cause, EVENT_EXITED, EVENT_WAIT_DONE, Lost, MAX_SLOTS, MAX_SYSCALLS, Program, SLOT_KERNEL,
-            STATE_NEW, STATE_OFF, STATE_ON, STATE_UNSEEN, SlotEvent, StackKind, Thread, WaitDone, WaitHists,
+            BUCKETS, Cause, EVENT_EXITED, EVENT_WAIT_DONE, Lost, MAX_SLOTS, MAX_SYSCALLS, Program, SAMPLE_AGAIN,
+            SAMPLE_FLAGS, SAMPLE_SHORT, SLOT_KERNEL, STATE_NEW, STATE_OFF, STATE_ON, STATE_UNSEEN, SlotEvent, StackKind, Thread, WaitDone, WaitHists,
         },
     };
 
@@ -188,7 +188,7 @@ mod bpf {
         let regs = Regs::of(prev);
         behind::check(prev, regs, t);
         let tid: u32 = prev.load(field!(task_pid));
-        t.sample = (u64::from(tid) << 32 | t.since & 0xffff_ffff) | 1;
+        t.sample = (u64::from(tid) << 32 | t.since & 0xffff_ffff) & !SAMPLE_FLAGS | 1;
         let what = What {
             program: Program::WaitSwitch,
             level: Level::Switch,
@@ -201,7 +201,9 @@ mod bpf {
             weight: t.sample,
             kernel: true,
         };
-        sample::take(ctx, &what);
+        if sample::take(ctx, &what) {
+            t.sample |= SAMPLE_SHORT;
+        }
     }
 
     #[inline(always)]
@@ -320,21 +322,28 @@ mod bpf {
         behind::check(Kernel(task), Regs::of(Kernel(task)), t);
     }
 
-    /// A sampled wait is over.
+    /// A sampled wait is over, or one after it in the same call.
     #[inline(never)]
     fn done(t: &mut Thread, blocked_ns: u64) {
+        if t.sample & SAMPLE_AGAIN != 0 {
+            return;
+        }
+        let id = t.sample & !SAMPLE_FLAGS;
+        // Only where its end will be seen.
+        let again = t.sample & SAMPLE_SHORT != 0 && t.sys_entered != 0;
         emit(
             &WaitDone {
                 kind: EVENT_WAIT_DONE,
                 expect: t.sample_expect,
                 mean: t.sample_mean,
-                pad: 0,
-                sample: t.sample,
+                again: u32::from(again),
+                sample: id,
                 blocked_ns,
             },
             Program::WaitSwitch,
         );
-        t.sample = 0;
+        t.sample = if again { id | SAMPLE_AGAIN } else { 0 };
+        t.sample_expect = t.sys_entered;
     }
 
     /// The last switch of a thread: what it did is folded into its slot.

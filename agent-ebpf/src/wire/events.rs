@@ -65,8 +65,8 @@ pub struct WaitDone {
     pub expect: u32,
     /// Mean of the threshold in units of 1024 ns.
     pub mean: u32,
-    /// Padding.
-    pub pad: u32,
+    /// 1 where the stack may be taken anew: a stack event with the same id and [`SAMPLE_AGAIN`](super::SAMPLE_AGAIN) follows.
+    pub again: u32,
     /// Id of the stack event.
     pub sample: u64,
     /// Nanoseconds blocked.

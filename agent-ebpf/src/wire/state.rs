@@ -31,6 +31,14 @@ pub const STATE_OFF: u8 = 2;
 /// [`Thread::state`]: created, not run yet.
 pub const STATE_NEW: u8 = 3;
 
+/// Bits of [`Thread::sample`] that are no part of the id, but for the lowest, which makes it another than 0.
+pub const SAMPLE_FLAGS: u64 = 0b110;
+/// [`Thread::sample`]: its stack was broken off for want of tables. Threads that wait for work go to sleep once, early, and for
+/// long: they would be nobody's.
+pub const SAMPLE_SHORT: u64 = 0b010;
+/// [`Thread::sample`]: its wait is over, and its stack is taken anew at the end of the system call.
+pub const SAMPLE_AGAIN: u64 = 0b100;
+
 /// Everything kept of a thread, written only while it is switched (under its run queue's lock) or by itself. What every
 /// switch touches comes first: it shares few cache lines.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,7 +54,7 @@ pub struct Thread {
     pub run_delay: u64,
     /// Time on the CPU.
     pub cpu_ns: u64,
-    /// Id of the stack sample taken when it went to sleep, 0 for none.
+    /// Id of the stack sample taken when it went to sleep, with the bits of [`SAMPLE_FLAGS`]; 0 for none.
     pub sample: u64,
     /// Forecast wait left until the next sample, in units of 1024 ns.
     pub credit: u32,
@@ -72,7 +80,7 @@ pub struct Thread {
     pub forecast: [u32; SITES],
     /// Time off the CPU by cause.
     pub wait_ns: [u64; Cause::COUNT],
-    /// Forecast that the sample was chosen by, same unit.
+    /// Forecast that the sample was chosen by, same unit; with [`SAMPLE_AGAIN`], `sys_entered` of the call that waited.
     pub sample_expect: u32,
     /// Sampling threshold `T` that the sample was chosen by, same unit.
     pub sample_mean: u32,

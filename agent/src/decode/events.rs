@@ -1,10 +1,9 @@
 //! Records of the ring buffer.
 
-use std::collections::HashMap;
-
 use agent_ebpf::wire::{
     self, EVENT_CLOSED, EVENT_EXITED, EVENT_OOM, EVENT_OPENED, EVENT_STACK, EVENT_WAIT_DONE,
-    FRAME_INTERRUPTED, FRAME_UPPER, GROWTH_WORDS, SLOT_FIRST, SlotEvent, StackHeader, WaitDone, alloc_sample,
+    FRAME_INTERRUPTED, FRAME_UPPER, GROWTH_WORDS, SAMPLE_AGAIN, SAMPLE_FLAGS, SLOT_FIRST, SlotEvent,
+    StackHeader, alloc_sample,
     python::{PYTHON_ENTRY, PYTHON_WORDS},
 };
 
@@ -14,23 +13,16 @@ use super::model::{
     StackKind, StackSample, UnwindResult,
 };
 use super::modules::{self, Captured};
-
-/// Wait samples whose wait has not ended, at most.
-const MAX_PENDING: usize = 16_384;
+use super::waits::Waits;
 
 /// Turns records into lifecycle events and samples.
 #[derive(Debug, Default)]
 pub struct Events {
-    /// Wait samples whose length is not known yet.
-    pending: HashMap<u64, StackSample>,
+    waits: Waits,
     /// Modules of processes that the agent did not know when they were sampled.
     captured: Captured,
-    /// Wait samples since they were asked for last.
-    wait_samples: u64,
     /// Records that made no sense, or samples that could not be kept.
     pub malformed: u64,
-    /// Ends of waits without a beginning, and beginnings that were given up.
-    pub unmatched: u64,
 }
 
 /// What belongs to a sample of one kind.
@@ -51,6 +43,8 @@ pub enum Event {
     Life(Lifecycle),
     /// A complete sample.
     Sample(StackSample, More),
+    /// A process's stack was walked with this result; its sample comes when its wait has ended.
+    Walked(SlotId, u32, UnwindResult),
     /// A process of this slot is killed for memory.
     Oom(SlotId, OomVictim),
 }
@@ -71,18 +65,10 @@ pub fn alloc_weight(size: u64, mean: u32) -> f64 {
     size / -(-size / f64::from(mean.max(1))).exp_m1()
 }
 
-/// Weight of a wait sample: waits are chosen with probability `1 - e^(-expect / mean)`, so dividing by it makes the sum
-/// over samples an unbiased estimate of the time waited (Horvitz and Thompson, 1952).
-#[must_use]
-pub fn wait_weight(blocked_ns: u64, expect: u32, mean: u32) -> f64 {
-    let probability = -(-f64::from(expect.max(1)) / f64::from(mean.max(1))).exp_m1();
-    blocked_ns as f64 / probability
-}
-
 impl Events {
-    /// How many waits were sampled since the last time this was asked.
-    pub fn take_wait_samples(&mut self) -> u64 {
-        std::mem::take(&mut self.wait_samples)
+    /// Waits whose length or whole stack is still to come.
+    pub const fn waits(&mut self) -> &mut Waits {
+        &mut self.waits
     }
 
     /// The modules that came with samples since the last time this was asked.
@@ -105,13 +91,7 @@ impl Events {
                 Event::Oom(SlotId(victim.slot), seen)
             }),
             EVENT_WAIT_DONE => {
-                let done: WaitDone = read(bytes)?;
-                let Some(mut sample) = self.pending.remove(&done.sample) else {
-                    self.unmatched += 1;
-                    return None;
-                };
-                sample.weight = wait_weight(done.blocked_ns, done.expect, done.mean);
-                sample.own = done.blocked_ns as f64;
+                let sample = self.waits.done(&read(bytes)?)?;
                 return Some(Event::Sample(sample, More::Nothing));
             }
             EVENT_STACK => {
@@ -121,7 +101,15 @@ impl Events {
                 };
                 self.captured.add((sample.slot, sample.pid), modules);
                 match sample.kind {
-                    StackKind::Wait => {}
+                    StackKind::Wait if header.weight & SAMPLE_AGAIN != 0 => {
+                        let sample = self.waits.again(header.weight & !SAMPLE_FLAGS, sample)?;
+                        return Some(Event::Sample(sample, More::Nothing));
+                    }
+                    StackKind::Wait => {
+                        let walked = Event::Walked(sample.slot, sample.pid, sample.unwind);
+                        self.waits.began(header.weight, sample);
+                        return Some(walked);
+                    }
                     StackKind::Fd => return Some(Event::Sample(sample, More::Opening(header.weight))),
                     StackKind::Memory => {
                         let growth = growth(&mut sample);
@@ -130,13 +118,6 @@ impl Events {
                     }
                     _ => return Some(Event::Sample(sample, More::Nothing)),
                 }
-                if self.pending.len() >= MAX_PENDING {
-                    self.unmatched += self.pending.len() as u64;
-                    self.pending.clear();
-                }
-                self.wait_samples += 1;
-                self.pending.insert(header.weight, sample);
-                return None;
             }
             _ => None,
         };
@@ -265,62 +246,6 @@ mod tests {
         let interrupted = take_marks(&mut user);
         assert_eq!(user, [0x40_1000, 0x7f00_0000_1234, 0x40_2000, VSYSCALL]);
         assert_eq!(interrupted, 0b10);
-    }
-
-    /// The estimator on a known mixture: many short waits and few long ones, chosen the way the kernel side does.
-    #[test]
-    fn weighted_samples_are_unbiased_on_a_mixture() {
-        let mut seed = 7u64;
-        let mut uniform = move || {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            ((seed >> 11) as f64 + 0.5) / (1u64 << 53) as f64
-        };
-        let mean = 4000u32; // 4.1 ms
-        let (mut shorts, mut longs, mut samples) = (Vec::new(), Vec::new(), 0u32);
-        let (waits, every) = (20_000, 500);
-        let draw = |u: f64| (-u.ln() * f64::from(mean)) as u32;
-        for _ in 0..30 {
-            let (mut short, mut long) = (0.0, 0.0);
-            let (mut truth_short, mut truth_long) = (0.0, 0.0);
-            let mut credit = draw(uniform());
-            let mut forecast = [976u32; 2];
-            for i in 0..waits {
-                let is_long = i % every == 0;
-                let length = ((if is_long { 50e6 } else { 20e3 }) * (0.5 + uniform())) as u64;
-                let expect = forecast[usize::from(is_long)];
-                if is_long {
-                    truth_long += length as f64;
-                } else {
-                    truth_short += length as f64;
-                }
-                if expect >= credit {
-                    credit = draw(uniform());
-                    samples += 1;
-                    let weight = wait_weight(length, expect, mean);
-                    if is_long { long += weight } else { short += weight }
-                } else {
-                    credit -= expect;
-                }
-                let units = (length >> 10).max(1) as u32;
-                let old = forecast[usize::from(is_long)];
-                forecast[usize::from(is_long)] = (old - old / 4 + units / 4).max(1);
-            }
-            shorts.push(short / truth_short - 1.0);
-            longs.push(long / truth_long - 1.0);
-        }
-        for errors in [shorts, longs] {
-            let n = errors.len() as f64;
-            let mean = errors.iter().sum::<f64>() / n;
-            let deviation = (errors.iter().map(|e| (e - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt();
-            assert!(
-                mean.abs() < 3.0 * deviation / n.sqrt(),
-                "bias {mean} with deviation {deviation}"
-            );
-        }
-        // 40 long waits of 50 ms and 0.4 s of short ones: at most about one sample per T of waiting, plus long ones.
-        assert!(samples < 30 * (40 + 400_000 / 4096 + 60), "{samples} samples");
     }
 
     #[test]

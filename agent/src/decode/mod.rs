@@ -11,3 +11,4 @@ pub mod modules;
 pub mod ranges;
 pub mod sockets;
 mod unix;
+pub mod waits;

@@ -4,6 +4,7 @@
 mod alarm;
 mod alloc;
 mod descriptors;
+mod drain;
 mod environment;
 mod first_stack;
 mod growth;
@@ -35,10 +36,10 @@ use aya::maps::{MapData, RingBuf};
 use tokio::sync::watch;
 
 use crate::aggregate::{Limits, Snapshot};
-use crate::attribute::{Attributor, Lifecycle, OomVictim, ServiceRule, SlotId, StackSample, UnwindResult};
+use crate::attribute::{Attributor, OomVictim, ServiceRule, SlotId, StackSample, UnwindResult};
 use crate::config::{Config, RuleTable};
 use crate::decode::{
-    events::{Event, Events, More},
+    events::{Events, More},
     harvest::{Harvest, Windows},
     ranges::take_ranges,
 };
@@ -245,67 +246,6 @@ impl Reader {
         self.end(pause)
     }
 
-    fn drain(&mut self, now: Instant) {
-        while let Some(record) = self.ring.next() {
-            match self.events.decode(&record) {
-                Some(Event::Sample(sample, _)) if !self.attributor.wants(sample.slot) => {}
-                Some(Event::Sample(sample, more)) => {
-                    *self.unwound.entry(sample.unwind).or_default() += 1;
-                    if sample.slot != SlotId::KERNEL {
-                        self.first_stacks.sampled(sample.slot, sample.unwind, now);
-                        self.unwinding.sampled(sample.slot, sample.pid, sample.unwind);
-                        // Its memory map is read at once: by the end of the tick it may be gone. Where the other
-                        // thread is busy, that chance is lost, and nothing else.
-                        if self.noted.insert((sample.slot, sample.pid)) {
-                            let _ = self.send.try_send(News::Sampled(sample.slot, sample.pid));
-                        }
-                    }
-                    match more {
-                        More::Opening(id) => {
-                            self.descriptors.descriptors.opened(id, sample);
-                            continue;
-                        }
-                        More::Growth(growth) => {
-                            self.growth
-                                .sampled(&self.host, self.samples.len(), &sample, &growth);
-                        }
-                        More::Nothing => {}
-                    }
-                    self.watching.sampled(&sample, &mut self.samples);
-                    self.samples.push(sample);
-                }
-                Some(Event::Life(event)) => {
-                    match &event {
-                        Lifecycle::Opened {
-                            slot, pid, parent, ..
-                        } => {
-                            self.harvest.opened(*slot);
-                            self.unwinding.opened(*slot, *pid);
-                            // Else it was found, and began nobody knows when.
-                            if parent.is_some() {
-                                self.first_stacks.opened(*slot, now);
-                            }
-                        }
-                        Lifecycle::Closed { slot } => {
-                            self.harvest.closed(*slot);
-                            self.unwinding.closed(*slot);
-                            self.first_stacks.closed(*slot);
-                            self.closed.push(*slot);
-                        }
-                        Lifecycle::Exited { slot, pid } => {
-                            self.unwinding.exited(*slot, *pid);
-                            self.growth.exited.push(*pid);
-                            self.watching.gone(*pid);
-                        }
-                    }
-                    self.attributor.apply(&event, now);
-                }
-                Some(Event::Oom(slot, victim)) => self.oom_victims.push((slot, victim)),
-                None => {}
-            }
-        }
-    }
-
     fn tick(&mut self, now: Instant) -> Result<Batch> {
         let began = Instant::now();
         self.drain(now);
@@ -317,6 +257,10 @@ impl Reader {
         self.growth.ranges = take_ranges(&mut self.loaded)?;
         self.watching.finish(&mut tick, &mut self.samples);
         self.drain(now);
+        let late: Vec<_> = self.events.waits().turn().collect();
+        for sample in late {
+            self.sampled(sample, More::Nothing, now);
+        }
         let openings = self.descriptors.attached();
         let allowed = self.governor.allows_openings();
         let fds = self.descriptors.tick(&mut self.loaded, &mut tick, allowed)?;
@@ -346,7 +290,7 @@ impl Reader {
             .map(|(slot, victim)| (self.attributor.service_of(slot), victim))
             .collect();
         let fds = descriptors::of_services(fds, |slot| self.attributor.service_of(slot));
-        let waits = self.events.take_wait_samples();
+        let waits = self.events.waits().take_samples();
         self.wait_samples += waits;
         if let Some(mean) = wait_mean(
             self.loaded.tuning().wait_mean,

@@ -47,7 +47,10 @@ impl Reader {
         lost.insert(("ring".to_owned(), "malformed".to_owned()), self.events.malformed);
         let dropped = self.events.captured().dropped;
         lost.insert(("process".to_owned(), "modules_full".to_owned()), dropped);
-        lost.insert(("wait".to_owned(), "unmatched".to_owned()), self.events.unmatched);
+        lost.insert(
+            ("wait".to_owned(), "unmatched".to_owned()),
+            self.events.waits().unmatched,
+        );
         let attribute = self.attributor.stats().lost();
         lost.extend(attribute.map(|(reason, count)| (("attribute".to_owned(), reason.to_owned()), count)));
         lost.insert(

@@ -1,6 +1,12 @@
 //! Truth of stacks: programs whose chains of calls are known, frame by frame, compiled in the ways that compilers have.
 
-use anyhow::Result;
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use tieback_tests::agent::Agent;
+use tieback_tests::assert_within;
+use tieback_tests::chains::Chains;
+use tieback_tests::program::unique_service;
 
 use super::chains::{ENTRY, Programs, run};
 
@@ -174,4 +180,35 @@ fn stacks_of_rust_and_go_are_exact() -> Result<()> {
         }
     }
     run(&cases)
+}
+
+/// A program that goes to sleep at once has no unwind tables yet. What runtimes do first is to start threads that wait for work, and
+/// that wait may be a long one.
+#[test]
+fn waits_that_began_before_the_tables_were_loaded_have_owners() -> Result<()> {
+    const RUNS: usize = 20;
+    let programs = Chains::build()?;
+    let agent = Agent::start(&["--syscall-mode", "exact"])?;
+    // The first stack of all is of other programs.
+    agent.settled()?;
+    for (what, cause, function) in [("sleep", "sleep", "doze"), ("park", "lock", "park_for_work")] {
+        let service = unique_service(what);
+        let mut runs = Vec::new();
+        for _ in 0..RUNS {
+            let mut command = Command::new(programs.path("early"));
+            command.args([what, "1500"]).env("OTEL_SERVICE_NAME", &service);
+            runs.push(command.spawn()?);
+        }
+        for mut run in runs {
+            ensure!(run.wait()?.success(), "early {what}");
+        }
+        let scrape = agent.settled()?;
+        let metric = "tieback_code_wait_seconds_total";
+        let labels = [("service_name", service.as_str()), ("cause", cause)];
+        let all = scrape.sum(metric, &labels);
+        let named = scrape.code(metric, &labels, function);
+        assert_within!(all, 1.5 * RUNS as f64, 0.05, "time of {what}");
+        assert!(named >= 0.9 * all, "{function}: {named} of {all} s");
+    }
+    Ok(())
 }
