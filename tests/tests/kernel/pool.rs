@@ -169,9 +169,9 @@ fn the_busy_share_is_what_the_workload_measures() -> Result<()> {
     ] {
         let plan = [
             "--count",
-            "8",
+            CONNECTIONS,
             "--used",
-            "8",
+            CONNECTIONS,
             "--seconds",
             "20",
             "--work-us",
