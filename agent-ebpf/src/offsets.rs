@@ -214,10 +214,16 @@ offsets! {
     pid_number: PidNumber = ["pid.numbers[].nr"],
     /// Protocol.
     sk_protocol: SkProtocol = ["sock.sk_protocol"],
-    /// Payload bytes that the peer acknowledged.
+    /// `SOCK_*` flags, by number of bit.
+    sk_flags: SkFlags = ["sock.__sk_common.skc_flags"],
+    /// Sequence numbers that the peer acknowledged: payload bytes, and the ends of the connection.
     tcp_bytes_acked: TcpBytesAcked = ["tcp_sock.bytes_acked"],
-    /// Payload bytes received.
+    /// Sequence numbers received.
     tcp_bytes_received: TcpBytesReceived = ["tcp_sock.bytes_received"],
+    /// The sequence number behind all that is to be sent.
+    tcp_write_seq: TcpWriteSeq = ["tcp_sock.write_seq"],
+    /// Segments that were sent again.
+    tcp_total_retrans: TcpTotalRetrans = ["tcp_sock.total_retrans"],
     /// Segments with data that were sent, and sent again.
     tcp_data_segs_out: TcpDataSegsOut = ["tcp_sock.data_segs_out"],
     /// Segments with data that were received.

@@ -20,6 +20,8 @@ mod descriptors;
 mod go_heap;
 #[path = "kernel/life.rs"]
 mod life;
+#[path = "kernel/link.rs"]
+mod link;
 #[path = "kernel/listen.rs"]
 mod listen;
 #[path = "kernel/memory.rs"]

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::offsets::MARK_FLAGS;
 use crate::wire::{
-    CONN_ADOPTED, CONN_CLOSED, CONN_ESTABLISHED, Conn, ConnEnd, ConnKey, ConnStats, Lost, Program,
+    CONN_ADOPTED, CONN_CLOSED, CONN_ESTABLISHED, Conn, ConnEnd, ConnKey, ConnStats, LastData, Lost, Program,
 };
 
 /// Connections that exist, by the address of their socket: one with both ends on this host is two.
@@ -41,6 +41,37 @@ pub(crate) fn stats(key: &ConnKey) -> Option<*mut ConnStats> {
     CONN_STATS.get_ptr_mut(key)
 }
 
+/// A connection that begins now.
+#[inline(always)]
+pub(crate) fn new(key: ConnKey, flags: u32) -> Conn {
+    Conn {
+        key,
+        since: now(),
+        sent: 0,
+        received: 0,
+        flags,
+        exchanges: 0,
+        data_out: 0,
+        data_in: 0,
+        last: LastData::None as u32,
+        resent: 0,
+    }
+}
+
+/// Counts a connection of which it was not seen that it was established; how long connecting took is not known, either.
+#[inline(always)]
+pub(crate) fn late(conn: *mut Conn) {
+    lost(Program::ConnState, Lost::Unmatched);
+    // SAFETY: map values.
+    unsafe {
+        (*conn).flags |= CONN_ESTABLISHED;
+        if let Some(stats) = stats(&(*conn).key) {
+            add(&raw mut (*stats).opened, 1);
+            note_open(stats);
+        }
+    }
+}
+
 /// Counts the end of a connection, once.
 #[inline(always)]
 pub(crate) fn count_closed(sock: Sock, conn: *mut Conn, stats: *mut ConnStats, end: ConnEnd) {
@@ -62,13 +93,13 @@ pub(crate) fn count_closed(sock: Sock, conn: *mut Conn, stats: *mut ConnStats, e
     }
 }
 
-/// Adds what a socket moved since it was looked at last.
+/// Adds what a socket in this state moved since it was looked at last.
 #[inline(always)]
-pub(crate) fn settle(sock: Sock, conn: *mut Conn, stats: *mut ConnStats) {
-    let (sent, received) = sock.bytes();
+pub(crate) fn settle(sock: Sock, state: i32, conn: *mut Conn, stats: *mut ConnStats) {
     // SAFETY: map values.
     unsafe {
-        // `bytes_acked` counts the SYN of the connecting side as one byte (RFC 4898 tcpEStatsAppHCThruOctetsAcked).
+        let (sent, received) = sock.bytes((*conn).key.direction, state);
+        resent(sock, conn, stats);
         if sent > (*conn).sent {
             add(&raw mut (*stats).sent, sent - (*conn).sent);
             (*conn).sent = sent;
@@ -85,6 +116,19 @@ pub(crate) fn settle(sock: Sock, conn: *mut Conn, stats: *mut ConnStats) {
                 u64::from(exchanges - (*conn).exchanges),
             );
             (*conn).exchanges = exchanges;
+        }
+    }
+}
+
+/// Adds what a socket sent again since it was looked at last.
+#[inline(always)]
+pub(crate) fn resent(sock: Sock, conn: *mut Conn, stats: *mut ConnStats) {
+    let resent = sock.retransmits();
+    // SAFETY: map values.
+    unsafe {
+        if resent > (*conn).resent {
+            add(&raw mut (*stats).retransmits, u64::from(resent - (*conn).resent));
+            (*conn).resent = resent;
         }
     }
 }

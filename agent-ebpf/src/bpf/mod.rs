@@ -1,5 +1,6 @@
 //! Pieces that the programs share; BPF target only.
 
+pub(crate) mod adopt;
 pub(crate) mod behind;
 pub(crate) mod conn;
 pub(crate) mod count;

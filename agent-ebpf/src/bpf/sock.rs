@@ -9,6 +9,9 @@ use crate::{
     wire::{ConnKey, Direction, LastData, ListenKey, SLOT_KERNEL, SLOT_NONE, UnixEnd},
 };
 
+/// Bit of `sk_flags`: the peer has ended what it sends (`enum sock_flags`, include/net/sock.h).
+const SOCK_DONE: u32 = 1;
+
 /// `TCP_*` states, include/net/tcp_states.h.
 pub(crate) const ESTABLISHED: i32 = 1;
 pub(crate) const SYN_SENT: i32 = 2;
@@ -16,6 +19,7 @@ pub(crate) const SYN_RECV: i32 = 3;
 pub(crate) const FIN_WAIT1: i32 = 4;
 pub(crate) const CLOSE: i32 = 7;
 pub(crate) const CLOSE_WAIT: i32 = 8;
+pub(crate) const FIN_WAIT2: i32 = 5;
 pub(crate) const LAST_ACK: i32 = 9;
 pub(crate) const LISTEN: i32 = 10;
 pub(crate) const CLOSING: i32 = 11;
@@ -264,12 +268,26 @@ impl Sock {
         self.word(offset!(sk_drops))
     }
 
-    /// Payload bytes sent (acknowledged) and received.
+    /// Payload bytes sent (acknowledged) and received, of a socket in this state. The kernel counts sequence numbers
+    /// (RFC 4898, `tcpEStatsAppHCThruOctetsAcked` and `...Received`), and the two ends of what is sent have one each.
     #[inline(always)]
-    pub(crate) fn bytes(self) -> (u64, u64) {
+    pub(crate) fn bytes(self, direction: u8, state: i32) -> (u64, u64) {
+        let acked: u64 = self.0.read(offset!(tcp_bytes_acked)).unwrap_or(0);
+        let received: u64 = self.0.read(offset!(tcp_bytes_received)).unwrap_or(0);
+        let flags: u64 = self.0.read(offset!(sk_flags)).unwrap_or(0);
+        // The one that accepts has a socket only after its beginning was acknowledged.
+        let begin = u64::from(direction == Direction::Out as u8);
+        let ends = matches!(state, FIN_WAIT1 | FIN_WAIT2 | CLOSING | LAST_ACK);
+        let all_acked = self.word(offset!(tcp_snd_una)) == self.word(offset!(tcp_write_seq));
         (
-            self.0.read(offset!(tcp_bytes_acked)).unwrap_or(0),
-            self.0.read(offset!(tcp_bytes_received)).unwrap_or(0),
+            acked.saturating_sub(begin + u64::from(ends && all_acked)),
+            received.saturating_sub(flags >> SOCK_DONE & 1),
         )
+    }
+
+    /// Segments sent again, those of opening and closing included.
+    #[inline(always)]
+    pub(crate) fn retransmits(self) -> u32 {
+        self.word(offset!(tcp_total_retrans))
     }
 }

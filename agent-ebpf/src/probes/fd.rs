@@ -35,13 +35,14 @@ pub(crate) mod bpf {
 
     use crate::{
         bpf::{
+            adopt,
             file::File,
             sock::Sock,
             state::{slot, thread, tuning},
             task::{Kernel, field, offset},
             unix,
         },
-        probes::{conn, opener},
+        probes::opener,
         wire::{FdKind, FdProcess, SLOT_KERNEL},
     };
 
@@ -127,7 +128,7 @@ pub(crate) mod bpf {
             s.fds[kind] += 1;
         }
         if let Some(sock) = sock {
-            conn::bpf::adopt(sock, id);
+            adopt::adopt(sock, id);
         }
         if opener::bpf::watched(tuning, pid) {
             opener::bpf::visited(tuning, pid, fd, file.0, kind as u32);

@@ -77,8 +77,8 @@ pub struct Conn {
     pub data_in: u32,
     /// `LastData`.
     pub last: u32,
-    /// Padding.
-    pub pad: u32,
+    /// Segments sent again that are counted already.
+    pub resent: u32,
 }
 
 /// An open connection as it is now: what `pool_sample` writes for each.

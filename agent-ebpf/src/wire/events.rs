@@ -212,8 +212,6 @@ index_enum! {
         DiskDone = "disk_done",
         /// `conn_state`.
         ConnState = "conn_state",
-        /// `conn_retransmit`.
-        ConnRetransmit = "conn_retransmit",
         /// `alloc_enter`.
         AllocEnter = "alloc_enter",
         /// `alloc_return`.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser;
 use tieback_tests::workloads::{
-    confined, conn, cpu, crowd, disk, fds, handover, loops, memory, mixture, net, pool, process, syscalls,
-    unix, wait,
+    confined, conn, cpu, crowd, disk, fds, handover, link, loops, memory, mixture, net, pool, process,
+    syscalls, unix, wait,
 };
 
 /// What to do; each prints the truth about itself as JSON lines and goes on when it reads a line.
@@ -154,6 +154,20 @@ enum Command {
         #[arg(long)]
         close: bool,
     },
+    /// Accepts connections over a slow link.
+    LinkServe {
+        count: usize,
+        #[arg(long)]
+        v6: bool,
+    },
+    /// Connects over a slow link, and sends over it.
+    LinkConnect {
+        port: u16,
+        count: usize,
+        bytes: usize,
+        #[arg(long)]
+        v6: bool,
+    },
     /// Accepts many connections on loopback, of which some are half closed by the client.
     CrowdServe {
         count: usize,
@@ -264,6 +278,13 @@ fn main() -> Result<()> {
             count,
             close,
         } => conn::connect(port, v6, count, close),
+        Command::LinkServe { count, v6 } => link::serve(v6, count),
+        Command::LinkConnect {
+            port,
+            count,
+            bytes,
+            v6,
+        } => link::connect(port, v6, count, bytes),
         Command::CrowdServe { count, v6 } => crowd::serve(v6, count),
         Command::CrowdConnect {
             port,

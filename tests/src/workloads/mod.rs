@@ -8,6 +8,7 @@ pub mod disk;
 pub mod fds;
 pub mod gate;
 pub mod handover;
+pub mod link;
 pub mod loops;
 pub mod memory;
 pub mod mixture;
