@@ -33,7 +33,7 @@ objcopy "--add-gnu-debuglink=$to/chain-linked.debug" "$to/chain-linked"
 rm "$to/chain-whole"
 # The same program again, but another one to whoever goes by build ids.
 number=0
-for name in deleted overlay namespace exec; do
+for name in deleted overlay copied-up namespace exec; do
     number=$((number + 1))
     cc $flags -Wl,--build-id=0x7469656261636b0$number -o "$to/chain-$name" "$from/chain.c"
 done

@@ -6,6 +6,8 @@ mod alloc;
 mod alloc_rates;
 #[path = "kernel/basics.rs"]
 mod basics;
+#[path = "kernel/brief.rs"]
+mod brief;
 #[path = "kernel/chains.rs"]
 mod chains;
 #[path = "kernel/conn.rs"]

@@ -142,8 +142,10 @@ pub(crate) fn take(ctx: *mut c_void, what: &What) -> bool {
     // No mappings: nobody has looked at the process yet, and it may be gone when the agent looks by itself.
     // SAFETY: as above.
     let unknown = what.slot != SLOT_KERNEL && unsafe { !(*room).has_mappings() };
+    // Or it has mapped more since: a program that begins has its libraries some milliseconds later.
+    let incomplete = what.slot != SLOT_KERNEL && matches!(result, UnwindResult::NoMapping);
     // An interpreter is known where its frames are: modules take their place in the record.
-    let modules = if unknown && python_len == 0 {
+    let modules = if (unknown || incomplete) && python_len == 0 {
         modules::capture(room, user_len, kernel_len, what.program)
     } else {
         0

@@ -36,15 +36,21 @@ pub(crate) fn open_by_number(
     inode: u64,
     generation: u32,
 ) -> io::Result<File> {
-    // As the first process sees them: the agent may have a mount namespace of its own.
-    let first = proc.join("1");
-    let text = fs::read_to_string(first.join("mountinfo"))?;
+    // As the first process sees them, because the agent may have a mount namespace of its own; and as the agent does, where the
+    // first one's root is closed to it.
+    by_mounts_of(&proc.join("1"), device, inode, generation)
+        .or_else(|_| by_mounts_of(&proc.join("self"), device, inode, generation))
+}
+
+/// The same by the mounts that one process sees.
+fn by_mounts_of(process: &Path, device: (u32, u32), inode: u64, generation: u32) -> io::Result<File> {
+    let text = fs::read_to_string(process.join("mountinfo"))?;
     let mut last = io::ErrorKind::NotFound.into();
     for mount in mounts(&text, device).into_iter().take(MOST_MOUNTS) {
         let Some(mut handle) = handle(&mount.kind, inode, generation) else {
             continue;
         };
-        let at = first
+        let at = process
             .join("root")
             .join(mount.at.strip_prefix("/").unwrap_or(&mount.at));
         let opened = OpenOptions::new()

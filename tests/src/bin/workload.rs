@@ -111,14 +111,14 @@ enum Command {
         children: u32,
         #[arg(long)]
         exec: bool,
-        /// How long each child computes; needs --exec.
+        /// About how long each child computes; needs --exec.
         #[arg(long, default_value_t = 0, requires = "exec")]
         work_ms: u64,
     },
     /// A child of the storm.
     Brief {
         #[arg(long, default_value_t = 0)]
-        work_ms: u64,
+        turns: u64,
     },
     /// Gets descriptors in every way there is, and loses them.
     FdSteps,
@@ -259,8 +259,8 @@ fn main() -> Result<()> {
             exec,
             work_ms,
         } => process::storm(children, exec, Duration::from_millis(work_ms)),
-        Command::Brief { work_ms } => {
-            process::brief(Duration::from_millis(work_ms));
+        Command::Brief { turns } => {
+            process::brief(turns);
             Ok(())
         }
         Command::FdSteps => fds::steps(),

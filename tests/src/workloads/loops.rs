@@ -13,6 +13,8 @@ use clap::ValueEnum;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use rustix::net::sockopt::set_socket_linger;
 
+use super::process::used;
+
 /// What one turn of the loop does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
@@ -145,20 +147,9 @@ fn exec(progress: &Progress) -> Result<()> {
     loop {
         let status = Command::new("true").status().context("running true")?;
         ensure!(status.success(), "true failed: {status}");
-        progress.set_children_ns(children_ns()?);
+        progress.set_children_ns(used(libc::RUSAGE_CHILDREN)?.as_nanos() as u64);
         progress.add(1);
     }
-}
-
-/// CPU time of all children that were waited for.
-fn children_ns() -> Result<u64> {
-    // SAFETY: all zeroes is a valid rusage.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: the pointer is valid for writes.
-    let failed = unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) };
-    ensure!(failed == 0, "getrusage: {}", std::io::Error::last_os_error());
-    let ns = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1_000;
-    Ok(ns(usage.ru_utime) + ns(usage.ru_stime))
 }
 
 fn malloc(progress: &Progress) -> ! {

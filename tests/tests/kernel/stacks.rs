@@ -108,6 +108,16 @@ fn stacks_are_exact_wherever_a_program_is() -> Result<()> {
              mount -t overlay none -o lowerdir=$d/low,upperdir=$d/up,workdir=$d/work $d/all; exec $d/all/own \"$@\"' \
              $dir/ov $p \"$@\"",
         ),
+        // The same, copied to the upper layer: a change of its times does that.
+        (
+            "chain-copied-up",
+            "mkdir $dir/ov; p=$1; shift; \
+             exec unshare -m sh -euc 'd=$0; p=$1; shift; mount -t tmpfs none $d; mkdir $d/low $d/up $d/work $d/all; \
+             cp $p $d/low/own; \
+             mount -t overlay none -o lowerdir=$d/low,upperdir=$d/up,workdir=$d/work $d/all; \
+             touch $d/all/own; exec $d/all/own \"$@\"' \
+             $dir/ov $p \"$@\"",
+        ),
     ];
     let mut cases = Vec::new();
     for (program, script) in scripts {

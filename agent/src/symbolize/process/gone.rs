@@ -12,6 +12,30 @@ const MAX_CAPTURED: usize = 256;
 /// Processes through which a file is tried to reach.
 const MAX_WAYS: usize = 4;
 
+impl Process {
+    /// Adds mappings where nothing else is; whether there were any.
+    fn add(&mut self, mappings: Vec<(Mapping, Option<ModuleId>)>) -> bool {
+        let before = self.mappings.len();
+        for (mapping, id) in mappings {
+            let range = &mapping.range;
+            let at = self
+                .mappings
+                .partition_point(|known| known.range.end <= range.start);
+            let free = self
+                .mappings
+                .get(at)
+                .is_none_or(|known| known.range.start >= range.end);
+            if free && self.mappings.len() < MAX_CAPTURED.max(before) {
+                if let Some(id) = id {
+                    self.modules.insert(range.start, Ok(id));
+                }
+                self.mappings.insert(at, mapping);
+            }
+        }
+        self.mappings.len() > before
+    }
+}
+
 impl Processes {
     /// Whether the map of a process was read, and has these mappings: else another program has taken its place since.
     pub(in super::super) fn was_read(
@@ -53,35 +77,65 @@ impl Processes {
         };
         process.generation = self.next_generation;
         process.executable = executable.or(process.executable.take());
-        for (mapping, id) in modules {
-            let range = &mapping.range;
-            let at = process
-                .mappings
-                .partition_point(|known| known.range.end <= range.start);
-            let free = process
-                .mappings
-                .get(at)
-                .is_none_or(|known| known.range.start >= range.end);
-            if free && process.mappings.len() < MAX_CAPTURED {
-                if let Some(id) = id {
-                    process.modules.insert(range.start, Ok(id));
-                }
-                process.mappings.insert(at, mapping);
-            }
-        }
+        process.add(modules);
     }
 
-    /// Processes that map a file, and where: those that live first.
+    /// The modules of a sample that are not in the copy of the process's map: it was copied before they were mapped.
+    pub(in super::super) fn missing(
+        &mut self,
+        key: ProcessKey,
+        modules: Vec<CapturedModule>,
+    ) -> Vec<CapturedModule> {
+        let known = self
+            .known
+            .get(&key)
+            .map_or(&[][..], |process| &process.mappings[..]);
+        let missing = |module: &CapturedModule| maps::find(known, module.start).is_none();
+        modules.into_iter().filter(missing).collect()
+    }
+
+    /// Adds mappings to the copy of a process's map, where it has none; true when it changed.
+    pub(in super::super) fn add(
+        &mut self,
+        key: ProcessKey,
+        mappings: Vec<(Mapping, Option<ModuleId>)>,
+    ) -> bool {
+        let Some(process) = self.known.get(&key) else {
+            return false;
+        };
+        let added = process.add(mappings);
+        if added {
+            self.next_generation += 1;
+            process.generation = self.next_generation;
+        }
+        added
+    }
+
+    /// What the map of a process lacks, as it was when its unwind tables were made: true when it changed.
+    pub(super) fn complete(&mut self, config: &SymbolizerConfig, key: ProcessKey) -> bool {
+        let Some(mappings) = config.seen.take(key) else {
+            return false;
+        };
+        self.add(key, mappings.into_iter().map(|mapping| (mapping, None)).collect())
+    }
+
+    /// Processes that map a file, and where: those that live first. The map tells another device than the kernel captured where some
+    /// filesystems (btrfs, overlayfs) show one of their own: such a process comes after those whose device is the same.
     pub(in super::super) fn that_map(&self, device: &str, inode: u64) -> Vec<(u32, Mapping)> {
-        let of = |mapping: &&Mapping| mapping.inode == inode && *mapping.device == *device;
-        let mut found: Vec<(bool, u32, &Mapping)> = self
+        let of = |mapping: &&Mapping| mapping.inode == inode;
+        let mut found: Vec<(bool, bool, u32, &Mapping)> = self
             .known
             .iter()
             .filter(|(_, process)| !process.captured)
-            .filter_map(|(key, process)| Some((!process.alive, key.1, process.mappings.iter().find(of)?)))
+            .filter_map(|(key, process)| {
+                let mapping = process.mappings.iter().find(of)?;
+                Some((*mapping.device != *device, !process.alive, key.1, mapping))
+            })
             .collect();
-        found.sort_by_key(|(gone, pid, _)| (*gone, *pid));
-        let found = found.into_iter().map(|(_, pid, mapping)| (pid, mapping.clone()));
+        found.sort_by_key(|(other, gone, pid, _)| (*other, *gone, *pid));
+        let found = found
+            .into_iter()
+            .map(|(_, _, pid, mapping)| (pid, mapping.clone()));
         found.take(MAX_WAYS).collect()
     }
 

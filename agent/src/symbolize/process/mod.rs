@@ -101,7 +101,11 @@ impl Processes {
         if !self.known.contains(&key) {
             let process = self.read(&directory, batch);
             let process = process.or_else(|| self.seen(config, key, batch))?;
-            self.of_slot.insert(key.0, key.1);
+            let kin = self.of_slot.get(&key.0).copied();
+            // One that lives stays: what it forked may be another program by now, whose map was read in place of its own.
+            if !kin.is_some_and(|kin| self.known.get(&(key.0, kin)).is_some_and(|kin| kin.alive)) {
+                self.of_slot.insert(key.0, key.1);
+            }
             self.insert(key, process);
             return self.known.get(&key);
         }
@@ -128,26 +132,42 @@ impl Processes {
     }
 
     /// The process itself, or one of its slot in place of it: a server's short-lived process may be gone before anybody looked
-    /// at it, but what it was forked from has the same mappings. An exec begins another slot.
+    /// at it, but what it was forked from has the same mappings. An exec begins another slot; where that came before its map was
+    /// read, the map does not have where it ran.
     pub(super) fn itself_or_kin(
         &mut self,
         config: &SymbolizerConfig,
         key: ProcessKey,
+        user: &[u64],
         batch: u64,
     ) -> ProcessKey {
-        if self.get(config, key, batch).is_some() {
+        let covers = |process: &Process, address| maps::find(&process.mappings, address).is_some();
+        let read = self.get(config, key, batch);
+        let innermost = user.first();
+        if read.is_some_and(|process| innermost.is_none_or(|address| covers(process, *address))) {
             return key;
         }
-        self.of_slot.get(&key.0).map_or(key, |kin| (key.0, *kin))
+        let Some(kin) = self.of_slot.get(&key.0).map(|kin| (key.0, *kin)) else {
+            return key;
+        };
+        // Where the map of the process itself is known, it may have been that of the program before this one; or memory is new.
+        let its_own = self.known.contains(&key)
+            && !self
+                .known
+                .get(&kin)
+                .is_some_and(|kin| user.iter().all(|address| covers(kin, *address)));
+        if its_own { key } else { kin }
     }
 
-    /// Reads the map again for an address that the copy does not cover; true when it changed.
+    /// Reads the map again for an address that the copy does not cover; true when it changed. Where the process is gone or its map
+    /// was read just now, another copy may tell: a program that begins has libraries some milliseconds later.
     pub(super) fn reread_for_address(&mut self, config: &SymbolizerConfig, key: ProcessKey) -> bool {
         match self.known.get(&key) {
             Some(process) if process.alive && process.read.elapsed() >= REREAD_EVERY => {
-                self.reread(config, key)
+                self.reread(config, key) || self.complete(config, key)
             }
-            _ => false,
+            Some(_) => self.complete(config, key),
+            None => false,
         }
     }
 
@@ -275,6 +295,25 @@ mod tests {
     }
 
     #[test]
+    fn a_map_that_was_copied_too_early_is_completed() {
+        let proc = tempfile::tempdir().unwrap();
+        let config = config(proc.path());
+        let mut processes = Processes::new(&config);
+        let key = (SlotId(1), 40);
+        write(proc.path(), 40, 700, ONE);
+        let first = processes.get(&config, key, 1).unwrap().generation;
+        assert!(!processes.reread_for_address(&config, key));
+        config.seen.keep(key, &maps::parse(TWO));
+        std::fs::remove_dir_all(proc.path().join("40")).unwrap();
+        assert_eq!(processes.get(&config, key, 2).unwrap().mappings.len(), 1);
+        assert!(processes.reread_for_address(&config, key));
+        let process = processes.get(&config, key, 2).unwrap();
+        assert!(!process.alive && process.generation != first);
+        assert_eq!(process.mappings, maps::parse(TWO));
+        assert!(!processes.reread_for_address(&config, key));
+    }
+
+    #[test]
     fn a_process_that_nobody_saw_is_like_one_of_its_slot() {
         let proc = tempfile::tempdir().unwrap();
         let config = config(proc.path());
@@ -283,11 +322,27 @@ mod tests {
         write(proc.path(), 50, 700, TWO);
         processes.get(&config, (SlotId(1), 40), 1).unwrap();
         processes.get(&config, (SlotId(2), 50), 1).unwrap();
-        let mut kin = |slot, pid| processes.itself_or_kin(&config, (SlotId(slot), pid), 2);
+        let mut kin = |slot, pid| processes.itself_or_kin(&config, (SlotId(slot), pid), &[], 2);
         assert_eq!(kin(1, 41), (SlotId(1), 40));
         assert_eq!(kin(1, 50), (SlotId(1), 50));
         assert_eq!(kin(2, 51), (SlotId(2), 50));
         assert_eq!(kin(3, 51), (SlotId(3), 51));
+    }
+
+    #[test]
+    fn what_ran_before_an_exec_is_like_what_it_was_forked_from() {
+        let proc = tempfile::tempdir().unwrap();
+        let config = config(proc.path());
+        let mut processes = Processes::new(&config);
+        write(proc.path(), 40, 700, TWO);
+        write(proc.path(), 41, 701, "8000-9000 r-xp 00000000 fe:01 3 /c\n");
+        processes.get(&config, (SlotId(1), 40), 1).unwrap();
+        let mut of = |user: &[u64]| processes.itself_or_kin(&config, (SlotId(1), 41), user, 2).1;
+        assert_eq!(of(&[0x1500, 0x5500]), 40);
+        assert_eq!(of(&[0x8500]), 41);
+        // Neither has it all.
+        assert_eq!(of(&[0x1500, 0x8500]), 41);
+        assert_eq!(of(&[0x7500]), 41);
     }
 
     #[test]

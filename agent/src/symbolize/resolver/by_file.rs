@@ -21,7 +21,9 @@ impl Symbolizer {
         for (_, (sample, _)) in samples {
             self.note(sampled);
             let key = (sample.slot, sample.pid);
-            let key = self.processes.itself_or_kin(&self.config, key, self.batch);
+            let key = self
+                .processes
+                .itself_or_kin(&self.config, key, &sample.user, self.batch);
             for (index, address) in sample.user.iter().enumerate() {
                 let address = call_site(sample.stopped_at(index), *address);
                 self.want(key, address, &mut wanted);

@@ -10,9 +10,10 @@ impl Symbolizer {
     /// Takes up the modules that came with samples of processes, where these are gone by now.
     pub fn captured(&mut self, captured: HashMap<ProcessKey, Vec<CapturedModule>>) {
         self.start_batch();
-        for (key, modules) in captured {
-            if self.processes.was_read(&self.config, key, self.batch, &modules) {
-                continue;
+        for (key, mut modules) in captured {
+            let was_read = self.processes.was_read(&self.config, key, self.batch, &modules);
+            if was_read {
+                modules = self.processes.missing(key, modules);
             }
             let mut executable = None;
             let mut mappings = Vec::with_capacity(modules.len());
@@ -24,7 +25,11 @@ impl Symbolizer {
                 }
                 mappings.push((mapping, id));
             }
-            self.processes.capture(key, self.batch, executable, mappings);
+            if was_read {
+                self.processes.add(key, mappings);
+            } else {
+                self.processes.capture(key, self.batch, executable, mappings);
+            }
         }
     }
 }

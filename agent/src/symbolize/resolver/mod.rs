@@ -195,7 +195,9 @@ impl Symbolizer {
 
     fn stack(&mut self, sample: &StackSample) -> Answer {
         let key = (sample.slot, sample.pid);
-        let key = self.processes.itself_or_kin(&self.config, key, self.batch);
+        let key = self
+            .processes
+            .itself_or_kin(&self.config, key, &sample.user, self.batch);
         let process = self.processes.get(&self.config, key, self.batch);
         let known = process.is_some();
         let alive = process.as_ref().is_some_and(|process| process.alive);

@@ -199,3 +199,26 @@ fn the_map_of_a_process_counts_if_it_is_of_the_same_program() {
     stop(&mut child);
     assert_eq!(functions(&stack), ["?", "shop_load"]);
 }
+
+#[test]
+fn what_was_mapped_after_the_map_was_read_is_added() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut child, address) = start(dir.path(), &["-g"]);
+    let (module, _) = capture(child.id(), address);
+    let process = (SlotId(1), child.id());
+    let mut known = symbolizer(&[child.id()]);
+    let (start, length) = (0x10_0000_0000, module.end - module.start);
+    let later = CapturedModule {
+        start,
+        end: start + length,
+        ..module
+    };
+    stop(&mut child);
+    known.captured(HashMap::from([(process, vec![module, later])]));
+    let stack = resolve(
+        &mut known,
+        child.id(),
+        vec![address, start + address - module.start + 1],
+    );
+    assert_eq!(functions(&stack), ["shop_load", "shop_load"]);
+}
