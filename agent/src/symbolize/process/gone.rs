@@ -80,18 +80,25 @@ impl Processes {
         process.add(modules);
     }
 
-    /// The modules of a sample that are not in the copy of the process's map: it was copied before they were mapped.
+    /// The modules of a sample that are not in the copy of the process's map: it was copied before they were mapped. The map of a
+    /// process that lives is read again instead: it tells the files' paths, too, by which they can always be reached.
     pub(in super::super) fn missing(
         &mut self,
+        config: &SymbolizerConfig,
         key: ProcessKey,
         modules: Vec<CapturedModule>,
     ) -> Vec<CapturedModule> {
-        let known = self
-            .known
-            .get(&key)
-            .map_or(&[][..], |process| &process.mappings[..]);
-        let missing = |module: &CapturedModule| maps::find(known, module.start).is_none();
-        modules.into_iter().filter(missing).collect()
+        let Some(process) = self.known.get(&key) else {
+            return Vec::new();
+        };
+        let missing = |module: &CapturedModule| maps::find(&process.mappings, module.start).is_none();
+        let missing: Vec<_> = modules.into_iter().filter(missing).collect();
+        if missing.is_empty() || !process.alive {
+            return missing;
+        }
+        self.reread(config, key);
+        let lives = self.known.get(&key).is_some_and(|process| process.alive);
+        if lives { Vec::new() } else { missing }
     }
 
     /// Adds mappings to the copy of a process's map, where it has none; true when it changed.

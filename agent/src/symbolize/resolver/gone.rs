@@ -13,7 +13,7 @@ impl Symbolizer {
         for (key, mut modules) in captured {
             let was_read = self.processes.was_read(&self.config, key, self.batch, &modules);
             if was_read {
-                modules = self.processes.missing(key, modules);
+                modules = self.processes.missing(&self.config, key, modules);
             }
             let mut executable = None;
             let mut mappings = Vec::with_capacity(modules.len());
