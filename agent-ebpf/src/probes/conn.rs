@@ -221,7 +221,7 @@ mod bpf {
 
     /// The connection of a socket that is not in this state any more. Not each change of state is told: the kernel does not run a
     /// program that was interrupted by what would run it again (`recursion_misses` of `bpf_prog_info`), and of one connection in some
-    /// hundred over a slow link on Linux 6.18 no tracer was told that it was established. What ends has begun, seen or not; else the
+    /// three hundred over a slow link on Linux 6.18 three agents at once were not told that it was established. What ends has begun, seen or not; else the
     /// number of open ones would go astray for good.
     #[inline(always)]
     fn known(sock: Sock, old: i32) -> Option<*mut Conn> {
