@@ -129,16 +129,19 @@ mod bpf {
     }
 
     #[inline(always)]
-    fn remember(sock: Sock, key: ConnKey, flags: u32) {
+    fn remember(sock: Sock, key: ConnKey, flags: u32) -> bool {
         let conn = new(key, flags);
-        if CONNS.insert(sock.0.0 as u64, &conn, 0).is_err() {
+        let room = CONNS.insert(sock.0.0 as u64, &conn, 0).is_ok();
+        if !room {
             lost(Program::ConnState, Lost::Conns);
         }
+        room
     }
 
     #[inline(always)]
     fn connect(ctx: &BtfTracePointContext, sock: Sock) {
         let Some(slot) = own_slot() else { return };
+        // Without room it is not counted: of those that connect nothing says later whose they are.
         remember(sock, sock.key(slot, Direction::Out), 0);
         let Some(tuning) = tuning() else { return };
         let Some(every) = chosen(slot, tuning) else { return };
@@ -202,16 +205,17 @@ mod bpf {
         }
     }
 
+    /// Counts a connection to a listener. One that there is no room for is [counted](known) when it closes, if there is room then.
     #[inline(always)]
     fn accepted(sock: Sock) {
         let Some(listener) = listener(sock) else { return };
         // SAFETY: a map value.
-        let slot = unsafe {
-            add(&raw mut (*listener).established, 1);
-            (*listener).slot
-        };
-        let key = sock.key(slot, Direction::In);
-        remember(sock, key, CONN_ESTABLISHED);
+        let key = sock.key(unsafe { (*listener).slot }, Direction::In);
+        if !remember(sock, key, CONN_ESTABLISHED) {
+            return;
+        }
+        // SAFETY: a map value.
+        add(unsafe { &raw mut (*listener).established }, 1);
         if let Some(stats) = stats(&key) {
             // SAFETY: a map value.
             add(unsafe { &raw mut (*stats).opened }, 1);
@@ -220,8 +224,8 @@ mod bpf {
     }
 
     /// The connection of a socket that is not in this state any more. Not each change of state is told: the kernel does not run a
-    /// program that was interrupted by what would run it again (`recursion_misses` of `bpf_prog_info`), and of one connection in some
-    /// three hundred over a slow link on Linux 6.18 three agents at once were not told that it was established. What ends has begun, seen or not; else the
+    /// program that was interrupted by what would run it again (`recursion_misses` of `bpf_prog_info`), and of a connection over a
+    /// slow link on Linux 6.18 two agents at once were not told that it was established. What ends has begun, seen or not; else the
     /// number of open ones would go astray for good.
     #[inline(always)]
     fn known(sock: Sock, old: i32) -> Option<*mut Conn> {
@@ -286,7 +290,6 @@ mod bpf {
                 // SAFETY: a map value and an index below the array's length.
                 add(unsafe { (&raw mut (*stats).failures).cast::<u64>().add(failure as usize) }, 1);
             }
-            resent(sock, conn, stats);
             if established {
                 let end = match error {
                     // A socket that is closed with unread data, or that does not linger, is reset by its own side.
@@ -296,6 +299,8 @@ mod bpf {
                 };
                 count_closed(sock, conn, stats, end);
                 settle(sock, old, conn, stats);
+            } else {
+                resent(sock, conn, stats);
             }
         }
         let _ = CONNS.remove(address);
