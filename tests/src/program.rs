@@ -43,6 +43,12 @@ pub struct Program {
     output: BufReader<ChildStdout>,
 }
 
+/// A number of what a program says of itself.
+pub fn number(facts: &Value, name: &str) -> Result<f64> {
+    let number = facts[name].as_f64();
+    number.with_context(|| format!("no {name} in {facts}"))
+}
+
 impl Program {
     /// Starts `tieback-workload` with `args` and waits until it is ready.
     pub fn start(args: &[&str]) -> Result<(Self, Value)> {

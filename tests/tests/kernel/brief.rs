@@ -4,12 +4,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use serde_json::Value;
 use tieback_tests::agent::Agent;
 use tieback_tests::assert_within;
 use tieback_tests::metrics::Scrape;
-use tieback_tests::program::{Program, built, unique_service};
+use tieback_tests::program::{Program, built, number, unique_service};
 use tieback_tests::workloads::cpu::pin;
 
 /// A storm of programs that compute, and what the agent says of it.
@@ -83,11 +83,6 @@ impl Storm {
         })
     }
 
-    /// A number that the storm says of itself.
-    fn fact(&self, name: &str) -> Result<f64> {
-        self.facts[name].as_f64().with_context(|| format!("no {name}"))
-    }
-
     /// Parts of the profile that have this, in seconds.
     fn seconds(&self, wanted: impl Fn(&str) -> bool) -> f64 {
         cpu_ns(&self.profile, wanted) / 1e9
@@ -101,8 +96,8 @@ impl Storm {
     /// Asserts that count and profile have what the kernel charged to parent and children (`getrusage`), and that the function that
     /// computes has what the children say that it took.
     fn assert_charged(&self) -> Result<()> {
-        let used = self.fact("children_seconds")? + self.fact("parent_seconds")?;
-        let worked = self.fact("worked_seconds")?;
+        let used = number(&self.facts, "children_seconds")? + number(&self.facts, "parent_seconds")?;
+        let worked = number(&self.facts, "worked_seconds")?;
         let (working, all) = (
             self.seconds(|stack| stack.contains("work_briefly")),
             self.seconds(|_| true),

@@ -3,11 +3,10 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 use tieback_tests::agent::Agent;
 use tieback_tests::assert_within;
 use tieback_tests::metrics::Scrape;
-use tieback_tests::program::Program;
+use tieback_tests::program::{Program, number};
 
 const COUNT: usize = 10_000;
 const HALF: usize = 4_000;
@@ -67,10 +66,6 @@ fn sockets(program: &Program) -> Result<usize> {
     Ok(targets
         .filter(|target| target.to_string_lossy().starts_with("socket:"))
         .count())
-}
-
-fn number(facts: &Value, name: &str) -> Result<f64> {
-    facts[name].as_f64().with_context(|| format!("no {name}"))
 }
 
 const OPEN: &str = "tieback_connections";

@@ -4,10 +4,9 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 use tieback_tests::agent::Agent;
 use tieback_tests::metrics::Scrape;
-use tieback_tests::program::Program;
+use tieback_tests::program::{Program, number};
 use tieback_tests::{assert_within, nearest};
 
 /// Brief connections, and bytes over the long one.
@@ -74,17 +73,13 @@ impl Link {
         } else {
             &self.server
         };
-        let mut labels = vec![("service_name", program.service.as_str())];
-        if !direction.is_empty() {
-            labels.push(("direction", direction));
-        }
+        let mut labels = vec![
+            ("service_name", program.service.as_str()),
+            ("direction", direction),
+        ];
         labels.extend_from_slice(more);
         scrape.sum(name, &labels)
     }
-}
-
-fn number(facts: &Value, name: &str) -> Result<f64> {
-    facts[name].as_f64().with_context(|| format!("no {name}"))
 }
 
 #[test]
@@ -107,7 +102,6 @@ fn connecting_takes_what_the_client_measures() -> Result<()> {
             // Of few is it not told when they were established.
             let timed = link.of(&scrape, &format!("{name}_count"), "out", &[]);
             ensure!(timed >= 0.95 * COUNT as f64, "{timed} of {COUNT} are timed");
-            eprintln!("{timed} timed");
             ensure!(
                 measured > 0.02 * COUNT as f64,
                 "the link is not slow: {measured} s"
@@ -143,13 +137,11 @@ fn bytes_and_retransmits_are_what_the_ends_and_the_kernel_count() -> Result<()> 
                 assert_eq!(got, number(facts, way)?, "{way} by {direction}");
             }
         }
-        let both: f64 = [&link.client, &link.server]
-            .map(|program| {
-                let labels = [("service_name", program.service.as_str())];
-                scrape.sum("tieback_tcp_retransmits_total", &labels)
-            })
-            .iter()
-            .sum();
+        let resent = |program: &Program| {
+            let labels = [("service_name", program.service.as_str())];
+            scrape.sum("tieback_tcp_retransmits_total", &labels)
+        };
+        let both = resent(&link.client) + resent(&link.server);
         let truth = link.retransmitted()?;
         ensure!(truth > 5.0, "only {truth} segments were sent again");
         assert_eq!(both, truth, "segments sent again");

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tieback_tests::agent::Agent;
 use tieback_tests::assert_within;
 use tieback_tests::metrics::Scrape;
-use tieback_tests::program::Program;
+use tieback_tests::program::{Program, number};
 
 const BACKLOG: f64 = 40.0;
 
@@ -64,10 +64,6 @@ impl Listener {
         let args = [&["connect", &self.port, "--count", count], family].concat();
         Ok(Program::start_in_netns(Some(&self.server), &args)?.0)
     }
-}
-
-fn number(facts: &Value, name: &str) -> Result<f64> {
-    facts[name].as_f64().with_context(|| format!("no {name}"))
 }
 
 #[test]

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tieback_tests::agent::Agent;
 use tieback_tests::metrics::Scrape;
-use tieback_tests::program::Program;
+use tieback_tests::program::{Program, number};
 
 /// A server and a client of it, each a service of its own.
 struct Pair {
@@ -60,10 +60,6 @@ impl Pair {
         ensure!(output.status.success(), "ss failed");
         Ok(String::from_utf8_lossy(&output.stdout).lines().count() as f64)
     }
-}
-
-fn number(facts: &Value, key: &str) -> Result<f64> {
-    facts[key].as_f64().with_context(|| format!("no {key}"))
 }
 
 const OPEN: &str = "tieback_pool_connections";

@@ -1,17 +1,11 @@
 //! Waits, CPU time and the bias of sampled waits.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::Value;
 use tieback_tests::agent::Agent;
 use tieback_tests::metrics::Scrape;
-use tieback_tests::program::Program;
+use tieback_tests::program::{Program, number};
 use tieback_tests::{assert_within, nearest};
-
-fn number(truth: &Value, key: &str) -> Result<f64> {
-    truth[key]
-        .as_f64()
-        .with_context(|| format!("no {key} in {truth}"))
-}
 
 /// Runs a workload of one step from start to end under the agent.
 fn observe(agent: &Agent, args: &[&str]) -> Result<(String, Value, Scrape)> {

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tieback_tests::agent::Agent;
 use tieback_tests::assert_within;
 use tieback_tests::metrics::Scrape;
-use tieback_tests::program::{Program, unique_service};
+use tieback_tests::program::{Program, number, unique_service};
 use tieback_tests::server::Server;
 
 /// Connections of the Python service to PostgreSQL, and of wrk to nginx.
@@ -38,10 +38,6 @@ fn source(database: &Server, name: &str) -> String {
         "host=127.0.0.1 port={} user=postgres dbname=postgres sslmode=disable gssencmode=disable application_name={name}",
         database.port
     )
-}
-
-fn number(facts: &Value, key: &str) -> Result<f64> {
-    facts[key].as_f64().with_context(|| format!("no {key}"))
 }
 
 /// Connections that PostgreSQL has of a client.
