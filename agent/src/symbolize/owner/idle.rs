@@ -1,7 +1,7 @@
 //! Which waits on a futex are waiting for work, not for a lock.
 
 use super::super::Frame;
-use super::glob;
+use super::{glob, python};
 
 /// How much a row's word counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +12,9 @@ enum Says {
     Lock,
     /// Waiting for work, unless a frame further out says that a lock is built on it.
     IdleUnless,
+    /// Waiting for a lock, unless a Python function says what it uses the lock for: of such locks its library makes everything
+    /// else that waits.
+    LockUnless,
 }
 
 /// User frames that are looked at, innermost first, inlined ones included; a primitive is within these.
@@ -22,8 +25,8 @@ const ROWS: &[(&[&str], Says)] = &[
     // glibc and musl
     (&["pthread_mutex_*lock*", "__pthread_mutex_*lock*", "___pthread_mutex_*lock*", "__GI___pthread_mutex_*lock*",
        "__pthread_mutex_cond_lock*", "__lll_lock_wait*", "___lll_lock_wait*", "__GI___lll_lock_wait*", "pthread_rwlock_*", "__pthread_rwlock_*",
-       "___pthread_rwlock_*", "sem_wait*", "sem_timedwait*", "sem_clockwait*", "__new_sem_*", "do_futex_wait*",
-       "pthread_spin_*", "mtx_lock", "mtx_timedlock"], Says::Lock),
+       "___pthread_rwlock_*", "pthread_spin_*", "mtx_lock", "mtx_timedlock"], Says::Lock),
+    (&["sem_wait*", "sem_timedwait*", "sem_clockwait*", "__new_sem_*", "do_futex_wait*"], Says::LockUnless),
     (&["pthread_join", "pthread_timedjoin_np", "pthread_clockjoin_np", "__pthread_clockjoin_ex", "___pthread_join", "__pthread_join*",
        "__pthread_timedjoin*", "thrd_join"], Says::Idle),
     (&["pthread_cond_wait*", "pthread_cond_timedwait*", "pthread_cond_clockwait*", "__pthread_cond_*wait*",
@@ -50,29 +53,74 @@ const ROWS: &[(&[&str], Says)] = &[
     (&["ObjectMonitor::wait*", "Monitor::wait*", "MonitorLocker::wait*", "Unsafe_Park*", "Parker::park*", "JVM_Sleep*", "JavaThread::sleep*",
        "WatcherThread::*", "GCTaskManager::*", "WorkerThread::run*", "WorkGang::*"], Says::Idle),
     // CPython
-    (&["take_gil*", "PyEval_RestoreThread", "PyThread_acquire_lock*", "acquire_timed*", "lock_PyThread_acquire_lock*", "_PyMutex_Lock*"], Says::Lock),
+    (&["take_gil*", "PyEval_RestoreThread"], Says::Lock),
+    (&["PyThread_acquire_lock*", "acquire_timed*", "lock_PyThread_acquire_lock*", "_PyMutex_Lock*"], Says::LockUnless),
     // Node and libuv
     (&["uv_mutex_lock", "uv_rwlock_*lock", "uv_sem_wait", "v8::base::Mutex::Lock*"], Says::Lock),
     (&["uv_cond_wait", "uv_cond_timedwait", "v8::base::ConditionVariable::*", "uv_thread_join"], Says::Idle),
 ];
 
+/// Files and functions of Python's library that wait, by what for. The innermost function that is none of these wants a lock.
+#[rustfmt::skip]
+const PYTHON: &[(&str, &[&str], Says)] = &[
+    ("*/threading.py", &["Condition.wait"], Says::IdleUnless),
+    ("*/threading.py", &["Thread.join", "Thread._wait_for_tstate_lock", "_shutdown"], Says::Idle),
+    ("*/threading.py", &["Semaphore.acquire", "BoundedSemaphore.acquire"], Says::Lock),
+    ("*/queue.py", &["Queue.put"], Says::Lock),
+    ("*/concurrent/futures/thread.py", &["_worker"], Says::Idle),
+    ("*/multiprocessing/synchronize.py", &["SemLock.__enter__"], Says::LockUnless),
+    ("*/multiprocessing/queues.py", &["Queue.get", "SimpleQueue.get"], Says::Idle),
+];
+
 /// Whether the innermost waiting primitive of a stack waits for work.
 pub(super) fn is_idle(frames: &[Frame]) -> bool {
-    let mut idle = false;
-    for function in frames
-        .iter()
-        .filter(|f| !f.kernel)
-        .take(DEPTH)
-        .filter_map(|f| f.function.as_deref())
-    {
-        match says(function) {
+    let (mut idle, mut asked, mut known) = (false, false, false);
+    for frame in frames.iter().filter(|f| !f.kernel).take(DEPTH) {
+        let says = if &*frame.module == python::MODULE {
+            if !asked {
+                continue;
+            }
+            match says_python(frame) {
+                // What it is used for was told by a function further in.
+                None if known => continue,
+                None => return false,
+                says => says,
+            }
+        } else if asked {
+            // A queue in C, of which only the taking end waits.
+            if !known && glob::matches("*/_queue.cpython-*", &frame.module) {
+                return true;
+            }
+            continue;
+        } else if idle && is_interpreter(&frame.module) {
+            // The one condition variable that CPython itself waits for is that of its global lock.
+            return false;
+        } else {
+            frame.function.as_deref().and_then(says)
+        };
+        match says {
             Some(Says::Idle) => return true,
             Some(Says::Lock) => return false,
-            Some(Says::IdleUnless) => idle = true,
+            Some(Says::IdleUnless) => (idle, known) = (true, asked),
+            Some(Says::LockUnless) => asked = true,
             None => {}
         }
     }
     idle
+}
+
+/// Whether a module is CPython's executable or library.
+fn is_interpreter(module: &str) -> bool {
+    let name = module.rsplit('/').next().unwrap_or_default();
+    name.starts_with("python") || name.starts_with("libpython")
+}
+
+fn says_python(frame: &Frame) -> Option<Says> {
+    let (file, function) = (frame.file.as_deref()?, frame.function.as_deref()?);
+    let of = |(files, functions, _): &&(&str, &[&str], Says)| {
+        functions.contains(&function) && glob::matches(files, file)
+    };
+    PYTHON.iter().find(of).map(|(.., says)| *says)
 }
 
 fn says(function: &str) -> Option<Says> {
@@ -243,6 +291,93 @@ mod tests {
         ] {
             let frames: Vec<_> = functions.iter().map(|function| frame(function)).collect();
             assert_eq!(is_idle(&frames), expected, "{functions:?}");
+        }
+    }
+
+    #[test]
+    fn what_python_waits_for() {
+        let python = |function: &str, file: &str| Frame {
+            file: Some(format!("/usr/lib/python3.11/{file}").into()),
+            module: python::MODULE.into(),
+            ..frame(function)
+        };
+        let native = |functions: &[&str], module: &str| -> Vec<Frame> {
+            let of = |function: &&str| Frame {
+                module: module.into(),
+                ..frame(function)
+            };
+            functions.iter().map(of).collect()
+        };
+        let lock = || {
+            let libc = native(
+                &["__futex_abstimed_wait_common", "do_futex_wait", "sem_clockwait"],
+                "libc.so.6",
+            );
+            let interpreter = native(
+                &["PyThread_acquire_lock_timed", "acquire_timed"],
+                "/usr/bin/python3.11",
+            );
+            [libc, interpreter].concat()
+        };
+        let wait = || python("Condition.wait", "threading.py");
+        let app = || python("Shop.pay", "shop.py");
+        for (python, expected) in [
+            (vec![app()], false),
+            (vec![], false),
+            (vec![python("RLock.acquire", "threading.py"), app()], false),
+            (
+                vec![
+                    python("Condition.__enter__", "threading.py"),
+                    python("Queue.get", "queue.py"),
+                ],
+                false,
+            ),
+            (vec![wait(), python("Queue.get", "queue.py"), app()], true),
+            (vec![wait(), python("Queue.put", "queue.py"), app()], false),
+            (vec![wait(), python("Event.wait", "threading.py"), app()], true),
+            (
+                vec![wait(), python("Semaphore.acquire", "threading.py"), app()],
+                false,
+            ),
+            (vec![python("Thread.join", "threading.py"), app()], true),
+            (vec![python("_worker", "concurrent/futures/thread.py")], true),
+            (
+                vec![
+                    python("SemLock.__enter__", "multiprocessing/synchronize.py"),
+                    app(),
+                ],
+                false,
+            ),
+            (
+                vec![
+                    python("SemLock.__enter__", "multiprocessing/synchronize.py"),
+                    python("Queue.get", "multiprocessing/queues.py"),
+                ],
+                true,
+            ),
+            (vec![app(), wait()], false),
+        ] {
+            let stack = [lock(), python].concat();
+            assert_eq!(is_idle(&stack), expected, "{stack:?}");
+        }
+        let queue = native(
+            &["get"],
+            "/usr/lib/python3.11/lib-dynload/_queue.cpython-311-x86_64-linux-gnu.so",
+        );
+        assert!(is_idle(&[lock(), queue, vec![app()]].concat()));
+        // The global lock, where the interpreter has names and where it has none.
+        let condition = native(&["pthread_cond_timedwait"], "libc.so.6");
+        for (module, expected) in [
+            ("/usr/bin/python3.11", false),
+            ("/opt/libpython3.13.so.1.0", false),
+            ("/srv/libwork.so", true),
+        ] {
+            let caller = native(&["something"], module);
+            assert_eq!(
+                is_idle(&[condition.clone(), caller, vec![app()]].concat()),
+                expected,
+                "{module}"
+            );
         }
     }
 }
