@@ -14,6 +14,8 @@ mod names;
 mod owners;
 #[path = "real/pools.rs"]
 mod pools;
+#[path = "real/python.rs"]
+mod python;
 #[path = "real/reference.rs"]
 mod reference;
 #[path = "real/runtimes.rs"]

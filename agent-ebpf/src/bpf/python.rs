@@ -10,12 +10,12 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 
-use super::task::{current, field, offset};
+use super::task::{current, field, now, offset};
 use crate::{
     offsets::{MARK_FLAGS, MISSING},
     wire::python::{
-        PYTHON_ENTRY, PYTHON_FRAME_BYTES, PYTHON_FRAMES, PYTHON_PROCESSES, PythonEntry, PythonProcess,
-        PythonThread,
+        PYTHON_ENTRY, PYTHON_FRAME_BYTES, PYTHON_FRAMES, PYTHON_PROCESSES, PYTHON_WHOLE, PythonEntry,
+        PythonProcess, PythonThread,
     },
 };
 
@@ -107,6 +107,14 @@ fn is_state(process: &PythonProcess, state: u64, id: u64) -> bool {
     listed == state
 }
 
+/// What is remembered of a thread without a state: that of the thread that came last, which a new one changes, and the time
+/// in units of 2^30 ns, for what that does not tell. Odd, which no address is.
+#[inline(always)]
+fn absent(process: &PythonProcess) -> u64 {
+    let newest = word(word(process.head, 0), process.interpreter_threads);
+    now() >> 30 << 48 | newest & 0xffff_ffff_fffe | 1
+}
+
 /// The state of the running thread; 0 where it has none.
 #[inline(always)]
 fn find(context: &mut Context, tid: u32) -> u64 {
@@ -117,8 +125,14 @@ fn find(context: &mut Context, tid: u32) -> u64 {
     };
     // SAFETY: a map value. Another CPU may write the half of it meanwhile: what it says is looked at.
     let (id, state) = unsafe { ((*known).id, (*known).state) };
-    if id == walk.id && is_state(process, state, id) {
-        return state;
+    if id == walk.id {
+        // Threads of C libraries are many, and each search is as long as there are threads of Python.
+        if state & 1 == 1 && state == absent(process) {
+            return 0;
+        }
+        if is_state(process, state, id) {
+            return state;
+        }
     }
     walk.thread = 0;
     walk.interpreter = process.head.wrapping_sub(process.interpreter_next.into());
@@ -133,14 +147,14 @@ fn find(context: &mut Context, tid: u32) -> u64 {
     };
     // SAFETY: map values.
     let (walk, process) = unsafe { (&*context.walk, &*context.process) };
-    let state = walk.thread;
-    if state == 0 || word(state, process.thread_id) != walk.id {
-        return 0;
+    let mut state = walk.thread;
+    if word(state, process.thread_id) != walk.id {
+        state = 0;
     }
     // SAFETY: as above.
     unsafe {
         (*known).id = walk.id;
-        (*known).state = state;
+        (*known).state = if state == 0 { absent(process) } else { state };
     }
     state
 }
@@ -201,7 +215,7 @@ extern "C" fn step(_index: u64, context: *mut Context) -> i64 {
 }
 
 /// Writes the frames of the running thread behind the first `start` of the sample's words; returns how many there are, and
-/// the minor version of the interpreter.
+/// the minor version of the interpreter with [`PYTHON_WHOLE`].
 #[inline(always)]
 pub(crate) fn walk(walk: *mut Walk, words: *mut u64, start: u32, slot: u32, tid: u32) -> (u32, u16) {
     // The verifier takes all of it away where the kernel does not say where thread pointers are.
@@ -246,5 +260,11 @@ pub(crate) fn walk(walk: *mut Walk, words: *mut u64, start: u32, slot: u32, tid:
         )
     };
     // SAFETY: map values.
-    unsafe { ((*walk).len.min(PYTHON_FRAMES as u32), (*process).minor) }
+    unsafe {
+        let whole = if (*walk).frame == 0 { PYTHON_WHOLE } else { 0 };
+        (
+            (*walk).len.min(PYTHON_FRAMES as u32),
+            (*process).minor | u16::from(whole),
+        )
+    }
 }

@@ -129,16 +129,12 @@ pub(crate) fn take(ctx: *mut c_void, what: &What) -> bool {
             kernel_len = (bytes as u32 / 8).min(KERNEL_FRAMES as u32);
         }
     }
-    let (mut python_len, mut python_minor) = (0, 0);
-    // Of the other kinds native frames are what is told.
-    if matches!(what.kind, StackKind::Fd) {
-        let start = (user_len & 0x7f) + (kernel_len & 0x7f);
-        // SAFETY: fields of a map value.
-        (python_len, python_minor) = unsafe {
-            let words = (&raw mut (*room).frames).cast::<u64>();
-            python::walk(&raw mut (*scratch).python, words, start, what.slot, what.tid)
-        };
-    }
+    let start = (user_len & 0x7f) + (kernel_len & 0x7f);
+    // SAFETY: fields of a map value.
+    let (python_len, python_minor) = unsafe {
+        let words = (&raw mut (*room).frames).cast::<u64>();
+        python::walk(&raw mut (*scratch).python, words, start, what.slot, what.tid)
+    };
     // No mappings: nobody has looked at the process yet, and it may be gone when the agent looks by itself.
     // SAFETY: as above.
     let unknown = what.slot != SLOT_KERNEL && unsafe { !(*room).has_mappings() };

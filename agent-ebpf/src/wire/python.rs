@@ -7,6 +7,8 @@ pub const PYTHON_WORDS: usize = 2;
 /// Set in a frame's second word: it was called by the interpreter's C code, so that a run of frames that share one native
 /// frame ends here. The low 32 bits are the instruction's number in the code, counted in units of two bytes.
 pub const PYTHON_ENTRY: u64 = 1 << 32;
+/// Set in a sample's `python_minor`: the list of frames was read to its end.
+pub const PYTHON_WHOLE: u8 = 1 << 7;
 /// Interpreters that are known at once.
 pub const PYTHON_PROCESSES: u32 = 1024;
 /// Bytes of a frame in which everything is that is read of it.
@@ -69,6 +71,6 @@ const _: () = assert!(size_of::<PythonProcess>() == 40);
 pub struct PythonThread {
     /// `PyThreadState.thread_id`: what tells threads of a process apart.
     pub id: u64,
-    /// Address of the `PyThreadState`.
+    /// Address of the `PyThreadState`; odd where the thread had none: which state was the newest, and when that was.
     pub state: u64,
 }

@@ -4,7 +4,7 @@ use agent_ebpf::wire::{
     self, EVENT_CLOSED, EVENT_EXITED, EVENT_OOM, EVENT_OPENED, EVENT_STACK, EVENT_WAIT_DONE,
     FRAME_INTERRUPTED, FRAME_UPPER, GROWTH_WORDS, SAMPLE_AGAIN, SAMPLE_FLAGS, SLOT_FIRST, SlotEvent,
     StackHeader, alloc_sample,
-    python::{PYTHON_ENTRY, PYTHON_WORDS},
+    python::{PYTHON_ENTRY, PYTHON_WHOLE, PYTHON_WORDS},
 };
 
 use super::harvest::{PAGE, unix_ns};
@@ -172,7 +172,8 @@ fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample, Vec<CapturedModule>)
         })
     });
     let python = PythonStack {
-        minor: header.python_minor.into(),
+        minor: (header.python_minor & !PYTHON_WHOLE).into(),
+        whole: header.python_minor & PYTHON_WHOLE != 0,
         frames: python.collect(),
     };
     let kind = StackKind::from_index(header.stack_kind)?;

@@ -151,6 +151,8 @@ pub struct PythonFrame {
 pub struct PythonStack {
     /// Minor version of the interpreter.
     pub minor: u16,
+    /// There are no more: the outermost one is the thread's first.
+    pub whole: bool,
     /// The frames.
     pub frames: Vec<PythonFrame>,
 }

@@ -7,10 +7,11 @@ mod find;
 mod layout;
 mod lines;
 mod memory;
+mod merge;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,11 +25,14 @@ use memory::Memory;
 
 pub(super) use find::Interpreters;
 pub use find::NoFrames;
+pub(super) use merge::{Runs, is_loop};
 
 /// Module of the frames.
 pub(super) const MODULE: &str = "[python]";
-/// The interpreter's loop.
-const LOOP: &str = "_PyEval_EvalFrameDefault";
+/// Bytes of the interpreter's loop within which it has entered its frame in the list of frames: 166 in 3.12.1.
+pub(super) const ENTERS: u64 = 256;
+/// Function and file of the code that calls `__init__` for the interpreter itself (since 3.12).
+const INIT: &str = "__init__";
 /// Code objects of all processes that are remembered.
 const MAX_CODES: usize = 16_384;
 /// Lines of each.
@@ -124,24 +128,35 @@ impl Codes {
         let Some(layout) = layout::of(stack.minor) else {
             return (runs, all);
         };
-        let mut run = Vec::new();
+        let (mut run, mut whole) = (Vec::new(), stack.whole);
         for frame in &stack.frames {
             let offset = u64::from(frame.instruction) * 2 + u64::from(layout.process.code_instructions);
             let base = bare(&self.module, frame.code.wrapping_add(offset));
             let named = self.named(source, names, layout, frame, batch);
             all &= named.is_some();
+            // What is no code object, or no more, says nothing of what is behind it.
+            if named.is_none() && source.memory.is_some() {
+                whole = false;
+                break;
+            }
             let (function, file, line) = named.unwrap_or_default();
-            run.push(Frame {
-                function,
-                file,
-                line,
-                ..base
-            });
+            if (function.as_deref(), file.as_deref()) != (Some(INIT), Some(INIT)) {
+                run.push(Frame {
+                    function,
+                    file,
+                    line,
+                    ..base
+                });
+            }
             if frame.entry {
-                runs.0.push_back(std::mem::take(&mut run));
+                runs.runs.push_back(std::mem::take(&mut run));
             }
         }
-        // What is left has no end: there are more frames than were read.
+        // A list that ends within a run was read while it was changed, or is longer than what is read.
+        runs.cut = !stack.frames.is_empty() && (!whole || !run.is_empty());
+        if runs.cut {
+            runs.runs.push_back(run);
+        }
         (runs, all)
     }
 
@@ -208,32 +223,4 @@ fn line(memory: &Memory, code: Identity, instruction: u32) -> u32 {
     }
     let table = memory.bytes(code.lines).unwrap_or_default();
     lines::line(&table, code.first_line, instruction).unwrap_or(0)
-}
-
-/// Runs of named frames, the innermost first, each to take the place of a native frame.
-#[derive(Debug, Default)]
-pub(super) struct Runs(VecDeque<Vec<Frame>>);
-
-impl Runs {
-    /// The frames from `begin` on are those of the next address of the native stack: puts what they stand for in their
-    /// place.
-    pub(super) fn place(&mut self, frames: &mut Vec<Frame>, begin: usize) {
-        let here = frames.get(begin..).unwrap_or_default();
-        if here.iter().any(|frame| frame.function.as_deref() == Some(LOOP))
-            && let Some(run) = self.0.pop_front()
-        {
-            frames.truncate(begin);
-            frames.extend(run);
-            return;
-        }
-        // With `-X perf`, a piece of code that bears the function's name, too, called the loop.
-        let called = begin.checked_sub(1).and_then(|at| frames.get(at));
-        if let (Some(called), [only]) = (called, here)
-            && &*called.module == MODULE
-            && only.function.is_some()
-            && (&only.function, &only.file) == (&called.function, &called.file)
-        {
-            frames.truncate(begin);
-        }
-    }
 }

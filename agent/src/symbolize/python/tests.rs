@@ -179,6 +179,7 @@ fn code_objects_are_read_as_their_interpreter_says() {
         let source = Source::new(&proc, key, true);
         let stack = |code, instruction| PythonStack {
             minor,
+            whole: true,
             frames: vec![PythonFrame {
                 code,
                 instruction,
@@ -189,7 +190,7 @@ fn code_objects_are_read_as_their_interpreter_says() {
         for one in all {
             let at = u32::try_from(number(&one[3])).unwrap();
             let (runs, named) = codes.runs(&source, &mut names, &stack(number(&one[0]), at), 1);
-            let frame = &runs.0[0][0];
+            let frame = &runs.runs[0][0];
             let said = (frame.function.as_deref(), frame.file.as_deref(), frame.line);
             let line = u32::try_from(number(&one[4])).unwrap();
             assert_eq!(said, (one[1].as_str(), one[2].as_str(), line), "3.{minor}");
@@ -206,7 +207,7 @@ fn code_objects_are_read_as_their_interpreter_says() {
         ];
         for other in others {
             let (runs, named) = codes.runs(&source, &mut names, &stack(other, 0), 1);
-            assert!(!named && runs.0[0][0].function.is_none(), "3.{minor}: {other:#x}");
+            assert!(!named && runs.cut && runs.runs == [[]], "3.{minor}: {other:#x}");
         }
         // What was read is known after the end of the process, and nothing else.
         let first = stack(number(&all[0][0]), u32::MAX);
@@ -215,7 +216,7 @@ fn code_objects_are_read_as_their_interpreter_says() {
         let source = Source::new(&proc, key, false);
         assert_eq!(codes.version(&source, &first, 3), 0);
         let (runs, named) = codes.runs(&source, &mut names, &first, 3);
-        assert!(named && runs.0[0][0].function.as_deref() == all[0][1].as_str());
+        assert!(named && runs.runs[0][0].function.as_deref() == all[0][1].as_str());
         let known = codes.known.len();
         assert_eq!(known, 5, "the frame's code object is one with the function's");
     }
@@ -270,35 +271,101 @@ fn frame(module: &str, function: &str) -> Frame {
     }
 }
 
+/// Merges runs with the native frames of as many addresses, and says which frames there are; `...` where it is cut off.
+fn merged(runs: &[&[&str]], cut: bool, native: &[&[&str]], truncated: bool, entering: bool) -> String {
+    let file = |name: &str| name.starts_with("py").then(|| "/srv/shop.py".into());
+    let frames = |names: &[&str]| -> Vec<Frame> {
+        let module = |name: &str| if name.starts_with("py") { MODULE } else { "python3" };
+        let each = |name: &&str| match name.split_once('@') {
+            // A perf map's.
+            Some((name, _)) => Frame {
+                file: file(name),
+                ..frame("[jit]", name)
+            },
+            None if *name == "?" => bare(&MODULE.into(), 0),
+            None => Frame {
+                file: file(name),
+                ..frame(module(name), name)
+            },
+        };
+        names.iter().map(each).collect()
+    };
+    let runs = Runs {
+        runs: runs.iter().map(|run| frames(run)).collect(),
+        cut,
+    };
+    let native = native.iter().map(|here| frames(here)).collect();
+    let merged = runs.merge(native, truncated, entering);
+    let names = merged.frames.iter().map(|(_, frame)| match &frame.function {
+        Some(name) if &**name == merge::LOOP => "LOOP",
+        Some(name) => name,
+        None => "?",
+    });
+    names
+        .chain(merged.cut.then_some("..."))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+const LOOP: &[&str] = &["call_function", merge::LOOP];
+
 #[test]
 fn each_run_takes_the_place_of_one_frame_of_the_loop() {
-    let python = |functions: &[&str]| functions.iter().map(|name| frame(MODULE, name)).collect();
-    let mut runs = Runs([python(&["load"]), python(&["handle", "worker"])].into());
-    let native: [&[Frame]; 7] = [
-        &[frame("libc.so.6", "open64")],
-        // One address, the loop being inlined into nothing, but others into it.
-        &[frame("python3", "call_function"), frame("python3", LOOP)],
-        // With `-X perf`.
-        &[frame("[jit]", "load")],
-        &[frame("python3", "map_next")],
-        &[frame("python3", LOOP)],
-        &[frame("[jit]", "load")],
-        &[frame("python3", LOOP)],
-    ];
-    let mut frames = Vec::new();
-    for address in native {
-        let begin = frames.len();
-        frames.extend_from_slice(address);
-        runs.place(&mut frames, begin);
-    }
-    let names: Vec<&str> = frames
-        .iter()
-        .filter_map(|frame| frame.function.as_deref())
-        .collect();
+    let runs: &[&[&str]] = &[&["py_load"], &["py_handle", "py_worker"]];
+    let native: &[&[&str]] = &[&["open64"], LOOP, &["map_next"], LOOP, &["start_thread"]];
+    let whole = merged(runs, false, native, false, false);
+    assert_eq!(whole, "open64 py_load map_next py_handle py_worker start_thread");
+    // With `-X perf`, a function's own code calls the loop for it. One that has not begun is in no list.
+    let own: &[&str] = &["py_load@"];
+    let native: &[&[&str]] = &[LOOP, own, &["map_next"], LOOP, &["py_worker@"], &["py_other@"]];
+    let perf = merged(runs, false, native, false, false);
+    assert_eq!(perf, "py_load map_next py_handle py_worker py_other");
+    // A loop that has no name there is further out than its function.
+    let perf = merged(runs, false, &native[1..], false, false);
+    assert_eq!(perf, "map_next py_load py_other py_handle py_worker");
+}
+
+#[test]
+fn a_loop_that_begins_or_ends_leaves_the_others_their_places() {
+    let native: &[&[&str]] = &[&["free"], LOOP, &["map_next"], LOOP, &["start_thread"]];
+    let (one, two): (&[&[&str]], &[&[&str]]) = (&[&["py_worker"]], &[&["py_before"], &["py_worker"]]);
+    let kept = "free call_function LOOP map_next py_worker start_thread";
+    assert_eq!(merged(one, false, native, false, false), kept);
+    // In the first instructions of the loop, what is in the list may be of an earlier call.
+    let native = &native[1..];
+    assert_eq!(merged(two, false, native, false, true), kept[5..]);
+    assert_eq!(merged(one, false, native, false, true), kept[5..]);
     assert_eq!(
-        names,
-        ["open64", "load", "map_next", "handle", "worker", "load", LOOP]
+        merged(&[], false, native, false, true),
+        "call_function LOOP map_next call_function LOOP start_thread"
     );
+}
+
+#[test]
+fn what_is_not_whole_is_told() {
+    let native: &[&[&str]] = &[&["free"], LOOP, &["map_next"], LOOP, &["start_thread"]];
+    let deep: &[&[&str]] = &[&["py_deep", "py_deep"]];
+    assert_eq!(
+        merged(deep, true, native, false, false),
+        "free py_deep py_deep ..."
+    );
+    let garbage: &[&[&str]] = &[&["py_load"], &[]];
+    let found = merged(garbage, true, native, false, false);
+    assert_eq!(found, "free py_load map_next call_function LOOP ...");
+    // The native walk broke off: Python's functions are its callers all the same.
+    let runs: &[&[&str]] = &[&["py_load"], &["py_worker"]];
+    assert_eq!(
+        merged(runs, false, &native[..1], true, false),
+        "free py_load py_worker"
+    );
+    assert_eq!(
+        merged(runs, false, &native[..2], true, false),
+        "free py_load py_worker"
+    );
+    // The process was gone before names were read.
+    let nameless: &[&[&str]] = &[&["?"], &["?", "py_worker"]];
+    let found = merged(nameless, false, native, false, false);
+    assert_eq!(found, "free call_function LOOP map_next ? py_worker start_thread");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! From sampled addresses to resolved stacks.
 
+mod address;
 mod by_file;
 mod gone;
 
@@ -7,11 +8,10 @@ use std::sync::Arc;
 
 use super::debug::DebugFiles;
 use super::engine::{Engine, Part};
-use super::frames::{bare, call_site, generated, own};
+use super::frames::{bare, call_site, own};
 use super::kernel::KernelSymbols;
 use super::lru::Lru;
-use super::maps;
-use super::module::{ModuleId, Modules, Via};
+use super::module::{ModuleId, Modules};
 use super::owner::{Ground, Owners};
 use super::process::{ProcessKey, Processes};
 use super::python::{Codes, Source};
@@ -231,26 +231,33 @@ impl Symbolizer {
         // Of the frames, where there can be several an address.
         let mut of_frames = vec![Outcome::Ok; frames.len()];
         let names = &mut self.engine.names;
-        let (mut runs, named) = self.codes.runs(&source, names, &sample.python, self.batch);
+        let (runs, named) = self.codes.runs(&source, names, &sample.python, self.batch);
         let mut stable = (known || sample.user.is_empty()) && named;
+        let of_kernel = outcomes.len();
+        let mut native = Vec::with_capacity(sample.user.len());
         for (index, address) in sample.user.iter().enumerate() {
             let address = call_site(sample.stopped_at(index), *address);
-            if !known {
-                frames.push(bare(&self.unknown_module, address));
+            let mut here = Vec::with_capacity(1);
+            if known {
+                let (outcome, fixed) = self.user(key, address, &mut here);
+                outcomes.push(outcome);
+                stable &= fixed;
+            } else {
+                here.push(bare(&self.unknown_module, address));
                 outcomes.push(Outcome::ProcessGone);
-                of_frames.push(Outcome::ProcessGone);
-                continue;
             }
-            let begin = frames.len();
-            let (outcome, fixed) = self.user(key, address, &mut frames);
             if sample.unfolded {
                 // What it was inlined into comes with the next address.
-                frames.truncate(begin + 1);
+                here.truncate(1);
             }
-            runs.place(&mut frames, begin);
-            outcomes.push(outcome);
-            of_frames.resize(frames.len(), outcome);
-            stable &= fixed;
+            native.push(here);
+        }
+        let entering = runs.any() && self.enters(key, sample, &native);
+        let merged = runs.merge(native, sample.truncated(), entering);
+        let truncated = sample.truncated() || merged.cut;
+        for (index, frame) in merged.frames {
+            of_frames.extend(outcomes.get(of_kernel + index).copied());
+            frames.push(frame);
         }
         let executable = self
             .processes
@@ -262,10 +269,10 @@ impl Symbolizer {
             Ground::Executable => Owned::Executable,
             Ground::Nameless(frame) => Owned::nameless(of_frames[frame]),
             Ground::NoFrame if sample.user.is_empty() => Owned::KernelOnly,
-            Ground::NoFrame if sample.truncated() => Owned::Truncated,
+            Ground::NoFrame if truncated => Owned::Truncated,
             Ground::NoFrame => Owned::OnlyLibraries,
         };
-        if sample.truncated() {
+        if truncated {
             frames.push(Frame {
                 function: Some(Arc::clone(&self.truncated)),
                 ..bare(&self.truncated, 0)
@@ -274,7 +281,7 @@ impl Symbolizer {
         let stack = Arc::new(Stack {
             owner: judged.owner,
             idle: lock_wait && judged.idle,
-            truncated: sample.truncated(),
+            truncated,
             frames,
         });
         let answer = Answer {
@@ -293,97 +300,5 @@ impl Symbolizer {
         self.processes
             .get(&self.config, key, self.batch)
             .map_or(0, |process| process.generation)
-    }
-
-    /// Appends the frames at a user address; also tells whether the answer can be kept with the stack.
-    fn user(&mut self, key: ProcessKey, address: u64, frames: &mut Vec<Frame>) -> (Outcome, bool) {
-        let Some(process) = self.processes.get(&self.config, key, self.batch) else {
-            frames.push(bare(&self.unknown_module, address));
-            return (Outcome::ProcessGone, false);
-        };
-        let covered = maps::find(&process.mappings, address).is_some();
-        if !covered && !self.processes.reread_for_address(&self.config, key) {
-            frames.push(bare(&self.unknown_module, address));
-            return (Outcome::NoModule, false);
-        }
-        let Some(process) = self.processes.get(&self.config, key, self.batch) else {
-            return (Outcome::ProcessGone, false);
-        };
-        let Some(mapping) = maps::find(&process.mappings, address).cloned() else {
-            frames.push(bare(&self.unknown_module, address));
-            return (Outcome::NoModule, false);
-        };
-        let via = Via {
-            pid: key.1,
-            alive: process.alive,
-            mapping: &mapping,
-        };
-        let offset = address - mapping.range.start + mapping.offset;
-        if mapping.is_lost() {
-            frames.push(bare(&self.unknown_module, address));
-            return (Outcome::ProcessGone, true);
-        }
-        let module = if mapping.is_file() {
-            let modules = &mut self.modules;
-            *process
-                .modules
-                .entry(mapping.range.start)
-                .or_insert_with(|| modules.find(&self.config, via))
-        } else if &*mapping.path == "[vdso]" {
-            self.modules.vdso(&self.config)
-        } else {
-            return generated(&self.config, process, key.1, address, &mapping.path, frames);
-        };
-        let id = match module {
-            Ok(id) => id,
-            // A memfd holds an executable (runc starts itself so) or what a JIT made.
-            Err(Outcome::ElfError) if mapping.path.starts_with("/memfd:") => {
-                return generated(&self.config, process, key.1, address, &mapping.path, frames);
-            }
-            Err(outcome) => {
-                frames.push(bare(&mapping.path, offset));
-                return (outcome, true);
-            }
-        };
-        let Some(module) = self.modules.get(id) else {
-            // Forgotten since: found again with the next sample.
-            process.modules.remove(&mapping.range.start);
-            frames.push(bare(&mapping.path, offset));
-            return (Outcome::ElfError, false);
-        };
-        let (path, build_id) = (Arc::clone(&module.path), module.build_id.clone());
-        let Some(file_address) = module.segments.address_of(offset) else {
-            frames.push(bare(&path, offset));
-            return (Outcome::NoSymbol, true);
-        };
-        if let Err(outcome) = self.look_up(id, via, file_address, self.batch) {
-            frames.push(Frame {
-                build_id,
-                ..bare(&path, file_address)
-            });
-            return (outcome, false);
-        }
-        let base = Frame {
-            build_id,
-            ..bare(&path, file_address)
-        };
-        match self.addresses.get(&(id, file_address)) {
-            Some((parts, outcome)) if !parts.is_empty() => {
-                frames.extend(parts.iter().map(|part| Frame {
-                    function: part.function.clone(),
-                    file: part.file.clone(),
-                    line: part.line,
-                    inlined: part.inlined,
-                    ..base.clone()
-                }));
-                let nameless = *outcome == Outcome::Ok && parts.iter().all(|part| part.function.is_none());
-                (if nameless { Outcome::NoSymbol } else { *outcome }, true)
-            }
-            answer => {
-                let outcome = answer.map_or(Outcome::NoSymbol, |(_, outcome)| *outcome);
-                frames.push(base);
-                (outcome, true)
-            }
-        }
     }
 }
