@@ -97,7 +97,8 @@ impl Leak {
     /// The profile, each stack as its places, innermost first.
     pub fn places(&self, agent: &Agent) -> Result<Vec<Vec<Place>>> {
         let path = format!("/services/-/{}/profile/fd?format=pprof", self.service);
-        Ok(Profile::of(&agent.get_bytes(&path)?)?.places())
+        let stacks = Profile::of(&agent.get_bytes(&path)?)?.places("descriptors")?;
+        Ok(stacks.into_iter().map(|(places, _)| places).collect())
     }
 
     /// The profile, a line a stack.

@@ -142,9 +142,9 @@ impl Profile {
             .collect())
     }
 
-    /// All stacks, each as its places, innermost first.
-    #[must_use]
-    pub fn places(&self) -> Vec<Vec<Place>> {
+    /// What a signal has by stack, each as its places, innermost first.
+    pub fn places(&self, signal: &str) -> Result<Vec<(Vec<Place>, f64)>> {
+        let at = self.value_at(signal)?;
         let place = |line: &Line| {
             let function = self.functions.iter().find(|known| known.id == line.function);
             let text = |at: fn(&Function) -> i64| self.text(function.map_or(0, at)).to_owned();
@@ -154,10 +154,12 @@ impl Profile {
             let location = self.locations.iter().find(|known| known.id == *id);
             location.into_iter().flat_map(|known| &known.lines).map(place)
         };
-        let stacks = self.samples.iter();
-        stacks
-            .map(|sample| sample.locations.iter().flat_map(of_location).collect())
-            .collect()
+        let stack = |sample: &Sample| sample.locations.iter().flat_map(of_location).collect();
+        Ok(self
+            .samples
+            .iter()
+            .map(|sample| (stack(sample), sample.values[at] as f64))
+            .collect())
     }
 
     fn value_at(&self, signal: &str) -> Result<usize> {
