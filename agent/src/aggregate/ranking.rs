@@ -2,9 +2,10 @@
 //!
 //! All owning frames compete in a space-saving table (Metwally et al., 2005: bounded, over-estimates by a known
 //! error) of scores that halve every [`HALF_LIFE_TICKS`]. The best K get series; a promoted one counts what it adds
-//! from then on, everybody else adds to `(other)`. Promoted ones stay until a challenger is clearly better. The
-//! value of an evicted series is remembered for a while, so that a frame that comes back goes on where it stopped:
-//! no series ever goes down.
+//! from then on, everybody else adds to `(other)`. Promoted ones stay until a challenger is clearly better: what a
+//! program does while it starts takes all series first, one small sample each, and makes way at once. The value of an
+//! evicted series is remembered for a while, so that a frame that comes back goes on where it stopped: no series ever
+//! goes down.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,8 +16,10 @@ use crate::symbolize::{Cause, Owner};
 const HALF_LIFE_TICKS: f64 = 30.0;
 /// A challenger must have this multiple of the weakest promoted score.
 const HYSTERESIS: f64 = 2.0;
-/// Ticks for which a promoted series stays in any case.
+/// Ticks for which a promoted series stays if a challenger is less than [`OVERWHELMING`] times as good.
 const MIN_STAY_TICKS: u64 = 6;
+/// See [`MIN_STAY_TICKS`]; each change of places asks for as much again, so that there are few.
+const OVERWHELMING: f64 = 16.0;
 /// Candidates and remembered evicted values, as multiples of K.
 const CANDIDATES_PER_SERIES: usize = 8;
 /// Scores below this are forgotten.
@@ -151,10 +154,11 @@ impl Ranking {
                 let Some((weakest, score)) = self.weakest() else {
                     return;
                 };
-                let stays = self
+                let young = self
                     .promoted
                     .get(&weakest)
                     .is_none_or(|p| now < p.since + MIN_STAY_TICKS);
+                let stays = young && sure <= score * OVERWHELMING;
                 if stays || sure <= score * HYSTERESIS {
                     return;
                 }
@@ -263,6 +267,17 @@ mod tests {
             tick(&mut ranking, now, &[(1, 1000)]);
         }
         assert_eq!(value(&ranking, 1), Some(1100));
+    }
+
+    #[test]
+    fn what_a_program_does_while_it_starts_keeps_no_series_from_what_it_does_then() {
+        let mut ranking = Ranking::new(3);
+        tick(&mut ranking, 1, &[(1, 10), (2, 10), (3, 200)]);
+        // Two that work, and three that have been there before them.
+        tick(&mut ranking, 2, &[(4, 1000), (5, 900), (6, 100)]);
+        assert_eq!((value(&ranking, 4), value(&ranking, 5)), (Some(1000), Some(900)));
+        assert_eq!((value(&ranking, 3), value(&ranking, 6)), (Some(200), None));
+        assert_eq!(other(&ranking), 100);
     }
 
     #[test]
