@@ -83,6 +83,12 @@ offsets! {
     task_run_delay: TaskRunDelay = ["task_struct.sched_info.run_delay"],
     /// When the thread was queued last, in the run queue's clock; 0 when it is not queued.
     task_last_queued: TaskLastQueued = ["task_struct.sched_info.last_queued"],
+    /// Time on a CPU, without interrupts.
+    task_ran: TaskRan = ["task_struct.se.sum_exec_runtime"],
+    /// What that was when the thread got its CPU (threads of the fair class).
+    task_ran_before: TaskRanBefore = ["task_struct.se.prev_sum_exec_runtime"],
+    /// Priority; below 100 for the real-time classes.
+    task_prio: TaskPrio = ["task_struct.prio"],
     /// The thread's fair run queue, set for every scheduling class (`CONFIG_FAIR_GROUP_SCHED`).
     task_cfs_rq: TaskCfsRq = ["task_struct.se.cfs_rq"],
     /// Run queue of a fair run queue.

@@ -49,6 +49,12 @@ pub(crate) fn check(task: Kernel, regs: Regs, t: &mut Thread) {
     }
 }
 
+/// The same for a thread that is still in the call, as a function of its own.
+#[inline(never)]
+pub(crate) fn check_late(task: *const u8, t: &mut Thread) {
+    check(Kernel(task), Regs::of(Kernel(task)), t);
+}
+
 #[inline(always)]
 fn learn(nr: i32, fd: u64, cause: Cause, t: &mut Thread) {
     t.kind = cause as u16;

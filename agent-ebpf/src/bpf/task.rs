@@ -10,7 +10,7 @@ use aya_ebpf::helpers::{
     generated::{bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_task_pt_regs},
 };
 
-use crate::offsets::{MARK_CAST, MARK_CASTS, MARK_REGS, MISSING};
+use crate::offsets::{MARK_CAST, MARK_CASTS, MARK_IOWAIT, MARK_REGS, MISSING};
 
 /// Where a plain load finds its field.
 pub(crate) struct At<const OFFSET: i32>;
@@ -99,6 +99,12 @@ impl Kernel {
     pub(crate) fn load<T: Word, const OFFSET: i32>(self, _field: At<OFFSET>) -> T {
         // SAFETY: the verifier checks type and bounds of BTF pointers.
         unsafe { T::load::<OFFSET>(self.0) }
+    }
+
+    /// Whether a thread waits for a disk.
+    #[inline(always)]
+    pub(crate) fn in_iowait(self) -> bool {
+        u64::from(self.load::<u8, _>(field!(task_iowait))) & constant::<MARK_IOWAIT>() != 0
     }
 
     /// Follows a pointer field to another typed pointer.

@@ -19,6 +19,9 @@ pub const PROBE: Probe = Probe {
         Field::TaskFlags,
         Field::TaskRunDelay,
         Field::TaskLastQueued,
+        Field::TaskRan,
+        Field::TaskRanBefore,
+        Field::TaskPrio,
         Field::TaskIowait,
         Field::TaskFiles,
         Field::FilesFdt,
@@ -58,9 +61,8 @@ mod bpf {
             forecast::{draw, forecast, learn, renew},
             sample::{self, Level, What},
             state::{adopt, emit, forget, release, sampled, slot, thread},
-            task::{Kernel, Regs, constant, field, rq_clock},
+            task::{Kernel, Regs, field, rq_clock},
         },
-        offsets::MARK_IOWAIT,
         classes::{CLASS_DISK, CLASS_FD, CLASS_IDLE, CLASS_IPC, CLASS_LOCK, CLASS_SLEEP},
         wire::{
             BUCKETS, Cause, EVENT_EXITED, EVENT_WAIT_DONE, Lost, MAX_SLOTS, MAX_SYSCALLS, Program, SAMPLE_AGAIN,
@@ -80,6 +82,8 @@ mod bpf {
     const SPECIAL: u32 = 0x4 | 0x8 | 0x10 | 0x20;
     const TASK_DEAD: u32 = 0x80;
     const PF_IO_WORKER: u32 = 0x10;
+    /// Priorities below it are of real-time classes.
+    const REAL_TIME: u32 = 100;
 
     // A host spends few of its cycles here, so the code is never in the innermost cache: what is not on the common way is a
     // function of its own, which leaves the rest in few cache lines. That saves as much as a helper call or two.
@@ -112,6 +116,9 @@ mod bpf {
         if (t.state == STATE_UNSEEN || t.slot <= SLOT_KERNEL) && !unusual(prev.0, state, thread) {
             return;
         }
+        if t.state != STATE_ON {
+            untold(prev.0, t, now);
+        }
         if t.state == STATE_ON {
             t.cpu_ns += now.wrapping_sub(t.since);
         }
@@ -127,6 +134,18 @@ mod bpf {
             return;
         }
         block(ctx, prev, state, t);
+    }
+
+    /// A thread leaves its CPU of which nobody said that it had got there, as it happens once in some hundred times where a virtual
+    /// CPU was idle. The scheduler knows for how long it ran.
+    #[inline(never)]
+    fn untold(task: *const u8, t: &mut Thread, now: u64) {
+        let task = Kernel(task);
+        lost(Program::WaitSwitch, Lost::Unmatched);
+        if task.load::<u32, _>(field!(task_prio)) >= REAL_TIME {
+            let ran = task.load::<u64, _>(field!(task_ran)).wrapping_sub(task.load(field!(task_ran_before)));
+            got(task, now - ran.min(now.saturating_sub(t.since)), false, t);
+        }
     }
 
     /// A thread that was not seen yet, or one that is not looked at; says whether it is to be looked at.
@@ -158,7 +177,7 @@ mod bpf {
         t.remembered = 0;
         let plain = state & SPECIAL == 0
             && prev.load::<u32, _>(field!(task_flags)) & PF_IO_WORKER == 0
-            && !in_iowait(prev);
+            && !prev.in_iowait();
         let recalled = if plain { behind::recall(nr, argument, t) } else { None };
         t.cause = match recalled {
             Some(cause) => cause,
@@ -206,11 +225,6 @@ mod bpf {
         }
     }
 
-    #[inline(always)]
-    fn in_iowait(task: Kernel) -> bool {
-        u64::from(task.load::<u8, _>(field!(task_iowait))) & constant::<MARK_IOWAIT>() != 0
-    }
-
     /// Why a thread goes to sleep, where it is not remembered.
     #[inline(never)]
     fn classify(prev: *const u8, state: u32, t: &mut Thread) -> u32 {
@@ -220,7 +234,7 @@ mod bpf {
         if state & SPECIAL != 0 {
             return Cause::Other as u32;
         }
-        let iowait = in_iowait(prev);
+        let iowait = prev.in_iowait();
         if prev.load::<u32, _>(field!(task_flags)) & PF_IO_WORKER != 0 {
             return if iowait { Cause::Disk as u32 } else { Cause::Idle as u32 };
         }
@@ -259,9 +273,14 @@ mod bpf {
             adopt(next.0, true, Program::WaitSwitch);
             return;
         }
-        if t.slot <= SLOT_KERNEL {
-            return;
+        if t.slot > SLOT_KERNEL {
+            got(next, now, true, t);
         }
+    }
+
+    /// A thread has got a CPU: what it waited for. `inside`: it is still in the call in which it waited.
+    #[inline(always)]
+    fn got(next: Kernel, now: u64, inside: bool, t: &mut Thread) {
         let queued: u64 = next.load(field!(task_last_queued));
         let new = t.state == STATE_NEW;
         if new && queued != 0 {
@@ -280,9 +299,8 @@ mod bpf {
             runqueue = off;
         }
         let blocked = off - runqueue;
-        if blocked >= behind::CHECKED {
-            // It is still inside the call.
-            check(next.0, t);
+        if inside && blocked >= behind::CHECKED {
+            behind::check_late(next.0, t);
         }
         t.since = now;
         t.state = STATE_ON;
@@ -315,11 +333,6 @@ mod bpf {
         if t.sample != 0 {
             done(t, blocked);
         }
-    }
-
-    #[inline(never)]
-    fn check(task: *const u8, t: &mut Thread) {
-        behind::check(Kernel(task), Regs::of(Kernel(task)), t);
     }
 
     /// A sampled wait is over, or one after it in the same call.
