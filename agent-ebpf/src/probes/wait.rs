@@ -142,6 +142,8 @@ mod bpf {
     fn untold(task: *const u8, t: &mut Thread, now: u64) {
         let task = Kernel(task);
         lost(Program::WaitSwitch, Lost::Unmatched);
+        // The call that waited may have ended since: its stack cannot be taken again.
+        t.sample &= !SAMPLE_SHORT;
         if task.load::<u32, _>(field!(task_prio)) >= REAL_TIME {
             let ran = task.load::<u64, _>(field!(task_ran)).wrapping_sub(task.load(field!(task_ran_before)));
             got(task, now - ran.min(now.saturating_sub(t.since)), false, t);
