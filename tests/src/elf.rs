@@ -15,6 +15,8 @@ struct Elf {
     entries: Vec<Range<u64>>,
     /// Offsets of all functions with call frame information, in order.
     described: Vec<Range<u64>>,
+    /// Offsets of CPython's loop.
+    python: Option<Range<u64>>,
 }
 
 /// Files that were asked for.
@@ -39,6 +41,12 @@ impl Files {
         let after = described.partition_point(|range| range.start <= offset);
         let found = after.checked_sub(1).and_then(|at| described.get(at));
         Ok(module == "[vdso]" || found.is_some_and(|range| range.contains(&offset)))
+    }
+
+    /// Whether a place is in the loop in which CPython runs functions.
+    pub fn is_python(&mut self, module: &str, offset: u64) -> Result<bool> {
+        let python = &self.get(module)?.python;
+        Ok(python.as_ref().is_some_and(|range| range.contains(&offset)))
     }
 
     fn get(&mut self, module: &str) -> Result<&Elf> {
@@ -72,6 +80,7 @@ impl Elf {
         };
         let (entries, mut described) = (offsets(entries(&text)), offsets(functions(&text)));
         described.sort_by_key(|range| range.start);
+        elf.python = offsets(python(&readelf(&["--dyn-syms"], path)?)).pop();
         (elf.entries, elf.described) = (entries, described);
         Ok(elf)
     }
@@ -90,6 +99,19 @@ fn readelf(arguments: &[&str], path: &str) -> Result<String> {
         .output();
     let output = output.context("start readelf: cargo xtask setup --tests")?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// `NUMBER: ADDRESS SIZE FUNC GLOBAL DEFAULT SECTION NAME`
+fn python(text: &str) -> Vec<Range<u64>> {
+    let line = text
+        .lines()
+        .find(|line| line.ends_with(" _PyEval_EvalFrameDefault"));
+    let range = line.and_then(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (start, size) = (hex(fields.next()?)?, fields.next()?.parse::<u64>().ok()?);
+        Some(start..start + size)
+    });
+    range.into_iter().collect()
 }
 
 fn hex(text: &str) -> Option<u64> {

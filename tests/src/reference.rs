@@ -60,7 +60,15 @@ impl Chains {
             .filter(hot)
     }
 
-    fn add(&mut self, files: &mut Files, mut chain: Vec<Place>, weight: f64) -> Result<()> {
+    fn add(&mut self, files: &mut Files, chain: Vec<Place>, weight: f64) -> Result<()> {
+        // Of Python, Tieback has its functions in the places of the loop that runs them.
+        let mut native = Vec::new();
+        for (module, offset) in chain {
+            if module != "[python]" && !files.is_python(&module, offset)? {
+                native.push((module, offset));
+            }
+        }
+        let mut chain = native;
         // Innermost first, until here.
         let mut generated = false;
         for at in 0..chain.len() {
