@@ -136,8 +136,8 @@ mod bpf {
         block(ctx, prev, state, t);
     }
 
-    /// A thread leaves its CPU of which nobody said that it had got there, as it happens once in some hundred times where a virtual
-    /// CPU was idle. The scheduler knows for how long it ran.
+    /// A thread leaves its CPU of which nobody said that it had got there: the kernel does not tell of each switch. The scheduler
+    /// knows for how long it ran, but not of real-time threads.
     #[inline(never)]
     fn untold(task: *const u8, t: &mut Thread, now: u64) {
         let task = Kernel(task);
