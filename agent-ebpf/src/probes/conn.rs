@@ -266,6 +266,18 @@ mod bpf {
         (flags & PF_EXITING != 0).then_some(ConnEnd::Death)
     }
 
+    /// How a connection without an error ended that is still counted as open, by its last state. The states in which a side has
+    /// closed tell who was first, though the change to them was [not told](known).
+    #[inline(always)]
+    fn unsaid_end(old: i32) -> ConnEnd {
+        match old {
+            LAST_ACK => ConnEnd::Them,
+            FIN_WAIT1 | FIN_WAIT2 | CLOSING => ConnEnd::Us,
+            // A socket that is closed with unread data, or that does not linger, is reset by its own side.
+            _ => abandoned().unwrap_or(ConnEnd::Reset),
+        }
+    }
+
     #[inline(always)]
     fn closed(sock: Sock, old: i32) {
         let address = sock.0.0 as u64;
@@ -292,8 +304,7 @@ mod bpf {
             }
             if established {
                 let end = match error {
-                    // A socket that is closed with unread data, or that does not linger, is reset by its own side.
-                    0 => abandoned().unwrap_or(ConnEnd::Reset),
+                    0 => unsaid_end(old),
                     ETIMEDOUT | EHOSTUNREACH | ENETUNREACH => ConnEnd::Timeout,
                     _ => ConnEnd::Reset,
                 };

@@ -64,6 +64,10 @@ pub fn serve(v6: bool, count: usize) -> Result<()> {
         ensure!(stream.read(&mut [0])? == 0, "the client sent something");
     }
     gate::step("half closed", &json!({ "ended": half }))?;
+    // Who closes before the other side's end has come would be the one that closed first.
+    for stream in held.iter_mut().skip(half) {
+        ensure!(stream.read(&mut [0])? == 0, "the client sent something");
+    }
     let mut closed = 0.0;
     for stream in held {
         closed += now();

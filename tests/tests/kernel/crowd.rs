@@ -138,9 +138,13 @@ fn steps(agent: &Agent, family: &[&str]) -> Result<()> {
     }
     let failures = "tieback_connection_failures_total";
     assert_eq!(crowd.both(&none, failures), [0.0; 2]);
-    for (program, how) in [(&crowd.client, "us"), (&crowd.server, "them")] {
-        let labels = [("service_name", program.service.as_str()), ("how", how)];
-        assert_eq!(none.sum("tieback_connections_ended_total", &labels), all);
+    for (program, first) in [(&crowd.client, "us"), (&crowd.server, "them")] {
+        let ended = ["us", "them", "reset", "timeout", "death"].map(|how| {
+            let labels = [("service_name", program.service.as_str()), ("how", how)];
+            (how, none.sum("tieback_connections_ended_total", &labels))
+        });
+        let expected = ended.map(|(how, _)| (how, if how == first { all } else { 0.0 }));
+        assert_eq!(ended, expected);
     }
 
     // Each end was there as soon as the client's connect returned; it ended when its owner closed it.
