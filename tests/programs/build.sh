@@ -41,6 +41,7 @@ rustc --edition 2024 -O -C debuginfo=0 -o "$to/chain-rust" "$from/chain.rs"
 rustc --edition 2024 -O -C panic=abort -C force-frame-pointers=no -o "$to/chain-rust-abort" "$from/chain.rs"
 cc $flags -g -o "$to/leak" "$from/leak.c"
 cc $flags -o "$to/early" "$from/early.c"
+cc $flags -o "$to/grow" "$from/grow.c"
 if command -v go >/dev/null; then
     GOCACHE=${GOCACHE:-$to/.go} GO111MODULE=off GOFLAGS= go build -o "$to/chain-go" "$from/chain.go"
     GOCACHE=${GOCACHE:-$to/.go} GO111MODULE=off GOFLAGS= go build "-ldflags=-s -w" -o "$to/chain-go-stripped" "$from/chain.go"

@@ -13,7 +13,7 @@ use super::{
     task::{Regs, current},
     unwind,
 };
-use crate::wire::{USER_FRAMES, unwind::UnwindResult};
+use crate::wire::USER_FRAMES;
 
 /// What running a program costs.
 #[unsafe(no_mangle)]
@@ -31,11 +31,7 @@ extern "C" fn measure_walk(_ctx: *mut c_void) -> i32 {
     };
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let (len, result) = unwind::walk(room, Regs::of(current()), 0, pid);
-    if matches!(result, UnwindResult::Complete) {
-        len as i32
-    } else {
-        0
-    }
+    if result.whole() { len as i32 } else { 0 }
 }
 
 /// The kernel's own walk by frame pointers.

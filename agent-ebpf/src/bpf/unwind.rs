@@ -14,8 +14,8 @@ use crate::wire::{
     CapturedModule, FRAME_INTERRUPTED, KERNEL_FRAMES, SAMPLE_MODULES, USER_FRAMES,
     python::{PYTHON_FRAMES, PYTHON_WORDS},
     unwind::{
-        CFA_AT_FP, CFA_AT_SP, CFA_END, CFA_FP, CFA_NONE, CFA_PLT, CFA_SP, FP_AT_CFA, FP_AT_FP, FP_AT_SP,
-        FP_LOST, RA_AT_SP, RA_IN_RDI, RULE_SIGNAL, Rule, UnwindResult,
+        CFA_AT_FP, CFA_AT_SP, CFA_END, CFA_FP, CFA_NONE, CFA_PLT, CFA_SP, CODE_GROWTH, FP_AT_CFA, FP_AT_FP,
+        FP_AT_SP, FP_LOST, RA_AT_SP, RA_IN_RDI, RULE_SIGNAL, Rule, UnwindResult,
     },
 };
 
@@ -77,6 +77,8 @@ pub(crate) struct Room {
     result: u32,
     /// `ip` is where the frame was interrupted, not where it will go on.
     exact: u32,
+    /// One of the frames is in code that is new, see [`CODE_GROWTH`].
+    grown: u32,
 }
 
 /// How a frame is left.
@@ -154,11 +156,19 @@ impl Room {
         let Some(found) = UNWIND_MAPPINGS.get(first) else {
             return false;
         };
-        if ip < found.start || ip >= found.end {
+        if ip < found.start {
             return false;
         }
         self.start = found.start;
         self.end = found.end;
+        if ip >= found.end {
+            // What has a table is a file, which does not grow.
+            if found.module != 0 || ip - found.end >= CODE_GROWTH {
+                return false;
+            }
+            self.end = ip.wrapping_add(1);
+            self.grown = 1;
+        }
         self.bias = found.bias;
         self.module = found.module;
         true
@@ -311,6 +321,11 @@ extern "C" fn step(index: u64, room: *mut *mut Room) -> i64 {
     // SAFETY: `bpf_loop` hands through what `walk` below gave it.
     let room = unsafe { &mut **room };
     if let Some(result) = room.step() {
+        // Here and not after the walk: a branch there would be a second state for all that follows, for the verifier.
+        let result = match result {
+            UnwindResult::Complete if room.grown != 0 => UnwindResult::NewCode,
+            result => result,
+        };
         room.result = result as u32;
         return 1;
     }
@@ -345,6 +360,7 @@ pub(crate) fn walk(room: *mut Room, regs: Regs, slot: u32, pid: u32) -> (u32, Un
         room.owner = u64::from(generation.wrapping_add(1)) << 32 | u64::from(space.first);
         (room.first, room.count) = (space.first, space.count);
         (room.len, room.result, room.exact) = (1, UnwindResult::TooDeep as u32, 1);
+        room.grown = 0;
     }
     let mut context = room;
     // The last step finds no room for a caller, but may find that there is none.

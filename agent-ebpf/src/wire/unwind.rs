@@ -160,6 +160,11 @@ pub struct Space {
     pub count: u32,
 }
 
+/// Code this close above memory that a program made executable is what it has added to it since: compilers take theirs in steps
+/// (64 KiB by default in HotSpot, 256 KiB in V8), where they have reserved room for it. More than a program compiles between two
+/// looks at its mappings.
+pub const CODE_GROWTH: u64 = 4 << 20;
+
 index_enum! {
     /// How the walk of a user stack ended.
     UnwindResult {
@@ -167,6 +172,8 @@ index_enum! {
         Complete = "complete",
         /// At the end of a chain of frame pointers, of a process whose tables are not loaded yet.
         FramePointers = "frame_pointers",
+        /// Where the program or the thread began, by way of code that it has compiled since its mappings were read.
+        NewCode = "new_code",
         /// At an address that is in no code of the process.
         NoMapping = "no_mapping",
         /// In code that says nothing about its frames and keeps no frame pointer, of an executable that else does.
@@ -181,5 +188,13 @@ index_enum! {
         Disorder = "disordered_frames",
         /// At the most frames that a sample holds.
         TooDeep = "too_deep",
+    }
+}
+
+impl UnwindResult {
+    /// The walk came to where the program or the thread began.
+    #[must_use]
+    pub const fn whole(self) -> bool {
+        matches!(self, Self::Complete | Self::NewCode)
     }
 }

@@ -202,7 +202,7 @@ impl StackSample {
     /// The walk ended before the entry of the thread.
     #[must_use]
     pub const fn truncated(&self) -> bool {
-        !matches!(self.unwind, UnwindResult::Complete)
+        !self.unwind.whole()
     }
 }
 

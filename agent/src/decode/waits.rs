@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use agent_ebpf::wire::WaitDone;
 
-use super::model::{StackSample, UnwindResult};
+use super::model::StackSample;
 
 /// Wait samples whose wait has not ended, at most.
 const MAX_PENDING: usize = 16_384;
@@ -70,7 +70,7 @@ impl Waits {
         let mut sample = self.again.remove(&id).or_else(|| self.before.remove(&id))?;
         let same =
             (anew.slot, anew.pid) == (sample.slot, sample.pid) && anew.user.first() == sample.user.first();
-        if same && anew.unwind == UnwindResult::Complete {
+        if same && anew.unwind.whole() {
             sample.user = anew.user;
             sample.interrupted = anew.interrupted;
             sample.python = anew.python;
@@ -90,6 +90,7 @@ impl Waits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decode::model::UnwindResult;
     use crate::decode::model::{Cause, PythonStack, SlotId, StackDetail, StackKind};
 
     /// The estimator on a known mixture: many short waits and few long ones, chosen the way the kernel side does.

@@ -21,7 +21,7 @@ impl Waiting {
 
     /// A stack of it was walked.
     pub(super) fn sampled(&mut self, slot: SlotId, result: UnwindResult, now: Instant) {
-        if result == UnwindResult::Complete
+        if result.whole()
             && let Some(began) = self.began.remove(&slot)
         {
             self.done.add(now.saturating_duration_since(began).as_secs_f64());

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use agent_ebpf::wire::unwind::CODE_GROWTH;
+
 use super::captured::Found;
 
 /// One executable mapping, as `/proc/PID/maps` has it (`proc_pid_maps(5)`).
@@ -48,6 +50,15 @@ pub(super) fn find(mappings: &[Mapping], address: u64) -> Option<&Mapping> {
     mappings[..after]
         .last()
         .filter(|mapping| mapping.range.contains(&address))
+}
+
+/// The mapping of an address that is in none: generated code next to it, made executable since the map was read.
+pub(super) fn find_grown(mappings: &[Mapping], address: u64) -> Option<&Mapping> {
+    let after = mappings.partition_point(|mapping| mapping.range.start <= address);
+    mappings[..after].last().filter(|mapping| {
+        let generated = mapping.inode == 0 && mapping.path.is_empty();
+        generated && address.saturating_sub(mapping.range.end) < CODE_GROWTH
+    })
 }
 
 fn parse_line(line: &str) -> Option<Mapping> {
@@ -113,6 +124,20 @@ bad line
         assert_eq!(find(&maps, 0x55d0_c000_5000), None);
         assert_eq!(find(&maps, 0x1000), None);
         assert_eq!(&*find(&maps, 0x7ffd_0000_0fff).unwrap().path, "[vdso]");
+    }
+
+    #[test]
+    fn what_is_behind_generated_code_has_been_added_to_it() {
+        let maps = parse(MAPS);
+        let end = 0x7f00_0000_1000;
+        assert_eq!(find(&maps, end), None);
+        assert_eq!(find_grown(&maps, end).unwrap().range.end, end);
+        assert_eq!(find_grown(&maps, end - 0x1001), None);
+        // Behind a file, or too far away.
+        assert_eq!(find_grown(&maps, 0x7f00_0002_0000), None);
+        let alone = &maps[..2];
+        assert!(find_grown(alone, end + CODE_GROWTH - 1).is_some());
+        assert_eq!(find_grown(alone, end + CODE_GROWTH), None);
     }
 
     #[test]

@@ -2,11 +2,11 @@
 
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tieback_tests::agent::Agent;
 use tieback_tests::assert_within;
 use tieback_tests::chains::Chains;
-use tieback_tests::program::unique_service;
+use tieback_tests::program::{Program, unique_service};
 
 use super::chains::{ENTRY, Programs, run};
 
@@ -194,6 +194,53 @@ fn stacks_of_rust_and_go_are_exact() -> Result<()> {
 
 /// A program that goes to sleep at once has no unwind tables yet. What runtimes do first is to start threads that wait for work, and
 /// that wait may be a long one.
+/// Seconds that the profile of waits has of stacks through generated code, and of those that are whole.
+fn through_generated(agent: &Agent, service: &str) -> Result<[f64; 2]> {
+    let profile = agent.get(&format!(
+        "/services/-/{service}/profile/wait?format=folded&since=300s"
+    ))?;
+    let mut found = [0.0; 2];
+    for line in profile.lines().filter(|line| line.contains(";doze;")) {
+        let (stack, value) = line.rsplit_once(' ').context("no value")?;
+        let seconds = value.parse::<f64>()? / 1e9;
+        found[0] += seconds;
+        if !stack.starts_with("[truncated]") && stack.contains(";main;run;[jit];doze;") {
+            found[1] += seconds;
+        } else {
+            eprintln!("not whole: {seconds} s of {stack}");
+        }
+    }
+    Ok(found)
+}
+
+#[test]
+fn stacks_through_code_that_was_just_made_are_whole() -> Result<()> {
+    const PIECES: f64 = 50.0;
+    const MILLISECONDS: f64 = 40.0;
+    let programs = Chains::build()?;
+    let agent = Agent::start(&[])?;
+    let service = unique_service("grow");
+    let mut command = Command::new(programs.path("grow"));
+    command
+        .args([PIECES, MILLISECONDS].map(|number| number.to_string()))
+        .env("OTEL_SERVICE_NAME", &service);
+    let (mut program, _) = Program::spawn(command, service)?;
+    let service = &program.service.clone();
+    // It is known, with the first piece of its code.
+    agent.wait_for("a whole stack", |_| {
+        through_generated(&agent, service).is_ok_and(|[_, whole]| whole > 0.5)
+    })?;
+    let before = through_generated(&agent, service)?;
+    program.go()?;
+    ensure!(program.wait()?.success(), "grow");
+    agent.settled()?;
+    let after = through_generated(&agent, service)?;
+    let [all, whole] = [after[0] - before[0], after[1] - before[1]];
+    assert!(all >= PIECES * MILLISECONDS / 1e3, "{all} s");
+    assert!(whole >= 0.99 * all, "{whole} of {all} s");
+    Ok(())
+}
+
 #[test]
 fn waits_that_began_before_the_tables_were_loaded_have_owners() -> Result<()> {
     const RUNS: usize = 20;

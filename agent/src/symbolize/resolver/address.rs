@@ -25,15 +25,17 @@ impl Symbolizer {
             frames.push(bare(&self.unknown_module, address));
             return (Outcome::ProcessGone, false);
         };
-        let covered = maps::find(&process.mappings, address).is_some();
-        if !covered && !self.processes.reread_for_address(&self.config, key) {
-            frames.push(bare(&self.unknown_module, address));
-            return (Outcome::NoModule, false);
+        if maps::find(&process.mappings, address).is_none() {
+            self.processes.reread_for_address(&self.config, key);
         }
         let Some(process) = self.processes.get(&self.config, key, self.batch) else {
             return (Outcome::ProcessGone, false);
         };
-        let Some(mapping) = maps::find(&process.mappings, address).cloned() else {
+        let found = maps::find(&process.mappings, address);
+        let Some(mapping) = found
+            .or_else(|| maps::find_grown(&process.mappings, address))
+            .cloned()
+        else {
             frames.push(bare(&self.unknown_module, address));
             return (Outcome::NoModule, false);
         };

@@ -129,7 +129,9 @@ impl<S: Sink> Loader<S> {
             (None, UnwindResult::Complete | UnwindResult::Unsupported) => !self.tables.knows(shared),
             (None, _) => true,
             // It has mapped more since.
-            (Some(process), UnwindResult::NoMapping) => process.looked.elapsed() >= process.again,
+            (Some(process), UnwindResult::NoMapping | UnwindResult::NewCode) => {
+                process.looked.elapsed() >= process.again
+            }
             // Something else may have been mapped in place of what was there.
             (Some(process), UnwindResult::Complete | UnwindResult::Unsupported | UnwindResult::TooDeep) => {
                 process.looked.elapsed() >= REFRESH
