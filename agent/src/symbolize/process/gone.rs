@@ -1,18 +1,27 @@
 //! Processes that ended before anybody read their memory map for their samples.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{GONE, Process, ProcessKey, Processes};
 use crate::symbolize::maps::{self, Mapping};
 use crate::symbolize::module::ModuleId;
-use crate::symbolize::{CapturedModule, SymbolizerConfig};
+use crate::symbolize::{CapturedCode, CapturedModule, SymbolizerConfig};
 
 /// Mappings of a process that came with its samples, at most.
 const MAX_CAPTURED: usize = 256;
+/// A process that lives and that was met so long ago is the one that its samples are of: these come within seconds.
+const SETTLED: Duration = Duration::from_secs(10);
 /// Processes through which a file is tried to reach.
 const MAX_WAYS: usize = 4;
 
 impl Process {
+    /// Whether a module is mapped where it was when it was captured.
+    fn maps(&self, module: &CapturedModule) -> bool {
+        maps::find(&self.mappings, module.start)
+            .is_some_and(|mapping| mapping.offset + (module.start - mapping.range.start) == module.offset)
+    }
+
     /// Adds mappings where nothing else is; whether there were any.
     fn add(&mut self, mappings: Vec<(Mapping, Option<ModuleId>)>) -> bool {
         let before = self.mappings.len();
@@ -37,7 +46,8 @@ impl Process {
 }
 
 impl Processes {
-    /// Whether the map of a process was read, and has these mappings: else another program has taken its place since.
+    /// Whether the map of a process was read, and has one of these mappings: else another program has taken its place since. A process
+    /// that lives may have mapped them after its map was read; generated code tells nothing of which program it is.
     pub(in super::super) fn was_read(
         &mut self,
         config: &SymbolizerConfig,
@@ -48,11 +58,20 @@ impl Processes {
         let Some(process) = self.get(config, key, batch) else {
             return false;
         };
-        let there = |module: &CapturedModule| {
-            maps::find(&process.mappings, module.start)
-                .is_some_and(|mapping| mapping.offset + (module.start - mapping.range.start) == module.offset)
+        if process.captured {
+            return false;
+        }
+        let of_files: Vec<_> = modules
+            .iter()
+            .filter(|module| matches!(module.code, CapturedCode::File(_)))
+            .collect();
+        let there = |processes: &mut Self| {
+            let process = processes.known.get(&key);
+            process.is_some_and(|process| of_files.iter().any(|module| process.maps(module)))
         };
-        !process.captured && modules.iter().any(there)
+        let settled = process.alive && process.met.elapsed() >= SETTLED;
+        let lives = process.alive;
+        of_files.is_empty() || settled || there(self) || lives && self.reread(config, key) && there(self)
     }
 
     /// Mappings that came with samples of a process whose map can no longer be read.
@@ -159,5 +178,48 @@ impl Processes {
             GONE,
             batch,
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{ONE, TWO, config, write};
+    use super::*;
+    use crate::symbolize::{CapturedFile, SlotId};
+
+    fn module(start: u64, inode: Option<u64>) -> CapturedModule {
+        let file = |inode| CapturedFile {
+            device: (0xfe, 1),
+            inode,
+            generation: 0,
+            size: 0,
+            mtime: (0, 0),
+        };
+        CapturedModule {
+            start,
+            end: start + 0x1000,
+            offset: 0,
+            code: inode.map_or(CapturedCode::Memory, |inode| CapturedCode::File(file(inode))),
+            executable: false,
+        }
+    }
+
+    #[test]
+    fn a_process_that_lives_may_have_mapped_more_since() {
+        let proc = tempfile::tempdir().unwrap();
+        let config = config(proc.path());
+        let mut processes = Processes::new(&config);
+        let key = (SlotId(1), 40);
+        write(proc.path(), 40, 700, ONE);
+        processes.get(&config, key, 1).unwrap();
+        let mut read = |modules: &[_]| processes.was_read(&config, key, 1, modules);
+        assert!(read(&[module(0x9000, None)]), "generated code");
+        assert!(!read(&[module(0x5000, Some(2))]));
+        write(proc.path(), 40, 700, TWO);
+        assert!(read(&[module(0x5000, Some(2))]), "a library");
+        assert!(!read(&[module(0x9000, Some(3))]), "another program");
+        let process = processes.known.get(&key).unwrap();
+        process.met -= SETTLED;
+        assert!(processes.was_read(&config, key, 1, &[module(0x9000, Some(3))]));
     }
 }

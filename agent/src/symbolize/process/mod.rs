@@ -39,6 +39,8 @@ pub(super) struct Process {
     /// Nobody read its map: its mappings came with its samples.
     captured: bool,
     start_time: u64,
+    /// When its map was read first.
+    met: Instant,
     read: Instant,
     batch: u64,
 }
@@ -60,6 +62,7 @@ impl Process {
             alive: start_time != GONE,
             captured: false,
             start_time,
+            met: Instant::now(),
             read: Instant::now(),
             batch,
         }
@@ -238,7 +241,7 @@ fn start_time(directory: &Path) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn write(proc: &Path, pid: u32, start: u64, maps: &str) {
+    pub(super) fn write(proc: &Path, pid: u32, start: u64, maps: &str) {
         let dir = proc.join(pid.to_string());
         std::fs::create_dir_all(&dir).unwrap();
         let stat = format!("{pid} (a) b) S{} {start} 0 0", " 0".repeat(18));
@@ -246,10 +249,10 @@ mod tests {
         std::fs::write(dir.join("maps"), maps).unwrap();
     }
 
-    const ONE: &str = "1000-2000 r-xp 00000000 fe:01 1 /a\n";
-    const TWO: &str = "1000-2000 r-xp 00000000 fe:01 1 /a\n5000-6000 r-xp 00000000 fe:01 2 /b\n";
+    pub(super) const ONE: &str = "1000-2000 r-xp 00000000 fe:01 1 /a\n";
+    pub(super) const TWO: &str = "1000-2000 r-xp 00000000 fe:01 1 /a\n5000-6000 r-xp 00000000 fe:01 2 /b\n";
 
-    fn config(proc: &Path) -> SymbolizerConfig {
+    pub(super) fn config(proc: &Path) -> SymbolizerConfig {
         SymbolizerConfig {
             proc: proc.into(),
             maps_max_age: Duration::ZERO,

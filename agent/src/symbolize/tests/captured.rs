@@ -229,3 +229,23 @@ fn what_was_mapped_after_the_map_was_read_is_added() {
     );
     assert_eq!(functions(&stack), ["shop_load", "shop_load"]);
 }
+
+#[test]
+fn a_process_that_lives_is_not_given_up_for_a_stack_of_generated_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut child, address) = start(dir.path(), &["-g"]);
+    let process = (SlotId(1), child.id());
+    let mut known = symbolizer(&[]);
+    known.note_process(process.0, process.1);
+    let generated = CapturedModule {
+        start: 0x10_0000_0000,
+        end: 0x10_0000_1000,
+        offset: 0x10_0000,
+        code: CapturedCode::Memory,
+        executable: false,
+    };
+    known.captured(HashMap::from([(process, vec![generated])]));
+    let stack = resolve(&mut known, child.id(), vec![address]);
+    stop(&mut child);
+    assert_eq!(functions(&stack), ["shop_load"]);
+}
