@@ -51,6 +51,14 @@ impl Scrape {
         self.select(name, labels).map(|sample| sample.value).sum()
     }
 
+    /// What a probe lost. Switches that the kernel does not tell of are none: what they cost is known all the same.
+    #[must_use]
+    pub fn lost(&self, probe: &str) -> f64 {
+        let name = "tieback_lost_total";
+        let of = |reason: &[(&str, &str)]| self.sum(name, &[&[("probe", probe)], reason].concat());
+        of(&[]) - of(&[("reason", "untold")])
+    }
+
     /// The sum of a `code` metric over the functions whose name contains `function`.
     #[must_use]
     pub fn code(&self, name: &str, labels: &[(&str, &str)], function: &str) -> f64 {

@@ -12,6 +12,7 @@ pub const PROBE: Probe = Probe {
     help: "TCP connections by peer: opened, accepted, failed, closed, open now, latency, age, bytes, retransmits.",
     hooks: &[
         Hook { program: "conn_state", attach: Attach::TpBtf(&["inet_sock_set_state"]) },
+        Hook { program: "conn_nested", attach: Attach::TpBtf(&["inet_sock_set_state"]) },
         Hook { program: "conn_settle", attach: Attach::Run("CONN_SETTLED") },
     ],
     fields: &[
@@ -55,7 +56,7 @@ pub const PROBE: Probe = Probe {
 mod bpf {
     use aya_ebpf::{
         bindings::BPF_F_MMAPABLE,
-        btf_maps::Array,
+        btf_maps::{Array, PerCpuArray},
         helpers::generated::{bpf_get_prandom_u32, bpf_loop},
         macros::{btf_map, btf_tracepoint},
         programs::BtfTracePointContext,
@@ -89,27 +90,65 @@ mod bpf {
     const EHOSTUNREACH: i32 = 113;
     const ENETUNREACH: i32 = 101;
 
+    /// Whether `conn_state` runs on this CPU.
+    #[btf_map]
+    static CONN_BUSY: PerCpuArray<u32, 1> = PerCpuArray::new();
+
     #[btf_tracepoint(function = "inet_sock_set_state")]
     fn conn_state(ctx: BtfTracePointContext) -> i32 {
         run(Program::ConnState);
-        let sock = Sock(Kernel(ctx.arg::<*const u8>(0)));
-        let old = ctx.arg::<u64>(1) as i32;
-        let new = ctx.arg::<u64>(2) as i32;
-        if !sock.is_tcp() {
+        let Some(busy) = CONN_BUSY.get_ptr_mut(0) else { return 0 };
+        // SAFETY: this CPU's element.
+        unsafe { core::ptr::write_volatile(busy, 1) };
+        let (sock, old, new) = change(&ctx);
+        if sock.is_tcp() {
+            match (old, new) {
+                (_, LISTEN) => listen(sock),
+                // A child starts as a copy of its listener, so only CLOSE ends the listener itself.
+                (LISTEN, CLOSE) => listens_no_more(sock),
+                (_, SYN_SENT) => connect(&ctx, sock),
+                _ => received(sock, old, new),
+            }
+        }
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(busy, 0) };
+        0
+    }
+
+    /// In place of `conn_state` where that is running already. A system call that changes a state may be interrupted right there, and
+    /// all packets that have come meanwhile be received then: the kernel does not run a program again on that CPU before it is done.
+    #[btf_tracepoint(function = "inet_sock_set_state")]
+    fn conn_nested(ctx: BtfTracePointContext) -> i32 {
+        let Some(busy) = CONN_BUSY.get_ptr_mut(0) else { return 0 };
+        // SAFETY: this CPU's element.
+        if unsafe { core::ptr::read_volatile(busy) } == 0 {
             return 0;
         }
+        run(Program::ConnNested);
+        let (sock, old, new) = change(&ctx);
+        if sock.is_tcp() && old != LISTEN {
+            received(sock, old, new);
+        }
+        0
+    }
+
+    /// A socket, its state and the next one.
+    #[inline(always)]
+    fn change(ctx: &BtfTracePointContext) -> (Sock, i32, i32) {
+        let sock = Sock(Kernel(ctx.arg::<*const u8>(0)));
+        (sock, ctx.arg::<u64>(1) as i32, ctx.arg::<u64>(2) as i32)
+    }
+
+    /// Changes that packets bring about, too. On its own: with its variables there would be no stack left for the walk of `connect`.
+    #[inline(never)]
+    fn received(sock: Sock, old: i32, new: i32) {
         match (old, new) {
-            (_, LISTEN) => listen(sock),
-            // A child starts as a copy of its listener, so only CLOSE ends the listener itself.
-            (LISTEN, CLOSE) => listens_no_more(sock),
-            (_, SYN_SENT) => connect(&ctx, sock),
             (SYN_SENT, ESTABLISHED) => connected(sock),
             (SYN_RECV, ESTABLISHED) => accepted(sock),
             (_, FIN_WAIT1 | LAST_ACK | CLOSING) => closing(sock, old),
             (_, CLOSE) => closed(sock, old),
             _ => {}
         }
-        0
     }
 
     /// Slot of the running thread, `None` for the kernel's own.
@@ -223,9 +262,8 @@ mod bpf {
         }
     }
 
-    /// The connection of a socket that is not in this state any more. Not each change of state is told: the kernel does not run a
-    /// program that was interrupted by what would run it again (`recursion_misses` of `bpf_prog_info`), and of a connection over a
-    /// slow link on Linux 6.18 two agents at once were not told that it was established. What ends has begun, seen or not; else the
+    /// The connection of a socket that is not in this state any more. Not each change of state is told: of a connection over a slow
+    /// link on Linux 6.18 two agents at once were not told that it was established. What ends has begun, seen or not; else the
     /// number of open ones would go astray for good.
     #[inline(always)]
     fn known(sock: Sock, old: i32) -> Option<*mut Conn> {

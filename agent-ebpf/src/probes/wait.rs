@@ -141,7 +141,7 @@ mod bpf {
     #[inline(never)]
     fn untold(task: *const u8, t: &mut Thread, now: u64) {
         let task = Kernel(task);
-        lost(Program::WaitSwitch, Lost::Unmatched);
+        lost(Program::WaitSwitch, Lost::Untold);
         // The call that waited may have ended since: its stack cannot be taken again.
         t.sample &= !SAMPLE_SHORT;
         if task.load::<u32, _>(field!(task_prio)) >= REAL_TIME {

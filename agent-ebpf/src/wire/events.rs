@@ -180,6 +180,8 @@ index_enum! {
         Busy = "busy",
         /// A mapping of a process that the agent did not know could not be captured with a sample.
         Modules = "modules_unreadable",
+        /// The kernel did not tell that a thread got a CPU: how long it ran is what the scheduler says.
+        Untold = "untold",
     }
 }
 
@@ -220,6 +222,8 @@ index_enum! {
         AllocFree = "alloc_free",
         /// `opener_exit`.
         OpenerExit = "opener_exit",
+        /// `conn_nested`.
+        ConnNested = "conn_nested",
     }
 }
 

@@ -156,10 +156,21 @@ impl Host {
 
     /// Memory of one of the agent's own BPF maps in bytes, by its descriptor.
     pub fn map_memory(&self, fd: i32) -> io::Result<u64> {
+        self.about_own(fd, "memlock:")
+    }
+
+    /// How often one of the agent's own BPF programs was not run because it was running on that CPU already, by its descriptor
+    /// (`recursion_misses` of `struct bpf_prog_info`).
+    pub fn program_misses(&self, fd: i32) -> io::Result<u64> {
+        self.about_own(fd, "recursion_misses:")
+    }
+
+    /// A number that the kernel tells of one of the agent's own descriptors.
+    fn about_own(&self, fd: i32, name: &str) -> io::Result<u64> {
         let text = self.text(&format!("proc/self/fdinfo/{fd}"))?;
         text.lines()
-            .find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok())
-            .ok_or_else(|| io::Error::other("fdinfo has no memlock line"))
+            .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+            .ok_or_else(|| io::Error::other(format!("fdinfo has no {name} line")))
     }
 
     /// Whether a file exists: the kill switch.
@@ -180,6 +191,24 @@ mod tests {
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join("online"), "0-2,5\n").unwrap();
         assert_eq!(Host::new(root.path()).online_cpus().unwrap(), [0, 1, 2, 5]);
+    }
+
+    #[test]
+    fn facts_of_own_descriptors() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("proc/self/fdinfo");
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(
+            dir.join("7"),
+            "pos:\t0\nmemlock:\t4096\nrun_cnt:\t9\nrecursion_misses:\t3\n",
+        )
+        .unwrap();
+        let host = Host::new(root.path());
+        assert_eq!(host.map_memory(7).unwrap(), 4096);
+        assert_eq!(host.program_misses(7).unwrap(), 3);
+        fs::write(dir.join("8"), "pos:\t0\n").unwrap();
+        assert!(host.program_misses(8).is_err());
+        assert!(host.program_misses(9).is_err());
     }
 
     #[test]

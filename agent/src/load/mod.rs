@@ -1,5 +1,6 @@
 //! Object → attached probes, one verdict each. The only stage that talks to the kernel's BPF side.
 
+mod account;
 mod attach;
 mod environment;
 pub mod maps;
@@ -13,7 +14,7 @@ mod tables;
 mod unwind;
 mod uprobe;
 
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use agent_ebpf::{
@@ -37,7 +38,6 @@ use self::{
     status::{ProbeStatus, Verdict},
     switches::Switches,
 };
-use crate::host::Host;
 
 /// The kernel side, compiled by `build.rs`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("TIEBACK_BPF_OBJECT"));
@@ -330,15 +330,6 @@ impl Loaded {
             self.taken.push(data.fd().as_fd().try_clone_to_owned()?);
         }
         Ok(map)
-    }
-
-    /// Memory of all maps in bytes, as the kernel accounts it; that of the segments of unwind tables is not part of it.
-    pub fn map_bytes(&self, host: &Host) -> u64 {
-        let held = self.ebpf.maps().filter_map(|(_, map)| maps::data(map));
-        held.map(|data| data.fd().as_fd())
-            .chain(self.taken.iter().map(OwnedFd::as_fd))
-            .filter_map(|fd| host.map_memory(fd.as_raw_fd()).ok())
-            .sum()
     }
 
     /// Probes of which some program is an iterator that the agent runs on each tick.

@@ -142,6 +142,8 @@ struct Reader {
     start_unix_seconds: f64,
     ticks: u64,
     tick_seconds_total: f64,
+    /// Events that no program of a probe saw.
+    missed: BTreeMap<&'static str, u64>,
     killed: bool,
 }
 
@@ -186,6 +188,7 @@ impl Reader {
                 .map_or(0.0, |since| since.as_secs_f64()),
             ticks: 0,
             tick_seconds_total: 0.0,
+            missed: BTreeMap::new(),
             killed: false,
             host,
             config,

@@ -10,6 +10,16 @@ use super::Reader;
 use crate::decode::harvest::{counters, runs};
 use crate::telemetry::{ProbeTelemetry, Telemetry};
 
+/// What was lost, by probe and reason. Several programs of a probe, and both sides of the agent, may lose for the same reason.
+#[derive(Default)]
+struct Losses(BTreeMap<(String, String), u64>);
+
+impl Losses {
+    fn add(&mut self, probe: &str, reason: &str, count: u64) {
+        *self.0.entry((probe.to_owned(), reason.to_owned())).or_default() += count;
+    }
+}
+
 impl Reader {
     pub(super) fn telemetry(
         &mut self,
@@ -18,10 +28,11 @@ impl Reader {
         length_ns: u64,
         began: Instant,
     ) -> Result<Telemetry> {
+        let missed = self.loaded.missed(&self.host);
         let runs = runs(&mut self.loaded)?;
         let lost_counts = counters(&mut self.loaded, "LOST")?;
         let mut probes: BTreeMap<String, ProbeTelemetry> = BTreeMap::new();
-        let mut lost = BTreeMap::new();
+        let mut lost = Losses::default();
         for program in Program::ALL {
             let name = program.as_str();
             let probe = name.split('_').next().unwrap_or(name).to_owned();
@@ -40,29 +51,32 @@ impl Reader {
                 let at = program.index() * 16 + why.index();
                 let count = lost_counts.get(at).copied().unwrap_or(0);
                 if count > 0 {
-                    lost.insert((probe.clone(), why.as_str().to_owned()), count);
+                    lost.add(&probe, why.as_str(), count);
                 }
             }
         }
-        lost.insert(("ring".to_owned(), "malformed".to_owned()), self.events.malformed);
-        let dropped = self.events.captured().dropped;
-        lost.insert(("process".to_owned(), "modules_full".to_owned()), dropped);
-        lost.insert(
-            ("wait".to_owned(), "unmatched".to_owned()),
-            self.events.waits().unmatched,
-        );
-        let attribute = self.attributor.stats().lost();
-        lost.extend(attribute.map(|(reason, count)| (("attribute".to_owned(), reason.to_owned()), count)));
-        lost.insert(
-            ("alloc".to_owned(), "samples_full".to_owned()),
-            self.watching.lost(),
-        );
-        let pool = self.pools.lost();
-        lost.extend(pool.map(|(reason, count)| (("pool".to_owned(), reason.to_owned()), count)));
-        let listen = self.listeners.lost();
-        lost.extend(listen.map(|(reason, count)| (("listen".to_owned(), reason.to_owned()), count)));
-        let dropped = self.descriptors.descriptors.dropped;
-        lost.insert(("opener".to_owned(), "stacks_full".to_owned()), dropped);
+        for (probe, count) in missed {
+            let seen = runs.get(Program::ConnNested.index()).copied().unwrap_or(0);
+            let seen = if probe == "conn" { seen } else { 0 };
+            // What happens between the two looks makes it less, once.
+            let most = self.missed.entry(probe).or_default();
+            *most = count.saturating_sub(seen).max(*most);
+            lost.add(probe, "recursion", *most);
+        }
+        lost.add("ring", "malformed", self.events.malformed);
+        lost.add("process", "modules_full", self.events.captured().dropped);
+        lost.add("wait", "unmatched", self.events.waits().unmatched);
+        lost.add("alloc", "samples_full", self.watching.lost());
+        lost.add("opener", "stacks_full", self.descriptors.descriptors.dropped);
+        for (probe, losses) in [
+            ("attribute", self.attributor.stats().lost()),
+            ("pool", self.pools.lost()),
+            ("listen", self.listeners.lost()),
+        ] {
+            for (reason, count) in losses {
+                lost.add(probe, reason, count);
+            }
+        }
         let hooks: f64 = probes.values().map(|probe| probe.cost_seconds).sum();
         let cpu_seconds = self.host.own_cpu_seconds().unwrap_or(0.0);
         self.governor
@@ -76,7 +90,7 @@ impl Reader {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel: self.host.kernel_release().unwrap_or_default(),
             probes,
-            lost,
+            lost: lost.0,
             unwind: self
                 .unwound
                 .iter()

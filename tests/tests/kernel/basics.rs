@@ -24,11 +24,7 @@ fn exact_mode_counts_every_call_and_errno() -> Result<()> {
         assert_eq!(new - old, 1000.0, "{errno}");
     }
     for probe in ["syscall", "ring"] {
-        assert_eq!(
-            scrape.sum("tieback_lost_total", &[("probe", probe)]),
-            0.0,
-            "lost by {probe}"
-        );
+        assert_eq!(scrape.lost(probe), 0.0, "lost by {probe}");
     }
     Ok(())
 }

@@ -79,11 +79,7 @@ fn ten_thousand_connections_are_what_ss_counts_at_each_step() -> Result<()> {
     }
     let lost = agent.scrape()?;
     for probe in ["conn", "pool"] {
-        assert_eq!(
-            lost.sum("tieback_lost_total", &[("probe", probe)]),
-            0.0,
-            "{probe}"
-        );
+        assert_eq!(lost.lost(probe), 0.0, "{probe}");
     }
     Ok(())
 }

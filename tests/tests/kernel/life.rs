@@ -38,11 +38,7 @@ fn short_lived_children_are_all_charged() -> Result<()> {
         assert_eq!(calls, 10.0 * children, "calls of the children");
         assert_eq!(scrape.sum("tieback_processes", &labels), 1.0, "processes left");
         for probe in ["process", "wait", "ring"] {
-            assert_eq!(
-                scrape.sum("tieback_lost_total", &[("probe", probe)]),
-                0.0,
-                "lost by {probe}"
-            );
+            assert_eq!(scrape.lost(probe), 0.0, "lost by {probe}");
         }
         if children < 10_000.0 {
             continue;

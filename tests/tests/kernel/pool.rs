@@ -120,10 +120,7 @@ fn steps(apart: bool) -> Result<()> {
             assert_eq!(ended, expected, "{how}");
         }
     }
-    assert_eq!(
-        agent.scrape()?.sum("tieback_lost_total", &[("probe", "pool")]),
-        0.0
-    );
+    assert_eq!(agent.scrape()?.lost("pool"), 0.0);
     Ok(())
 }
 

@@ -113,11 +113,7 @@ fn three_servers_under_load_are_three_services() -> Result<()> {
         0.0
     );
     for probe in ["wait", "conn", "process", "ring"] {
-        assert_eq!(
-            after.sum("tieback_lost_total", &[("probe", probe)]),
-            0.0,
-            "lost by {probe}"
-        );
+        assert_eq!(after.lost(probe), 0.0, "lost by {probe}");
     }
     Ok(())
 }
