@@ -30,7 +30,9 @@ const PARTS: &[Part] = &[Part {
 fn probes() -> String {
     let mut table = String::from("| probe | measures | hooks | metrics |\n|---|---|---|---|\n");
     for probe in agent_ebpf::probes::ALL {
-        let hooks: Vec<String> = probe.hooks.iter().map(|hook| attach(hook.attach)).collect();
+        let mut hooks: Vec<String> = probe.hooks.iter().map(|hook| attach(hook.attach)).collect();
+        // Two programs may have the same hook.
+        hooks.dedup();
         let metrics: Vec<String> = probe.metrics.iter().map(|name| format!("`{name}`")).collect();
         table += &format!(
             "| `{}` | {} | {} | {} |\n",
