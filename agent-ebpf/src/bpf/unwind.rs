@@ -15,7 +15,7 @@ use crate::wire::{
     python::{PYTHON_FRAMES, PYTHON_WORDS},
     unwind::{
         CFA_AT_FP, CFA_AT_SP, CFA_END, CFA_FP, CFA_NONE, CFA_PLT, CFA_SP, CODE_GROWTH, FP_AT_CFA, FP_AT_FP,
-        FP_AT_SP, FP_LOST, RA_AT_SP, RA_IN_RDI, RULE_SIGNAL, Rule, UnwindResult,
+        FP_AT_SP, FP_LOST, GENERATED, RA_AT_SP, RA_IN_RDI, RULE_SIGNAL, Rule, UnwindResult,
     },
 };
 
@@ -162,8 +162,8 @@ impl Room {
         self.start = found.start;
         self.end = found.end;
         if ip >= found.end {
-            // What has a table is a file, which does not grow.
-            if found.module != 0 || ip - found.end >= CODE_GROWTH {
+            // A file does not grow: what is behind it is another one.
+            if found.bias != GENERATED || ip - found.end >= CODE_GROWTH {
                 return false;
             }
             self.end = ip.wrapping_add(1);
@@ -324,6 +324,8 @@ extern "C" fn step(index: u64, room: *mut *mut Room) -> i64 {
         // Here and not after the walk: a branch there would be a second state for all that follows, for the verifier.
         let result = match result {
             UnwindResult::Complete if room.grown != 0 => UnwindResult::NewCode,
+            // It was something else.
+            _ if room.grown != 0 => UnwindResult::NoMapping,
             result => result,
         };
         room.result = result as u32;

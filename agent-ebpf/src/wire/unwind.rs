@@ -164,6 +164,8 @@ pub struct Space {
 /// (64 KiB by default in HotSpot, 256 KiB in V8), where they have reserved room for it. More than a program compiles between two
 /// looks at its mappings.
 pub const CODE_GROWTH: u64 = 4 << 20;
+/// [`Mapping::bias`] of memory without a file, which may grow so.
+pub const GENERATED: u64 = u64::MAX;
 
 index_enum! {
     /// How the walk of a user stack ended.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use agent_ebpf::wire::unwind::{Rule, SpaceKey, UnwindResult};
+use agent_ebpf::wire::unwind::{GENERATED, Rule, SpaceKey, UnwindResult};
 use anyhow::Result;
 
 use super::super::lru::Lru;
@@ -266,10 +266,12 @@ impl<S: Sink> Loader<S> {
         let mut space = Vec::with_capacity(mappings.len());
         for mapping in mappings {
             let found = self.table(pid, mapping)?;
+            let generated = mapping.inode == 0 && mapping.path.is_empty() && found.is_none();
+            let other = if generated { GENERATED } else { 0 };
             space.push(Mapped {
                 start: mapping.range.start,
                 end: mapping.range.end,
-                bias: found.as_ref().map_or(0, |(_, bias)| *bias),
+                bias: found.as_ref().map_or(other, |(_, bias)| *bias),
                 file: found.map(|(file, _)| file),
             });
         }
