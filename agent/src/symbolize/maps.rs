@@ -30,6 +30,11 @@ impl Mapping {
         self.inode != 0 && self.path.starts_with('/') && !self.path.starts_with("/dev/zero")
     }
 
+    /// Memory without a file and a name: generated code, which may grow.
+    pub(super) fn is_memory(&self) -> bool {
+        self.inode == 0 && self.path.is_empty()
+    }
+
     /// It was captured with a sample, and its file was not found.
     pub(super) fn is_lost(&self) -> bool {
         self.inode != 0 && self.path.is_empty()
@@ -55,10 +60,9 @@ pub(super) fn find(mappings: &[Mapping], address: u64) -> Option<&Mapping> {
 /// The mapping of an address that is in none: generated code next to it, made executable since the map was read.
 pub(super) fn find_grown(mappings: &[Mapping], address: u64) -> Option<&Mapping> {
     let after = mappings.partition_point(|mapping| mapping.range.start <= address);
-    mappings[..after].last().filter(|mapping| {
-        let generated = mapping.inode == 0 && mapping.path.is_empty();
-        generated && address.saturating_sub(mapping.range.end) < CODE_GROWTH
-    })
+    mappings[..after]
+        .last()
+        .filter(|mapping| mapping.is_memory() && address.saturating_sub(mapping.range.end) < CODE_GROWTH)
 }
 
 fn parse_line(line: &str) -> Option<Mapping> {

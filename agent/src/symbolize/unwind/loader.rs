@@ -266,8 +266,7 @@ impl<S: Sink> Loader<S> {
         let mut space = Vec::with_capacity(mappings.len());
         for mapping in mappings {
             let found = self.table(pid, mapping)?;
-            let generated = mapping.inode == 0 && mapping.path.is_empty() && found.is_none();
-            let other = if generated { GENERATED } else { 0 };
+            let other = if mapping.is_memory() { GENERATED } else { 0 };
             space.push(Mapped {
                 start: mapping.range.start,
                 end: mapping.range.end,
