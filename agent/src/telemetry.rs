@@ -47,6 +47,8 @@ pub struct UnwindTelemetry {
     pub build_seconds: f64,
     /// Bytes of kernel memory for rows.
     pub row_bytes: u64,
+    /// Programs with a CPython interpreter by result.
+    pub interpreters: BTreeMap<String, u64>,
 }
 
 /// Seconds from the start of a program to its first whole stack, as a histogram.

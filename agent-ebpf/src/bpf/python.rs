@@ -107,12 +107,14 @@ fn is_state(process: &PythonProcess, state: u64, id: u64) -> bool {
     listed == state
 }
 
-/// What is remembered of a thread without a state: that of the thread that came last, which a new one changes, and the time
-/// in units of 2^30 ns, for what that does not tell. Odd, which no address is.
+/// What is remembered of a thread without a state: that of the thread that came last, which a new one changes, and whose it
+/// is, which the new one notes only once it runs; and the time in units of 2^27 ns (0.13 s), for what those do not tell.
+/// Odd, which no address is.
 #[inline(always)]
 fn absent(process: &PythonProcess) -> u64 {
     let newest = word(word(process.head, 0), process.interpreter_threads);
-    now() >> 30 << 48 | newest & 0xffff_ffff_fffe | 1
+    let id = word(newest, process.thread_id);
+    now() >> 27 << 48 | (newest ^ id) & 0xffff_ffff_fffe | 1
 }
 
 /// The state of the running thread; 0 where it has none.

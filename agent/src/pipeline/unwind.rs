@@ -209,6 +209,11 @@ impl Unwinding {
             unsupported_rows: stats.unsupported_rows,
             build_seconds: stats.build_time.as_secs_f64(),
             row_bytes: stats.row_bytes,
+            interpreters: stats
+                .interpreters
+                .iter()
+                .map(|(result, count)| ((*result).to_owned(), *count))
+                .collect(),
         }
     }
 }

@@ -6,6 +6,7 @@ mod own;
 mod service;
 #[cfg(test)]
 mod tests;
+mod unwind;
 mod writer;
 
 pub(super) use self::connections::{peer_name, pool_peer_name};

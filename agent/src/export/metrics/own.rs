@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::Scrapes;
 use super::writer::{Family, Type, Value, Writer};
+use super::{Scrapes, unwind};
 use crate::aggregate::Snapshot;
 use crate::load::status::{ProbeStatus, by_probe};
-use crate::telemetry::{AllocTelemetry, FirstStacks, ProbeTelemetry, Telemetry, UnwindTelemetry};
+use crate::telemetry::{AllocTelemetry, ProbeTelemetry, Telemetry};
 
-struct Own<'a> {
-    out: &'a mut Writer,
+pub(super) struct Own<'a> {
+    pub(super) out: &'a mut Writer,
 }
 
 impl Own<'_> {
@@ -18,15 +18,15 @@ impl Own<'_> {
         self.out.sample(name, "", "", &[], value);
     }
 
-    fn counter(&mut self, name: &'static str, help: &'static str, value: Value) {
+    pub(super) fn counter(&mut self, name: &'static str, help: &'static str, value: Value) {
         self.one(name, Type::Counter, help, value);
     }
 
-    fn gauge(&mut self, name: &'static str, help: &'static str, value: Value) {
+    pub(super) fn gauge(&mut self, name: &'static str, help: &'static str, value: Value) {
         self.one(name, Type::Gauge, help, value);
     }
 
-    fn by<'l, K: IntoIterator<Item = (Vec<(&'static str, &'l str)>, Value)>>(
+    pub(super) fn by<'l, K: IntoIterator<Item = (Vec<(&'static str, &'l str)>, Value)>>(
         &mut self,
         name: &'static str,
         kind: Type,
@@ -43,7 +43,7 @@ impl Own<'_> {
     }
 }
 
-fn by_result(results: &BTreeMap<String, u64>) -> impl Iterator<Item = (Vec<(&'static str, &str)>, Value)> {
+pub(super) fn by_result(results: &BTreeMap<String, u64>) -> impl Iterator<Item = (Vec<(&'static str, &str)>, Value)> {
     results
         .iter()
         .map(|(result, &count)| (vec![("result", result.as_str())], Value::Int(count)))
@@ -71,14 +71,7 @@ pub(super) fn write(
         )],
     );
     probes(&mut own, telemetry, programs);
-    own.by(
-        "tieback_unwind_total",
-        Type::Counter,
-        "Stack walks by result.",
-        by_result(&telemetry.unwind),
-    );
-    first_stacks(&mut own, &telemetry.first_stacks);
-    unwind_tables(&mut own, &telemetry.unwind_tables);
+    unwind::write(&mut own, telemetry);
     own.by(
         "tieback_symbolize_total",
         Type::Counter,
@@ -132,61 +125,6 @@ pub(super) fn write(
     bounds(&mut own, snapshot);
     governor(&mut own, telemetry);
     agent(&mut own, snapshot, telemetry, scrapes, now_unix_ns);
-}
-
-fn first_stacks(own: &mut Own<'_>, first: &FirstStacks) {
-    const NAME: &str = "tieback_unwind_first_stack_seconds";
-    own.out.family(Family {
-        name: NAME,
-        kind: Type::Histogram,
-        help: "Time from the start of a program to its first whole stack, to the tenth of a second; programs that hardly run are late.",
-    });
-    for (bound, count) in first.cumulated() {
-        let bound = bound.to_string();
-        own.out
-            .sample(NAME, "_bucket", "", &[("le", &bound)], Value::Int(count));
-    }
-    own.out
-        .sample(NAME, "_bucket", "", &[("le", "+Inf")], Value::Int(first.count));
-    own.out.sample(NAME, "_sum", "", &[], Value::Float(first.sum));
-    own.out.sample(NAME, "_count", "", &[], Value::Int(first.count));
-}
-
-fn unwind_tables(own: &mut Own<'_>, tables: &UnwindTelemetry) {
-    own.counter(
-        "tieback_unwind_tables_total",
-        "Unwind tables made, one for each executable.",
-        Value::Int(tables.built),
-    );
-    own.by(
-        "tieback_unwind_tables_refused_total",
-        Type::Counter,
-        "Executables without an unwind table, by reason; stacks through them are walked by frame pointers.",
-        tables
-            .refused
-            .iter()
-            .map(|(reason, &count)| (vec![("reason", reason.as_str())], Value::Int(count))),
-    );
-    own.counter(
-        "tieback_unwind_functions_refused_total",
-        "Functions whose call frame information could not be read.",
-        Value::Int(tables.broken_functions),
-    );
-    own.counter(
-        "tieback_unwind_rows_unsupported_total",
-        "Rows of unwind tables with an expression that the walk does not know.",
-        Value::Int(tables.unsupported_rows),
-    );
-    own.counter(
-        "tieback_unwind_table_seconds_total",
-        "Seconds spent on making unwind tables.",
-        Value::Float(tables.build_seconds),
-    );
-    own.gauge(
-        "tieback_unwind_table_bytes",
-        "Bytes of kernel memory for the rows of unwind tables; part of tieback_agent_bpf_map_bytes.",
-        Value::Int(tables.row_bytes),
-    );
 }
 
 fn probes(own: &mut Own<'_>, telemetry: &Telemetry, programs: &[ProbeStatus]) {

@@ -21,6 +21,8 @@ use super::memory::Memory;
 const MAX_TABLE: u64 = 4 << 20;
 /// Size of an entry of the table.
 const SYMBOL: usize = 24;
+/// The result where frames are walked.
+const WALKED: &str = "walked";
 /// Files whose symbols are remembered.
 const MAX_FILES: usize = 256;
 
@@ -35,6 +37,19 @@ pub enum NoFrames {
     Layout,
     /// Its memory cannot be read.
     Memory,
+}
+
+impl NoFrames {
+    /// As a label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Old => "old",
+            Self::Version(..) => "version",
+            Self::Layout => "layout",
+            Self::Memory => "memory",
+        }
+    }
 }
 
 impl fmt::Display for NoFrames {
@@ -60,8 +75,10 @@ struct Symbols {
 pub(in super::super) struct Interpreters {
     /// What their files export.
     files: Lru<FileIdentity, Option<Symbols>>,
-    /// Slots with an interpreter, and whether its frames are walked.
-    slots: HashMap<u32, bool>,
+    /// Slots with an interpreter, and why its frames are not walked.
+    slots: HashMap<u32, Result<(), NoFrames>>,
+    /// How often each of these came of a program image.
+    results: HashMap<&'static str, u64>,
 }
 
 impl Default for Interpreters {
@@ -69,42 +86,56 @@ impl Default for Interpreters {
         Self {
             files: Lru::new(MAX_FILES),
             slots: HashMap::new(),
+            results: HashMap::new(),
         }
     }
 }
 
 impl Interpreters {
-    /// Looks for an interpreter among the mappings of a process, once for each program image.
+    /// Looks for an interpreter among the mappings of a process until there is one whose frames can be walked; tells whether
+    /// there is one that has to be looked at again.
     pub(in super::super) fn look<S: Sink>(
         &mut self,
         files: &mut Files,
         sink: &mut S,
         key: SpaceKey,
         mappings: &[Mapping],
-    ) -> Result<()> {
-        if self.slots.contains_key(&key.slot) || self.slots.len() >= PYTHON_PROCESSES as usize {
-            return Ok(());
+    ) -> Result<bool> {
+        if self.slots.get(&key.slot) == Some(&Ok(())) || self.slots.len() >= PYTHON_PROCESSES as usize {
+            return Ok(false);
         }
-        for mapping in mappings.iter().filter(|mapping| may_be(&mapping.path)) {
-            let Some(found) = self.interpreter(files, key.pid, mapping) else {
-                continue;
-            };
-            if let Err(why) = &found {
-                tracing::debug!(pid = key.pid, file = &*mapping.path, %why, "frames of Python are not walked");
+        let found = mappings
+            .iter()
+            .filter(|mapping| may_be(&mapping.path))
+            .find_map(|mapping| self.interpreter(files, key.pid, mapping));
+        let Some(found) = found else {
+            return Ok(false);
+        };
+        let why = found.map(|_| ());
+        if self.slots.insert(key.slot, why) != Some(why) {
+            let result = why.map_or_else(NoFrames::as_str, |()| WALKED);
+            *self.results.entry(result).or_default() += 1;
+            if let Err(why) = why {
+                tracing::debug!(pid = key.pid, %why, "frames of Python are not walked");
             }
-            // What cannot be read now may be, later.
-            if found != Err(NoFrames::Memory) {
-                self.slots.insert(key.slot, found.is_ok());
-            }
-            return found.map_or(Ok(()), |process| sink.python(key.slot, Some(process)));
         }
-        Ok(())
+        match found {
+            Ok(process) => sink.python(key.slot, Some(process)).map(|()| false),
+            // A program that still loads its libraries can look like that, but then it will have other mappings. What cannot
+            // be read now may be without.
+            Err(why) => Ok(why == NoFrames::Memory),
+        }
+    }
+
+    /// Program images with an interpreter, by whether its frames are walked or why not.
+    pub(in super::super) fn results(&self) -> &HashMap<&'static str, u64> {
+        &self.results
     }
 
     /// A program image ended.
     pub(in super::super) fn closed<S: Sink>(&mut self, sink: &mut S, slot: u32) -> Result<()> {
         match self.slots.remove(&slot) {
-            Some(true) => sink.python(slot, None),
+            Some(Ok(())) => sink.python(slot, None),
             _ => Ok(()),
         }
     }

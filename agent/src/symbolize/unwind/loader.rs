@@ -52,6 +52,8 @@ pub struct LoaderStats {
     pub build_time: Duration,
     /// Bytes of kernel memory for rows.
     pub row_bytes: u64,
+    /// Program images with CPython by whether its frames are walked, or why not.
+    pub interpreters: HashMap<&'static str, u64>,
 }
 
 #[derive(Debug)]
@@ -77,7 +79,7 @@ pub struct Loader<S> {
     /// Tables that found no room, and the turn from which on they are tried again.
     no_room: Lru<FileKey, u64>,
     pub(super) large: Large,
-    /// Too many files waited: what was looked at last is to be looked at again.
+    /// Too many files waited, or an interpreter could not be read: what was looked at last is to be looked at again.
     missed: bool,
     /// What a file costs from which on it is a large one.
     pub(super) large_from: u64,
@@ -115,6 +117,7 @@ impl<S: Sink> Loader<S> {
     pub fn stats(&self) -> LoaderStats {
         LoaderStats {
             row_bytes: self.tables.row_bytes(),
+            interpreters: self.interpreters.results().clone(),
             ..self.stats.clone()
         }
     }
@@ -160,8 +163,8 @@ impl<S: Sink> Loader<S> {
                 return Ok(());
             }
         }
-        self.missed = false;
-        self.interpreters
+        self.missed = self
+            .interpreters
             .look(&mut self.files, &mut self.sink, key, &mappings)?;
         let space = self.space(pid, &mappings)?;
         self.map(key, &space)?;

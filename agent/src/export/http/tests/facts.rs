@@ -88,6 +88,7 @@ pub(in crate::export) fn telemetry() -> Telemetry {
             unsupported_rows: 19,
             build_seconds: 0.5,
             row_bytes: 2 << 20,
+            interpreters: [(name("walked"), 3), (name("old"), 1)].into(),
         },
         symbolize: [(name("elf"), 700)].into(),
         owners: [(name("own"), 90), (name("no_symbol"), 10)].into(),

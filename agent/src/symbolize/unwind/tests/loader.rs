@@ -1,7 +1,9 @@
 //! The loader on this process, with the maps of the kernel side kept here.
 
 use std::fs::File;
+use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use agent_ebpf::wire::unwind::{SpaceKey, UnwindResult};
@@ -192,4 +194,40 @@ fn tables_that_take_long_come_later_and_hold_up_nobody() {
         loader.turn().unwrap();
     }
     assert_eq!(loader.stats().row_bytes, 0);
+}
+
+#[test]
+fn an_interpreter_that_cannot_be_read_is_looked_at_again() {
+    let mut python = Command::new("/usr/bin/python3")
+        .args(["-c", "input()"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = python.id();
+    let proc = tempfile::tempdir().unwrap();
+    let theirs = proc.path().join(pid.to_string());
+    std::fs::create_dir(&theirs).unwrap();
+    let show = |file: &str| symlink(format!("/proc/{pid}/{file}"), theirs.join(file)).unwrap();
+    symlink("/proc/self", proc.path().join("self")).unwrap();
+    show("maps");
+    show("root");
+    let config = SymbolizerConfig {
+        proc: proc.path().to_owned(),
+        ..SymbolizerConfig::default()
+    };
+    let mut loader = Loader::new(config, Maps::default(), 64 << 20);
+    loader.look(SLOT, pid).unwrap();
+    assert_eq!(loader.stats().interpreters, [("memory", 1)].into());
+    show("mem");
+    loader.look(SLOT, pid).unwrap();
+    assert_eq!(
+        loader.stats().interpreters,
+        [("memory", 1), ("walked", 1)].into()
+    );
+    // It is found, and not looked for any more.
+    loader.look(SlotId(8), pid).unwrap();
+    loader.look(SLOT, pid).unwrap();
+    assert_eq!(loader.stats().interpreters["walked"], 2);
+    python.kill().unwrap();
+    python.wait().unwrap();
 }
