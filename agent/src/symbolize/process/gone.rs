@@ -1,7 +1,7 @@
 //! Processes that ended before anybody read their memory map for their samples.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{GONE, Process, ProcessKey, Processes};
 use crate::symbolize::maps::{self, Mapping};
@@ -12,6 +12,8 @@ use crate::symbolize::{CapturedCode, CapturedModule, SymbolizerConfig};
 const MAX_CAPTURED: usize = 256;
 /// A process that lives and that was met so long ago is the one that its samples are of: these come within seconds.
 const SETTLED: Duration = Duration::from_secs(10);
+/// Who is gone has no samples after this time, so a process that has is looked for once more, and again as often.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Processes through which a file is tried to reach.
 const MAX_WAYS: usize = 4;
 
@@ -72,6 +74,33 @@ impl Processes {
         let settled = process.alive && process.met.elapsed() >= SETTLED;
         let lives = process.alive;
         of_files.is_empty() || settled || there(self) || lives && self.reread(config, key) && there(self)
+    }
+
+    /// Looks whether a process that was taken for gone lives: then it has at least one file where it had it before.
+    pub(super) fn look_for(&mut self, config: &SymbolizerConfig, key: ProcessKey) {
+        let Some(process) = self.known.get(&key).filter(|gone| gone.met.elapsed() >= LOOK_AGAIN) else {
+            return;
+        };
+        process.met = Instant::now();
+        let Some(fresh) = self.read(&config.proc.join(key.1.to_string()), 0) else {
+            return;
+        };
+        let Some(process) = self.known.get(&key) else {
+            return;
+        };
+        let there = |old: &Mapping| {
+            old.inode != 0
+                && maps::find(&fresh.mappings, old.range.start).is_some_and(|new| {
+                    new.inode == old.inode
+                        && new.offset + (old.range.start - new.range.start) == old.offset
+                })
+        };
+        if process.mappings.iter().any(there) {
+            let batch = process.batch;
+            *process = fresh;
+            process.batch = batch;
+            self.of_slot.entry(key.0).or_insert(key.1);
+        }
     }
 
     /// Mappings that came with samples of a process whose map can no longer be read.
@@ -221,5 +250,33 @@ mod tests {
         let process = processes.known.get(&key).unwrap();
         process.met -= SETTLED;
         assert!(processes.was_read(&config, key, 1, &[module(0x9000, Some(3))]));
+    }
+
+    #[test]
+    fn who_has_samples_still_is_not_gone() {
+        let proc = tempfile::tempdir().unwrap();
+        let config = config(proc.path());
+        let mut processes = Processes::new(&config);
+        let key = (SlotId(1), 41);
+        let lost = Mapping {
+            path: "".into(),
+            ..maps::parse(ONE).remove(0)
+        };
+        let mut batch = 1;
+        let mut lives = |processes: &mut Processes, later: Duration| {
+            batch += 1;
+            processes.known.get(&key).unwrap().met -= later;
+            let process = processes.get(&config, key, batch).unwrap();
+            (process.alive, process.mappings.len())
+        };
+        processes.capture(key, 1, None, vec![(lost, None)]);
+        assert_eq!(lives(&mut processes, LOOK_AGAIN), (false, 1));
+        write(proc.path(), 41, 700, &TWO.replace("01 1 ", "01 3 "));
+        assert_eq!(lives(&mut processes, LOOK_AGAIN), (false, 1), "another program");
+        write(proc.path(), 41, 700, TWO);
+        assert_eq!(lives(&mut processes, Duration::ZERO), (false, 1), "just now");
+        assert_eq!(lives(&mut processes, LOOK_AGAIN), (true, 2));
+        std::fs::remove_dir_all(proc.path()).unwrap();
+        assert_eq!(lives(&mut processes, LOOK_AGAIN), (false, 2));
     }
 }

@@ -116,6 +116,7 @@ impl Processes {
         if process.batch != batch {
             process.batch = batch;
             if process.start_time == GONE {
+                self.look_for(config, key);
                 return self.known.get(&key);
             }
             process.alive = start_time(&directory) == Some(process.start_time);
