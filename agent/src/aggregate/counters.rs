@@ -3,15 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::names;
-use crate::symbolize::{ConnTotals, Direction, FdForecast, Histogram, Peer, SyscallTotals, Totals};
-
-/// Adds a histogram's observations to another.
-fn add_histogram(total: &mut Histogram, tick: &Histogram) {
-    for (sum, more) in total.buckets.iter_mut().zip(&tick.buckets) {
-        *sum = sum.saturating_add(*more);
-    }
-    total.sum_ns = total.sum_ns.saturating_add(tick.sum_ns);
-}
+use crate::symbolize::{ConnTotals, Direction, FdForecast, Peer, SyscallTotals, Totals};
 
 /// Adds each element of an array to another.
 fn add_each<const N: usize>(total: &mut [u64; N], tick: &[u64; N]) {
@@ -31,8 +23,8 @@ fn add_conn(total: &mut ConnTotals, tick: &ConnTotals) {
     total.sent_bytes = total.sent_bytes.saturating_add(tick.sent_bytes);
     total.received_bytes = total.received_bytes.saturating_add(tick.received_bytes);
     total.retransmits = total.retransmits.saturating_add(tick.retransmits);
-    add_histogram(&mut total.connect, &tick.connect);
-    add_histogram(&mut total.age, &tick.age);
+    total.connect.add(&tick.connect);
+    total.age.add(&tick.age);
 }
 
 /// Adds system calls; numbers and errnos without a name share one entry, so that no process can make more entries
@@ -45,7 +37,7 @@ fn add_syscalls(total: &mut BTreeMap<u16, SyscallTotals>, tick: &BTreeMap<u16, S
             let errors = sum.errors.entry(names::known_errno(errno)).or_default();
             *errors = errors.saturating_add(count);
         }
-        add_histogram(&mut sum.duration, &more.duration);
+        sum.duration.add(&more.duration);
     }
 }
 
@@ -53,7 +45,7 @@ fn add_syscalls(total: &mut BTreeMap<u16, SyscallTotals>, tick: &BTreeMap<u16, S
 fn add_counters(total: &mut Totals, tick: &Totals) {
     add_each(&mut total.wait_ns, &tick.wait_ns);
     for (sum, more) in total.wait.iter_mut().zip(&tick.wait) {
-        add_histogram(sum, more);
+        sum.add(more);
     }
     total.cpu_user_ns = total.cpu_user_ns.saturating_add(tick.cpu_user_ns);
     total.cpu_system_ns = total.cpu_system_ns.saturating_add(tick.cpu_system_ns);
@@ -72,7 +64,7 @@ fn add_counters(total: &mut Totals, tick: &Totals) {
     total.fd_growth = total.fd_growth.saturating_add(tick.fd_growth);
     for (sum, more) in total.disk.iter_mut().zip(&tick.disk) {
         sum.bytes = sum.bytes.saturating_add(more.bytes);
-        add_histogram(&mut sum.duration, &more.duration);
+        sum.duration.add(&more.duration);
     }
 }
 

@@ -103,7 +103,7 @@ pub(crate) fn add_waits(totals: &mut Totals, cause: Cause, count: u64, ns: u64) 
     totals.wait_ns[cause.index()] += count * ns;
     let histogram = &mut totals.wait[cause.index()];
     let bucket = (64 - (ns.max(2) - 1).leading_zeros() as usize).saturating_sub(10);
-    histogram.buckets[bucket.min(27)] += count;
+    histogram.buckets_mut()[bucket.min(27)] += count;
     histogram.sum_ns += count * ns;
 }
 
@@ -270,12 +270,12 @@ fn everything() -> Totals {
         ..SyscallTotals::default()
     };
     write.errors.insert(11, 7);
-    write.duration.buckets[3] = 500;
+    write.duration.buckets_mut()[3] = 500;
     write.duration.sum_ns = 500 * 5000;
     totals.syscalls.insert(1, write);
     let disk = &mut totals.disk[DiskOp::Write.index()];
     disk.bytes = 1 << 16;
-    disk.duration.buckets[10] = 16;
+    disk.duration.buckets_mut()[10] = 16;
     disk.duration.sum_ns = 16 * 900_000;
     let database = Peer::Server(IpAddr::V6(Ipv6Addr::LOCALHOST), 5432);
     let out = totals.conns.entry((Direction::Out, database)).or_default();
@@ -289,9 +289,9 @@ fn everything() -> Totals {
     out.retransmits = 2;
     out.ended[ConnEnd::Us.index()] = 1;
     out.failures[ConnFailure::Refused.index()] = 4;
-    out.connect.buckets[6] = 2;
+    out.connect.buckets_mut()[6] = 2;
     out.connect.sum_ns = 100_000;
-    out.age.buckets[20] = 1;
+    out.age.buckets_mut()[20] = 1;
     out.age.sum_ns = SECOND;
     let client = Peer::Client(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 7)));
     totals.conns.entry((Direction::In, client)).or_default().opened = 6;
@@ -345,7 +345,7 @@ fn everything() -> Totals {
         once: 4120,
         ..PoolTotals::default()
     };
-    churn.age.buckets[12] = 4120;
+    churn.age.buckets_mut()[12] = 4120;
     churn.age.sum_ns = 4120 * 3_000_000;
     totals
         .pools

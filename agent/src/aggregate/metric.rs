@@ -166,7 +166,7 @@ const fn histogram_series(metric: Metric) -> usize {
 #[must_use]
 pub fn cumulated(histogram: &Histogram, exponent: u32) -> u64 {
     let buckets = (exponent as usize).saturating_sub(9).min(HISTOGRAM_BUCKETS);
-    histogram.buckets[..buckets]
+    histogram.buckets()[..buckets]
         .iter()
         .fold(0, |sum: u64, &count| sum.saturating_add(count))
 }
@@ -175,14 +175,9 @@ pub fn cumulated(histogram: &Histogram, exponent: u32) -> u64 {
 #[must_use]
 pub fn observations(histogram: &Histogram) -> u64 {
     histogram
-        .buckets
+        .buckets()
         .iter()
         .fold(0, |sum: u64, &count| sum.saturating_add(count))
-}
-
-/// Something was observed.
-fn used(histogram: &Histogram) -> bool {
-    histogram.buckets.iter().any(|&count| count > 0)
 }
 
 impl ServiceSnapshot {
@@ -208,7 +203,7 @@ impl ServiceSnapshot {
         Cause::ALL
             .iter()
             .map(|&cause| (cause, &self.totals.wait[cause.index()]))
-            .filter(|(_, h)| used(h))
+            .filter(|(_, h)| h.any())
     }
 
     /// Histograms of system calls with observations.
@@ -217,7 +212,7 @@ impl ServiceSnapshot {
             .syscalls
             .iter()
             .map(|(&number, calls)| (number, &calls.duration))
-            .filter(|(_, h)| used(h))
+            .filter(|(_, h)| h.any())
     }
 
     /// Disk operations that happened, with bytes and latencies.
@@ -231,7 +226,7 @@ impl ServiceSnapshot {
                     &self.totals.disk[op.index()].duration,
                 )
             })
-            .filter(|(_, bytes, duration)| *bytes > 0 || used(duration))
+            .filter(|(_, bytes, duration)| *bytes > 0 || duration.any())
     }
 
     /// Connection histograms with observations: of connecting, or of the age at close.
@@ -243,7 +238,7 @@ impl ServiceSnapshot {
             .conns
             .iter()
             .map(move |(&(direction, peer), conn)| (direction, peer, pick(conn)))
-            .filter(|(_, _, h)| used(h))
+            .filter(|(_, _, h)| h.any())
     }
 
     /// Ends of connections that happened.

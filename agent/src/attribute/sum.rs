@@ -1,13 +1,6 @@
 //! Sums of totals: counters and gauges add up, except for the limit of descriptors, of which the lowest counts.
 
-use super::{ConnTotals, FdForecast, Histogram, PoolTotals, Totals};
-
-fn add_histogram(to: &mut Histogram, from: &Histogram) {
-    for (to, from) in to.buckets.iter_mut().zip(&from.buckets) {
-        *to += from;
-    }
-    to.sum_ns += from.sum_ns;
-}
+use super::{ConnTotals, FdForecast, PoolTotals, Totals};
 
 fn add_array<const N: usize>(to: &mut [u64; N], from: &[u64; N]) {
     for (to, from) in to.iter_mut().zip(from) {
@@ -48,7 +41,7 @@ impl Totals {
         } = other;
         add_array(&mut self.wait_ns, wait_ns);
         for (to, from) in self.wait.iter_mut().zip(wait) {
-            add_histogram(to, from);
+            to.add(from);
         }
         self.cpu_user_ns += cpu_user_ns;
         self.cpu_system_ns += cpu_system_ns;
@@ -58,7 +51,7 @@ impl Totals {
             for (errno, count) in &from.errors {
                 *to.errors.entry(*errno).or_default() += count;
             }
-            add_histogram(&mut to.duration, &from.duration);
+            to.duration.add(&from.duration);
         }
         self.memory_growth_bytes += memory_growth_bytes;
         self.memory_returned_bytes += memory_returned_bytes;
@@ -72,7 +65,7 @@ impl Totals {
         self.alloc_live_bytes += alloc_live_bytes;
         for (to, from) in self.disk.iter_mut().zip(disk) {
             to.bytes += from.bytes;
-            add_histogram(&mut to.duration, &from.duration);
+            to.duration.add(&from.duration);
         }
         for (whom, from) in conns {
             self.conns.entry(*whom).or_default().merge(from);
@@ -125,8 +118,8 @@ impl ConnTotals {
         self.sent_bytes += sent_bytes;
         self.received_bytes += received_bytes;
         self.retransmits += retransmits;
-        add_histogram(&mut self.connect, connect);
-        add_histogram(&mut self.age, age);
+        self.connect.add(&connect);
+        self.age.add(&age);
     }
 }
 
@@ -163,7 +156,7 @@ impl PoolTotals {
         self.closed += closed;
         self.exchanges += exchanges;
         self.once += once;
-        add_histogram(&mut self.age, age);
+        self.age.add(&age);
     }
 
     /// Forgets what is true of one tick only.

@@ -7,10 +7,7 @@ use agent_ebpf::wire::{ConnKey, Hist};
 use super::model::{Direction, Histogram, Peer};
 
 pub(super) fn histogram(hist: &Hist) -> Histogram {
-    Histogram {
-        buckets: hist.buckets,
-        sum_ns: hist.sum_ns,
-    }
+    Histogram::new(hist.buckets, hist.sum_ns)
 }
 
 /// The address of a family, 4 or 6.

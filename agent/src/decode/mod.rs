@@ -4,6 +4,7 @@ mod connections;
 pub mod descriptors;
 pub mod events;
 pub mod harvest;
+mod histogram;
 mod keys;
 pub mod listeners;
 pub mod model;

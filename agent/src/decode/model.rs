@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 pub use super::connections::{AGES, ConnTotals, Peer, PoolPeer, PoolTotals};
 pub use super::descriptors::{FdForecast, ProcessFds};
+pub use super::histogram::{HISTOGRAM_BUCKETS, Histogram};
 pub use super::listeners::ListenTotals;
 pub use super::unix::{UnixBrief, UnixSocket};
 pub use agent_ebpf::wire::unwind::UnwindResult;
@@ -23,19 +24,6 @@ pub struct SlotId(pub u32);
 impl SlotId {
     /// The kernel's own threads.
     pub const KERNEL: Self = Self(agent_ebpf::wire::SLOT_KERNEL);
-}
-
-/// Upper bounds in nanoseconds of the duration histograms' buckets: powers of two from 2^10 (1.02 µs) to 2^36
-/// (68.7 s); the last bucket has no bound.
-pub const HISTOGRAM_BUCKETS: usize = 28;
-
-/// A histogram of durations.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Histogram {
-    /// Observations per bucket, not cumulated; bucket `i` holds durations up to `2^(10+i)` ns.
-    pub buckets: [u64; HISTOGRAM_BUCKETS],
-    /// Sum of all observed durations in nanoseconds.
-    pub sum_ns: u64,
 }
 
 /// Totals of one system call.

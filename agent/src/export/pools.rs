@@ -161,7 +161,7 @@ fn quantile(buckets: &[u64], first: f64, at: f64) -> Option<f64> {
 }
 
 fn median_life(pool: &PoolTotals) -> Option<f64> {
-    quantile(&pool.age.buckets, 1.024e-6, 0.5)
+    quantile(pool.age.buckets(), 1.024e-6, 0.5)
 }
 
 fn age(pool: &PoolTotals, at: f64) -> Option<f64> {

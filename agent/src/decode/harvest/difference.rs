@@ -95,31 +95,35 @@ fn step(now: &mut u64, before: &mut u64) {
 }
 
 fn step_histogram(now: &mut Histogram, before: &mut Histogram) {
-    for (now, before) in now.buckets.iter_mut().zip(&mut before.buckets) {
-        step(now, before);
+    if now.any() {
+        for (now, before) in now.buckets_mut().iter_mut().zip(before.buckets_mut()) {
+            step(now, before);
+        }
     }
     step(&mut now.sum_ns, &mut before.sum_ns);
 }
 
 /// As [`step_histogram`], of counts that the kernel side keeps in 32 bits: they never dip, but begin anew.
 fn step_wait(now: &mut Histogram, before: &mut Histogram) {
-    for (now, before) in now.buckets.iter_mut().zip(&mut before.buckets) {
-        let absolute = *now;
-        *now = u64::from((absolute as u32).wrapping_sub(*before as u32));
-        *before = absolute;
+    if now.any() || before.any() {
+        for (now, before) in now.buckets_mut().iter_mut().zip(before.buckets_mut()) {
+            let absolute = *now;
+            *now = u64::from((absolute as u32).wrapping_sub(*before as u32));
+            *before = absolute;
+        }
     }
     step(&mut now.sum_ns, &mut before.sum_ns);
 }
 
 /// Scales a histogram of a sample of the calls to all of them.
 fn stretch(hist: &mut Histogram, count: u64) {
-    let sampled: u64 = hist.buckets.iter().sum();
+    let sampled: u64 = hist.buckets().iter().sum();
     if sampled == 0 || sampled >= count {
         return;
     }
     let factor = count as f64 / sampled as f64;
     let mut carried = 0.0;
-    for bucket in &mut hist.buckets {
+    for bucket in hist.buckets_mut() {
         let exact = *bucket as f64 * factor + carried;
         *bucket = exact.round() as u64;
         carried = exact - *bucket as f64;
@@ -130,6 +134,7 @@ fn stretch(hist: &mut Histogram, count: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decode::model::HISTOGRAM_BUCKETS;
 
     #[test]
     fn a_dip_is_not_counted_twice() {
@@ -147,24 +152,21 @@ mod tests {
         let (mut last, mut sum) = (Histogram::default(), 0);
         for absolute in [7, u32::MAX - 2, 4, 4] {
             let mut now = Histogram::default();
-            now.buckets[3] = u64::from(absolute);
+            now.buckets_mut()[3] = u64::from(absolute);
             step_wait(&mut now, &mut last);
-            sum += now.buckets[3];
+            sum += now.buckets()[3];
         }
         assert_eq!(sum, (1 << 32) + 4);
     }
 
     #[test]
     fn a_sampled_histogram_is_scaled_to_the_count() {
-        let mut hist = Histogram {
-            sum_ns: 300,
-            ..Histogram::default()
-        };
-        hist.buckets[0] = 2;
-        hist.buckets[5] = 1;
+        let mut buckets = [0; HISTOGRAM_BUCKETS];
+        (buckets[0], buckets[5]) = (2, 1);
+        let mut hist = Histogram::new(buckets, 300);
         stretch(&mut hist, 100);
-        assert_eq!(hist.buckets.iter().sum::<u64>(), 100);
-        assert_eq!(hist.buckets[0], 67);
+        assert_eq!(hist.buckets().iter().sum::<u64>(), 100);
+        assert_eq!(hist.buckets()[0], 67);
         assert_eq!(hist.sum_ns, 10_000);
     }
 }

@@ -23,7 +23,7 @@ use self::{
     read::{connections, disk, syscalls},
 };
 use super::descriptors::visited;
-use super::model::{SlotId, Tick, Totals};
+use super::model::{Histogram, SlotId, Tick, Totals};
 use crate::load::{Loaded, Plain};
 
 pub(super) const PAGE: u64 = 4096;
@@ -190,7 +190,7 @@ impl Harvest {
         for (id, view) in &mut views {
             let wait = hists.get(&(id & (MAX_SLOTS - 1)), 0)?.0;
             for (to, from) in view.absolute.wait.iter_mut().zip(&wait.causes) {
-                to.buckets = from.map(u64::from);
+                *to = Histogram::new(from.map(u64::from), to.sum_ns);
             }
         }
         Ok(views)

@@ -43,7 +43,9 @@ impl Own<'_> {
     }
 }
 
-pub(super) fn by_result(results: &BTreeMap<String, u64>) -> impl Iterator<Item = (Vec<(&'static str, &str)>, Value)> {
+pub(super) fn by_result(
+    results: &BTreeMap<String, u64>,
+) -> impl Iterator<Item = (Vec<(&'static str, &str)>, Value)> {
     results
         .iter()
         .map(|(result, &count)| (vec![("result", result.as_str())], Value::Int(count)))

@@ -173,10 +173,7 @@ fn add(pool: &mut PoolTotals, conn: &ConnTotals) {
     pool.exchanges += conn.exchanges;
     pool.once += conn.once;
     pool.open_peak = pool.open_peak.max(conn.peak);
-    for (to, from) in pool.age.buckets.iter_mut().zip(&conn.age.buckets) {
-        *to += from;
-    }
-    pool.age.sum_ns += conn.age.sum_ns;
+    pool.age.add(&conn.age);
 }
 
 #[cfg(test)]

@@ -78,7 +78,11 @@ impl Processes {
 
     /// Looks whether a process that was taken for gone lives: then it has at least one file where it had it before.
     pub(super) fn look_for(&mut self, config: &SymbolizerConfig, key: ProcessKey) {
-        let Some(process) = self.known.get(&key).filter(|gone| gone.met.elapsed() >= LOOK_AGAIN) else {
+        let Some(process) = self
+            .known
+            .get(&key)
+            .filter(|gone| gone.met.elapsed() >= LOOK_AGAIN)
+        else {
             return;
         };
         process.met = Instant::now();
@@ -91,8 +95,7 @@ impl Processes {
         let there = |old: &Mapping| {
             old.inode != 0
                 && maps::find(&fresh.mappings, old.range.start).is_some_and(|new| {
-                    new.inode == old.inode
-                        && new.offset + (old.range.start - new.range.start) == old.offset
+                    new.inode == old.inode && new.offset + (old.range.start - new.range.start) == old.offset
                 })
         };
         if process.mappings.iter().any(there) {

@@ -220,10 +220,7 @@ fn an_interpreter_that_cannot_be_read_is_looked_at_again() {
     assert_eq!(loader.stats().interpreters, [("memory", 1)].into());
     show("mem");
     loader.look(SLOT, pid).unwrap();
-    assert_eq!(
-        loader.stats().interpreters,
-        [("memory", 1), ("walked", 1)].into()
-    );
+    assert_eq!(loader.stats().interpreters, [("memory", 1), ("walked", 1)].into());
     // It is found, and not looked for any more.
     loader.look(SlotId(8), pid).unwrap();
     loader.look(SLOT, pid).unwrap();
