@@ -1,5 +1,6 @@
 //! How large the tables of lines and files of a unit become.
 
+use std::cell::LazyCell;
 use std::fs::File;
 
 use gimli::{AttributeValue, DebugLine, DebugLineOffset, EndianSlice, LittleEndian};
@@ -27,7 +28,7 @@ pub(super) fn check(file: &File, headers: &Headers, until: CpuTime) -> Result<()
     };
     let strings = Strings {
         of_lines: section(".debug_line_str")?,
-        of_all: section(".debug_str")?,
+        of_all: LazyCell::new(Box::new(|| section(".debug_str"))),
     };
     let end = at.saturating_add(size);
     while at < end {
@@ -47,12 +48,15 @@ pub(super) fn check(file: &File, headers: &Headers, until: CpuTime) -> Result<()
     Ok(())
 }
 
-struct Strings {
+type Read<'a> = Box<dyn FnOnce() -> Result<Vec<u8>, Outcome> + 'a>;
+
+struct Strings<'a> {
     of_lines: Vec<u8>,
-    of_all: Vec<u8>,
+    /// Compilers hardly put paths there, and it is the largest section of many programs.
+    of_all: LazyCell<Result<Vec<u8>, Outcome>, Read<'a>>,
 }
 
-impl Strings {
+impl Strings<'_> {
     /// Bytes of the paths of all files that a table names, counted to just above the limit.
     fn paths(&self, unit: &[u8], until: CpuTime) -> Result<usize, Outcome> {
         if CpuTime::now() > until {
@@ -66,9 +70,11 @@ impl Strings {
         let header = program.header();
         let mut sum = 0usize;
         for file in header.file_names() {
-            let directory = file.directory(header).map_or(0, |directory| self.len(&directory));
+            let directory = file
+                .directory(header)
+                .map_or(Ok(0), |directory| self.len(&directory))?;
             sum = sum
-                .saturating_add(self.len(&file.path_name()))
+                .saturating_add(self.len(&file.path_name())?)
                 .saturating_add(directory);
             if sum > MAX_PATHS {
                 break;
@@ -78,16 +84,16 @@ impl Strings {
     }
 
     /// No longer than just above the limit, so that a long string costs no time.
-    fn len(&self, value: &AttributeValue<Slice<'_>>) -> usize {
+    fn len(&self, value: &AttributeValue<Slice<'_>>) -> Result<usize, Outcome> {
         let (section, at) = match value {
-            AttributeValue::String(text) => return text.len(),
+            AttributeValue::String(text) => return Ok(text.len()),
             AttributeValue::DebugLineStrRef(at) => (&self.of_lines, at.0),
-            AttributeValue::DebugStrRef(at) => (&self.of_all, at.0),
-            _ => return 0,
+            AttributeValue::DebugStrRef(at) => (self.of_all.as_ref().map_err(|why| *why)?, at.0),
+            _ => return Ok(0),
         };
         let text = section.get(at..).unwrap_or_default();
         let text = &text[..text.len().min(MAX_PATHS + 1)];
-        text.iter().position(|byte| *byte == 0).unwrap_or(text.len())
+        Ok(text.iter().position(|byte| *byte == 0).unwrap_or(text.len()))
     }
 }
 
@@ -97,12 +103,14 @@ mod tests {
 
     use super::*;
 
+    const LINE_STRP: u8 = 0x1f;
+    const STRP: u8 = 0x0e;
+
     /// A table of DWARF 5 without lines: one directory, and `files` files that all name the string at 0.
-    fn table(files: u16) -> Vec<u8> {
-        const LINE_STRP: u8 = 0x1f;
+    fn table(form: u8, files: u16) -> Vec<u8> {
         let mut header = vec![1, 1, 1, 0xfb, 14, 13, 0, 1, 1, 1, 1, 0, 0, 0, 1, 0, 0, 1];
-        header.extend([1, 1, LINE_STRP, 1, 0, 0, 0, 0]);
-        header.extend([1, 1, LINE_STRP]);
+        header.extend([1, 1, form, 1, 0, 0, 0, 0]);
+        header.extend([1, 1, form]);
         header.extend([
             (files & 0x7f) as u8 | 0x80,
             (files >> 7 & 0x7f) as u8 | 0x80,
@@ -119,16 +127,23 @@ mod tests {
 
     #[test]
     fn a_long_name_counts_for_each_file_that_has_it() {
-        let mut of_lines = vec![b'x'; 1000];
-        of_lines.push(0);
+        let mut name = vec![b'x'; 1000];
+        name.push(0);
         let strings = Strings {
-            of_lines,
-            of_all: Vec::new(),
+            of_lines: name.clone(),
+            of_all: LazyCell::new(Box::new(|| Ok([&name[..3], &name[..]].concat()))),
         };
         let soon = CpuTime::now() + Duration::from_secs(60);
         // The directory is such a name, too.
-        assert_eq!(strings.paths(&table(3), soon), Ok(6000));
-        assert!(strings.paths(&table(60_000), soon).unwrap() > MAX_PATHS);
+        assert_eq!(strings.paths(&table(LINE_STRP, 3), soon), Ok(6000));
+        assert_eq!(strings.paths(&table(STRP, 3), soon), Ok(6018));
+        assert!(strings.paths(&table(LINE_STRP, 60_000), soon).unwrap() > MAX_PATHS);
         assert_eq!(strings.paths(b"nonsense", soon), Ok(0));
+        let unreadable = Strings {
+            of_lines: name.clone(),
+            of_all: LazyCell::new(Box::new(|| Err(Outcome::ElfError))),
+        };
+        assert_eq!(unreadable.paths(&table(LINE_STRP, 3), soon), Ok(6000));
+        assert_eq!(unreadable.paths(&table(STRP, 3), soon), Err(Outcome::ElfError));
     }
 }
