@@ -4,9 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use blazesym::MaybeDefault;
 use blazesym::symbolize::evict::{Elf as EvictElf, Evict};
-use blazesym::symbolize::source::{Elf, Kernel, Source};
+use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer};
 
 use super::Outcome;
@@ -93,17 +92,6 @@ impl Engine {
         found
     }
 
-    /// What is at a kernel address, by the kernel's own list of symbols.
-    pub(super) fn kernel(&mut self, kallsyms: &Path, address: u64) -> Result<Vec<Part>, Outcome> {
-        let kernel = Kernel {
-            kallsyms: MaybeDefault::Some(kallsyms.to_path_buf()),
-            vmlinux: MaybeDefault::None,
-            ..Kernel::default()
-        };
-        self.look_up(&Source::Kernel(kernel), Input::AbsAddr(address))
-            .map(|found| found.parts)
-    }
-
     /// Drops what was parsed of a file.
     pub(super) fn forget(&mut self, path: &Path) {
         let evict = Evict::from(EvictElf::new(path));
@@ -111,11 +99,6 @@ impl Engine {
         if !matches!(evicted, Ok(Ok(()))) {
             self.symbolizer = fresh();
         }
-    }
-
-    /// Drops everything that was parsed.
-    pub(super) fn forget_all(&mut self) {
-        self.symbolizer = fresh();
     }
 
     fn look_up(&mut self, source: &Source<'_>, input: Input<u64>) -> Result<Found, Outcome> {

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::engine::{Engine, Part};
+use super::kallsyms::Kallsyms;
 use super::lru::Lru;
+use super::name::Names;
 use super::{Frame, Outcome, SymbolizerConfig};
 
 /// Kernel addresses kept; the hot paths into the scheduler are a few hundred.
@@ -19,11 +20,11 @@ const RELOAD_EVERY: Duration = Duration::from_secs(600);
 pub(super) struct KernelSymbols {
     kallsyms: PathBuf,
     hidden: bool,
-    engine: Engine,
+    names: Names,
     loaded: Instant,
-    /// When the list was last asked, while it is in memory.
-    asked: Option<Instant>,
-    cache: Lru<u64, (Vec<Part>, Outcome)>,
+    /// The list, and when it was last asked.
+    list: Option<(Kallsyms, Instant)>,
+    cache: Lru<u64, (Option<Arc<str>>, Outcome)>,
     module: Arc<str>,
 }
 
@@ -33,9 +34,9 @@ impl KernelSymbols {
         Self {
             hidden: all_zero(&kallsyms),
             kallsyms,
-            engine: Engine::new(),
+            names: Names::default(),
             loaded: Instant::now(),
-            asked: None,
+            list: None,
             cache: Lru::new(MAX_ADDRESSES),
             module: "[kernel]".into(),
         }
@@ -52,7 +53,13 @@ impl KernelSymbols {
             let answer = self.look_up(look_up);
             self.cache.insert(look_up, answer);
         }
-        let frame = |function: Option<Arc<str>>| Frame {
+        let (function, outcome) = self
+            .cache
+            .get(&look_up)
+            .map_or((None, Outcome::NoSymbol), |(function, outcome)| {
+                (function.clone(), *outcome)
+            });
+        frames.push(Frame {
             function,
             file: None,
             line: 0,
@@ -61,43 +68,42 @@ impl KernelSymbols {
             address,
             inlined: false,
             kernel: true,
-        };
-        match self.cache.get(&look_up) {
-            Some((parts, outcome)) if !parts.is_empty() => {
-                frames.extend(parts.iter().map(|part| frame(part.function.clone())));
-                *outcome
-            }
-            Some((_, outcome)) => {
-                frames.push(frame(None));
-                *outcome
-            }
-            None => Outcome::NoSymbol,
-        }
+        });
+        outcome
     }
 
-    /// Lets go of the list, 8 MiB, when it was not asked for a while: what is on hot paths is known by then.
+    /// Lets go of the list when it was not asked for a while: what is on hot paths is known by then.
     pub(super) fn release_idle(&mut self, idle: Duration) {
-        if self.asked.is_some_and(|asked| asked.elapsed() >= idle) {
-            self.asked = None;
-            self.engine.forget_all();
-        }
+        self.list.take_if(|(_, asked)| asked.elapsed() >= idle);
     }
 
-    fn look_up(&mut self, address: u64) -> (Vec<Part>, Outcome) {
+    fn look_up(&mut self, address: u64) -> (Option<Arc<str>>, Outcome) {
         if self.hidden {
-            return (Vec::new(), Outcome::KernelHidden);
+            return (None, Outcome::KernelHidden);
         }
-        self.asked = Some(Instant::now());
-        let mut found = self.engine.kernel(&self.kallsyms, address);
-        if found.is_err() && self.loaded.elapsed() >= RELOAD_EVERY {
-            self.engine.forget_all();
-            self.loaded = Instant::now();
-            found = self.engine.kernel(&self.kallsyms, address);
+        let mut found = self.find(address);
+        if matches!(found, Ok(None)) && self.loaded.elapsed() >= RELOAD_EVERY {
+            self.list = None;
+            found = self.find(address);
         }
         match found {
-            Ok(parts) => (parts, Outcome::Ok),
-            Err(outcome) => (Vec::new(), outcome),
+            Ok(Some(name)) => (Some(name), Outcome::Ok),
+            Ok(None) => (None, Outcome::NoSymbol),
+            Err(_) => (None, Outcome::ElfError),
         }
+    }
+
+    /// Asks the list, which is read where it is not in memory.
+    fn find(&mut self, address: u64) -> std::io::Result<Option<Arc<str>>> {
+        let (list, asked) = match &mut self.list {
+            Some(list) => list,
+            none => {
+                self.loaded = Instant::now();
+                none.insert((Kallsyms::read(&self.kallsyms)?, self.loaded))
+            }
+        };
+        *asked = Instant::now();
+        Ok(list.find(address).and_then(|name| self.names.share(name)))
     }
 }
 
@@ -147,9 +153,9 @@ mod tests {
         assert_eq!(frames[0].address, 0xffff_ffff_8100_0210);
         // What was let go is read again when there is something new.
         kernel.release_idle(Duration::from_secs(3600));
-        assert!(kernel.asked.is_some());
+        assert!(kernel.list.is_some());
         kernel.release_idle(Duration::ZERO);
-        assert!(kernel.asked.is_none());
+        assert!(kernel.list.is_none());
         for (address, name) in [(0x0210, "__schedule"), (0x0310, "schedule")] {
             let address = 0xffff_ffff_8100_0000 + address;
             assert_eq!(kernel.resolve(address, address, &mut frames), Outcome::Ok);

@@ -20,6 +20,7 @@ mod frames;
 mod go;
 mod headers;
 mod image;
+mod kallsyms;
 mod kernel;
 mod layers;
 mod lru;
