@@ -39,6 +39,8 @@ pub(super) struct Module {
     broken: Option<Outcome>,
     /// Its debug information did harm: a panic, or too much time.
     symbols_only: bool,
+    /// What its copy took when it was read last.
+    bytes: u64,
     budget: Budget,
 }
 
@@ -195,6 +197,7 @@ impl Modules {
             identity: key.0,
             broken: None,
             symbols_only: false,
+            bytes: 0,
             budget: Budget::new(),
         };
         self.by_identity.insert(key, id);
@@ -232,7 +235,10 @@ impl Modules {
                 return Err(Outcome::Postponed);
             }
             self.files_read += 1;
-            let layers = load(config, &mut self.debug_files, via, module.identity);
+            let (bytes, identity) = (module.bytes, module.identity);
+            // Else there would be more than is allowed until it is read.
+            self.make_room(config, engine, bytes);
+            let layers = load(config, &mut self.debug_files, via, identity);
             if layers.is_err() {
                 self.reading.spend(reading.elapsed());
             }
@@ -243,6 +249,9 @@ impl Modules {
             let layers = layers?;
             self.debug_skipped += layers.debug_skipped();
             self.make_room(config, engine, layers.bytes());
+            if let Some(module) = self.known.get(&id) {
+                module.bytes = layers.bytes();
+            }
             self.image_bytes += layers.bytes();
             for (_, (old, _)) in self.images.insert(id, (layers, Instant::now())) {
                 self.release(config, engine, &old);
