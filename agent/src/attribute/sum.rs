@@ -118,8 +118,8 @@ impl ConnTotals {
         self.sent_bytes += sent_bytes;
         self.received_bytes += received_bytes;
         self.retransmits += retransmits;
-        self.connect.add(&connect);
-        self.age.add(&age);
+        self.connect.add(connect);
+        self.age.add(age);
     }
 }
 
@@ -156,7 +156,7 @@ impl PoolTotals {
         self.closed += closed;
         self.exchanges += exchanges;
         self.once += once;
-        self.age.add(&age);
+        self.age.add(age);
     }
 
     /// Forgets what is true of one tick only.
