@@ -2,6 +2,7 @@
 
 mod account;
 mod attach;
+mod elements;
 mod environment;
 pub mod maps;
 mod measure;

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
 
 /// Calls bpf(2).
 ///
@@ -80,7 +81,7 @@ pub(super) fn run(program: BorrowedFd<'_>, arguments: [u64; 2]) -> io::Result<()
     }
 }
 
-/// The part of `union bpf_attr` that reads many elements.
+/// The part of `union bpf_attr` that reads or deletes many elements.
 #[repr(C)]
 struct Batch {
     in_batch: u64,
@@ -162,4 +163,39 @@ pub(super) fn lookup_batches<K: aya::Pod, V: aya::Pod>(
         }
         (position, begun) = (next, true);
     }
+}
+
+/// Takes elements out of a hash map. Those that are not there are no error.
+pub(super) fn delete_all<K: aya::Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()> {
+    while !keys.is_empty() {
+        let mut batch = Batch {
+            in_batch: 0,
+            out_batch: 0,
+            keys: keys.as_ptr() as u64,
+            values: 0,
+            count: u32::try_from(keys.len()).unwrap_or(u32::MAX),
+            map_fd: map.as_raw_fd() as u32,
+            elem_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the kernel reads `count` keys, and writes how many it took.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_MAP_DELETE_BATCH,
+                &raw mut batch,
+                size_of::<Batch>(),
+            )
+        };
+        let error = (result < 0).then(io::Error::last_os_error);
+        let mut done = (batch.count as usize).min(keys.len());
+        match error {
+            None => {}
+            // The first that was not there ended it.
+            Some(error) if error.raw_os_error() == Some(libc::ENOENT) => done = (done + 1).min(keys.len()),
+            Some(error) => return Err(error),
+        }
+        keys = &keys[done..];
+    }
+    Ok(())
 }

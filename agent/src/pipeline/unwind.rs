@@ -21,6 +21,8 @@ use crate::telemetry::UnwindTelemetry;
 const TURN: Duration = Duration::from_secs(1);
 /// News that wait while tables are made; more are lost, and come again with the next samples.
 const QUEUE: usize = 4096;
+/// News that come together are taken up for this long before what they changed is settled and shown.
+const TOGETHER: Duration = Duration::from_millis(2);
 /// How long tables are waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -83,6 +85,25 @@ fn make(work: &Receiver<Job>, back: &Weak<SyncSender<News>>) {
     }
 }
 
+/// Takes up one piece of news.
+fn hear<S: Sink>(loader: &mut Loader<S>, news: News, warming: &mut Vec<Sender<()>>) -> Result<()> {
+    match news {
+        News::Opened(slot, pid) => {
+            loader.opened(slot, pid, Instant::now());
+            Ok(())
+        }
+        News::Sampled(slot, pid, result) => loader.sampled(slot, pid, result),
+        News::Closed(slot) => loader.closed(slot),
+        News::Exited(slot, pid) => loader.exited(slot, pid),
+        News::Look(slot, pid) => loader.look(slot, pid),
+        News::Made(made) => loader.made(*made),
+        News::Warm(pid, reply) => {
+            warming.push(reply);
+            loader.warm(pid)
+        }
+    }
+}
+
 /// Brings tables until nobody has news any more.
 fn bring<S: Sink>(
     mut loader: Loader<S>,
@@ -95,18 +116,16 @@ fn bring<S: Sink>(
     loop {
         let wake = loader.due().map_or(next, |due| due.min(next));
         let mut done = match news.recv_timeout(wake.saturating_duration_since(Instant::now())) {
-            Ok(News::Opened(slot, pid)) => {
-                loader.opened(slot, pid, Instant::now());
-                Ok(())
-            }
-            Ok(News::Sampled(slot, pid, result)) => loader.sampled(slot, pid, result),
-            Ok(News::Closed(slot)) => loader.closed(slot),
-            Ok(News::Exited(slot, pid)) => loader.exited(slot, pid),
-            Ok(News::Look(slot, pid)) => loader.look(slot, pid),
-            Ok(News::Made(made)) => loader.made(*made),
-            Ok(News::Warm(pid, reply)) => {
-                warming.push(reply);
-                loader.warm(pid)
+            Ok(first) => {
+                let until = Instant::now() + TOGETHER;
+                let mut done = hear(&mut loader, first, &mut warming);
+                while done.is_ok()
+                    && Instant::now() < until
+                    && let Ok(more) = news.try_recv()
+                {
+                    done = hear(&mut loader, more, &mut warming);
+                }
+                done
             }
             Err(RecvTimeoutError::Timeout) if Instant::now() < next => Ok(()),
             Err(RecvTimeoutError::Timeout) => {

@@ -14,7 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use agent_ebpf::wire::{MAX_SLOTS, SLOT_KERNEL, Slot, Sums, WaitHists};
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, HashMap as BpfMap, MapData};
+use aya::maps::{Array, MapData};
 
 pub use self::read::{counter_by_cpu, counters, runs};
 pub use self::scale::Windows;
@@ -59,18 +59,6 @@ pub(super) fn unix_ns() -> u64 {
 
 fn array<'a, T: Copy>(loaded: &'a mut Loaded, name: &str) -> Result<Array<&'a mut MapData, Plain<T>>> {
     Ok(Array::try_from(
-        loaded
-            .maps()
-            .map_mut(name)
-            .with_context(|| format!("the object has no map {name}"))?,
-    )?)
-}
-
-fn hash<'a, K: Copy, V: Copy>(
-    loaded: &'a mut Loaded,
-    name: &str,
-) -> Result<BpfMap<&'a mut MapData, Plain<K>, Plain<V>>> {
-    Ok(BpfMap::try_from(
         loaded
             .maps()
             .map_mut(name)

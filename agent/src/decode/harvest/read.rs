@@ -6,18 +6,17 @@ use agent_ebpf::wire::{ConnKey, ConnStats, DiskKey, DiskStats, Hist, Program, Sy
 use anyhow::{Context as _, Result};
 use aya::maps::{MapData, PerCpuArray};
 
-use super::{View, hash};
+use super::View;
 use crate::decode::{
     keys::{histogram, peer},
     model::DiskOp,
 };
-use crate::load::{Loaded, Plain};
+use crate::load::Loaded;
 
-pub(super) fn syscalls(loaded: &mut Loaded, views: &mut HashMap<u32, View>) -> Result<()> {
-    for entry in &hash::<SyscallKey, u64>(loaded, "SYSCALL_COUNTS")? {
-        let (Plain(key), Plain(count)) = entry?;
+pub(super) fn syscalls(loaded: &Loaded, views: &mut HashMap<u32, View>) -> Result<()> {
+    loaded.each("SYSCALL_COUNTS", |key: SyscallKey, count: u64| {
         let Some(view) = views.get_mut(&key.slot) else {
-            continue;
+            return;
         };
         let call = view.absolute.syscalls.entry(key.nr).or_default();
         if key.errno == 0 {
@@ -25,27 +24,23 @@ pub(super) fn syscalls(loaded: &mut Loaded, views: &mut HashMap<u32, View>) -> R
         } else {
             call.errors.insert(key.errno, count);
         }
-    }
-    for entry in &hash::<SyscallKey, Hist>(loaded, "SYSCALL_HISTS")? {
-        let (Plain(key), Plain(hist)) = entry?;
+    })?;
+    loaded.each("SYSCALL_HISTS", |key: SyscallKey, hist: Hist| {
         if let Some(view) = views.get_mut(&key.slot) {
             view.absolute.syscalls.entry(key.nr).or_default().duration = histogram(&hist);
         }
-    }
-    Ok(())
+    })
 }
 
-pub(super) fn disk(loaded: &mut Loaded, views: &mut HashMap<u32, View>) -> Result<()> {
-    for entry in &hash::<DiskKey, DiskStats>(loaded, "DISK_STATS")? {
-        let (Plain(key), Plain(stats)) = entry?;
+pub(super) fn disk(loaded: &Loaded, views: &mut HashMap<u32, View>) -> Result<()> {
+    loaded.each("DISK_STATS", |key: DiskKey, stats: DiskStats| {
         let (Some(view), Some(op)) = (views.get_mut(&key.slot), DiskOp::from_index(key.op)) else {
-            continue;
+            return;
         };
         let disk = &mut view.absolute.disk[op.index()];
         disk.bytes = stats.bytes;
         disk.duration = histogram(&stats.latency);
-    }
-    Ok(())
+    })
 }
 
 /// Most connections that were open at once during a round, as far as one was opened in it. The next round may have begun.
@@ -57,13 +52,12 @@ fn peak(stats: &ConnStats, round: u64) -> u64 {
     }
 }
 
-pub(super) fn connections(loaded: &mut Loaded, views: &mut HashMap<u32, View>) -> Result<()> {
+pub(super) fn connections(loaded: &Loaded, views: &mut HashMap<u32, View>) -> Result<()> {
     // The round that counts was over when this harvest began the next one.
     let round = u64::from(loaded.tuning().round).saturating_sub(1);
-    for entry in &hash::<ConnKey, ConnStats>(loaded, "CONN_STATS")? {
-        let (Plain(key), Plain(stats)) = entry?;
+    loaded.each("CONN_STATS", |key: ConnKey, stats: ConnStats| {
         let (Some(view), Some(whom)) = (views.get_mut(&key.slot), peer(&key)) else {
-            continue;
+            return;
         };
         let conn = view.absolute.conns.entry(whom).or_default();
         conn.open = (stats.opened + stats.adopted).saturating_sub(stats.closed);
@@ -79,8 +73,7 @@ pub(super) fn connections(loaded: &mut Loaded, views: &mut HashMap<u32, View>) -
         conn.retransmits = stats.retransmits;
         conn.connect = histogram(&stats.connect);
         conn.age = histogram(&stats.age);
-    }
-    Ok(())
+    })
 }
 
 /// Runs of all programs, by their index.

@@ -7,9 +7,9 @@ use agent_ebpf::wire::{
     MAX_SLOTS, OpenerFd, OpenerKey, SLOT_FIRST, Slot, SyscallKey, Thread, UnixAccepted, UnixPair, WaitHists,
 };
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, HashMap as BpfMap, MapData, Queue};
+use aya::maps::{Array, MapData, Queue};
 
-use super::{Harvest, array, hash, unix};
+use super::{Harvest, array, unix};
 use crate::decode::model::SlotId;
 use crate::load::{Loaded, Plain};
 
@@ -20,22 +20,11 @@ impl Harvest {
             return Ok(());
         }
         let closed = std::mem::take(&mut self.closed);
-        forget(&mut hash::<SyscallKey, u64>(loaded, "SYSCALL_COUNTS")?, |key| {
-            closed.contains(&key.slot)
-        })?;
-        forget(&mut hash::<SyscallKey, Hist>(loaded, "SYSCALL_HISTS")?, |key| {
-            closed.contains(&key.slot)
-        })?;
-        forget(&mut hash::<DiskKey, DiskStats>(loaded, "DISK_STATS")?, |key| {
-            closed.contains(&key.slot)
-        })?;
-        forget(&mut hash::<ConnKey, ConnStats>(loaded, "CONN_STATS")?, |key| {
-            closed.contains(&key.slot)
-        })?;
-        forget(
-            &mut hash::<UnixPair, UnixAccepted>(loaded, "UNIX_ACCEPTED")?,
-            |pair| unix::of(&closed, pair),
-        )?;
+        loaded.forget::<SyscallKey, u64>("SYSCALL_COUNTS", |key| closed.contains(&key.slot))?;
+        loaded.forget::<SyscallKey, Hist>("SYSCALL_HISTS", |key| closed.contains(&key.slot))?;
+        loaded.forget::<DiskKey, DiskStats>("DISK_STATS", |key| closed.contains(&key.slot))?;
+        loaded.forget::<ConnKey, ConnStats>("CONN_STATS", |key| closed.contains(&key.slot))?;
+        loaded.forget::<UnixPair, UnixAccepted>("UNIX_ACCEPTED", |pair| unix::of(&closed, pair))?;
         self.brief.forget(&closed);
         {
             let mut hists = array::<WaitHists>(loaded, "WAIT_HISTS")?;
@@ -61,23 +50,17 @@ impl Harvest {
     /// nothing is attached: threads that end or begin meanwhile are not seen, so what is known of them is no longer
     /// true.
     pub fn reset(&mut self, loaded: &mut Loaded) -> Result<Vec<SlotId>> {
-        forget(&mut hash::<SyscallKey, u64>(loaded, "SYSCALL_COUNTS")?, |_| true)?;
-        forget(&mut hash::<SyscallKey, Hist>(loaded, "SYSCALL_HISTS")?, |_| true)?;
-        forget(&mut hash::<DiskKey, DiskStats>(loaded, "DISK_STATS")?, |_| true)?;
-        forget(&mut hash::<u64, DiskRequest>(loaded, "DISK_REQUESTS")?, |_| true)?;
-        forget(&mut hash::<ConnKey, ConnStats>(loaded, "CONN_STATS")?, |_| true)?;
-        forget(&mut hash::<u64, Conn>(loaded, "CONNS")?, |_| true)?;
-        forget(
-            &mut hash::<ListenKey, Listener>(loaded, "CONN_LISTENERS")?,
-            |_| true,
-        )?;
-        forget(&mut hash::<u64, ListenSock>(loaded, "LISTEN_SOCKS")?, |_| true)?;
-        forget(&mut hash::<OpenerKey, OpenerFd>(loaded, "OPENER_FDS")?, |_| true)?;
-        forget(
-            &mut hash::<UnixPair, UnixAccepted>(loaded, "UNIX_ACCEPTED")?,
-            |_| true,
-        )?;
-        forget(&mut hash::<u32, Thread>(loaded, "THREADS_HASH")?, |_| true)?;
+        loaded.forget::<SyscallKey, u64>("SYSCALL_COUNTS", |_| true)?;
+        loaded.forget::<SyscallKey, Hist>("SYSCALL_HISTS", |_| true)?;
+        loaded.forget::<DiskKey, DiskStats>("DISK_STATS", |_| true)?;
+        loaded.forget::<u64, DiskRequest>("DISK_REQUESTS", |_| true)?;
+        loaded.forget::<ConnKey, ConnStats>("CONN_STATS", |_| true)?;
+        loaded.forget::<u64, Conn>("CONNS", |_| true)?;
+        loaded.forget::<ListenKey, Listener>("CONN_LISTENERS", |_| true)?;
+        loaded.forget::<u64, ListenSock>("LISTEN_SOCKS", |_| true)?;
+        loaded.forget::<OpenerKey, OpenerFd>("OPENER_FDS", |_| true)?;
+        loaded.forget::<UnixPair, UnixAccepted>("UNIX_ACCEPTED", |_| true)?;
+        loaded.forget::<u32, Thread>("THREADS_HASH", |_| true)?;
         empty(&mut array::<Thread>(loaded, "THREADS")?, Thread::default())?;
         empty(
             &mut array::<WaitHists>(loaded, "WAIT_HISTS")?,
@@ -118,21 +101,6 @@ fn free_slots(loaded: &mut Loaded) -> Result<Queue<&mut MapData, u32>> {
 fn empty<T: Copy>(map: &mut Array<&mut MapData, Plain<T>>, value: T) -> Result<()> {
     for index in 0..map.len() {
         map.set(index, Plain(value), 0)?;
-    }
-    Ok(())
-}
-
-fn forget<K: Copy, V: Copy>(
-    map: &mut BpfMap<&mut MapData, Plain<K>, Plain<V>>,
-    gone: impl Fn(&K) -> bool,
-) -> Result<()> {
-    let keys: Vec<Plain<K>> = map
-        .keys()
-        .filter_map(Result::ok)
-        .filter(|key| gone(&key.0))
-        .collect();
-    for key in keys {
-        map.remove(&key)?;
     }
     Ok(())
 }

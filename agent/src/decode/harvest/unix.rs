@@ -5,17 +5,16 @@ use std::collections::{HashMap, HashSet};
 use agent_ebpf::wire::{SLOT_NONE, UnixAccepted, UnixPair};
 use anyhow::Result;
 
-use super::hash;
 use crate::decode::model::{SlotId, UnixBrief};
-use crate::load::{Loaded, Plain};
+use crate::load::Loaded;
 
 /// What was counted until now.
-pub(super) fn accepted(loaded: &mut Loaded) -> Result<HashMap<UnixPair, UnixAccepted>> {
-    let map = hash::<UnixPair, UnixAccepted>(loaded, "UNIX_ACCEPTED")?;
-    map.iter()
-        .map(|entry| entry.map(|(Plain(pair), Plain(counts))| (pair, counts)))
-        .collect::<Result<_, _>>()
-        .map_err(Into::into)
+pub(super) fn accepted(loaded: &Loaded) -> Result<HashMap<UnixPair, UnixAccepted>> {
+    let mut accepted = HashMap::new();
+    loaded.each("UNIX_ACCEPTED", |pair, counts| {
+        accepted.insert(pair, counts);
+    })?;
+    Ok(accepted)
 }
 
 /// Connections that no visit found: as many as were so at most at the end of some tick.
