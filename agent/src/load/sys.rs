@@ -94,6 +94,32 @@ struct Batch {
     flags: u64,
 }
 
+impl Batch {
+    fn new(map: BorrowedFd<'_>, count: usize) -> Self {
+        Self {
+            in_batch: 0,
+            out_batch: 0,
+            keys: 0,
+            values: 0,
+            count: u32::try_from(count).unwrap_or(u32::MAX),
+            map_fd: map.as_raw_fd() as u32,
+            elem_flags: 0,
+            flags: 0,
+        }
+    }
+
+    /// Calls bpf(2), which writes `count`, also where it fails half-way.
+    ///
+    /// # Safety
+    ///
+    /// There must be as many keys and values as `count` says, and what is pointed to must live until the call returns.
+    unsafe fn run(&mut self, command: libc::c_long) -> Option<io::Error> {
+        // SAFETY: the caller's promise.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *self, size_of::<Self>()) };
+        (result < 0).then(io::Error::last_os_error)
+    }
+}
+
 /// Elements of a hash map that are read with one call, at first: all of a bucket must fit.
 const AT_ONCE: usize = 4096;
 
@@ -127,22 +153,11 @@ pub(super) fn lookup_batches<K: aya::Pod, V: aya::Pod>(
             out_batch: (&raw mut next) as u64,
             keys: keys.as_mut_ptr() as u64,
             values: values.as_mut_ptr() as u64,
-            count: room as u32,
-            map_fd: map.as_raw_fd() as u32,
-            elem_flags: 0,
-            flags: 0,
+            ..Batch::new(map, room)
         };
         // SAFETY: the kernel writes at most `count` keys and values, for which there is room, where it read on (four bytes), and
         // how many it wrote.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                BPF_MAP_LOOKUP_BATCH,
-                &raw mut batch,
-                size_of::<Batch>(),
-            )
-        };
-        let error = (result < 0).then(io::Error::last_os_error);
+        let error = unsafe { batch.run(BPF_MAP_LOOKUP_BATCH) };
         match error.as_ref().and_then(io::Error::raw_os_error) {
             Some(libc::ENOSPC) if room < 1 << 20 => {
                 room *= 2;
@@ -169,25 +184,11 @@ pub(super) fn lookup_batches<K: aya::Pod, V: aya::Pod>(
 pub(super) fn delete_all<K: aya::Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()> {
     while !keys.is_empty() {
         let mut batch = Batch {
-            in_batch: 0,
-            out_batch: 0,
             keys: keys.as_ptr() as u64,
-            values: 0,
-            count: u32::try_from(keys.len()).unwrap_or(u32::MAX),
-            map_fd: map.as_raw_fd() as u32,
-            elem_flags: 0,
-            flags: 0,
+            ..Batch::new(map, keys.len())
         };
-        // SAFETY: the kernel reads `count` keys, and writes how many it took.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                BPF_MAP_DELETE_BATCH,
-                &raw mut batch,
-                size_of::<Batch>(),
-            )
-        };
-        let error = (result < 0).then(io::Error::last_os_error);
+        // SAFETY: the kernel reads `count` keys, which are there.
+        let error = unsafe { batch.run(BPF_MAP_DELETE_BATCH) };
         let mut done = (batch.count as usize).min(keys.len());
         match error {
             None => {}

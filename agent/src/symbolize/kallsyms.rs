@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
-/// Most of the list that is read, in bytes: some 30 times that of a distribution's kernel.
+/// Most of the list that is read, in bytes: that of the kernel of the tests, 122,168 symbols, has 5 MB.
 const MAX_LIST: u64 = 256 << 20;
 /// In place of where a name is: what begins here is no function.
 const NO_FUNCTION: u32 = u32::MAX;

@@ -18,10 +18,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const MAX_WAYS: usize = 4;
 
 impl Process {
-    /// Whether a module is mapped where it was when it was captured.
-    fn maps(&self, module: &CapturedModule) -> bool {
-        maps::find(&self.mappings, module.start)
-            .is_some_and(|mapping| mapping.offset + (module.start - mapping.range.start) == module.offset)
+    /// The mapping that has this offset of its file at this address.
+    fn maps(&self, start: u64, offset: u64) -> Option<&Mapping> {
+        maps::find(&self.mappings, start)
+            .filter(|mapping| mapping.offset + (start - mapping.range.start) == offset)
     }
 
     /// Adds mappings where nothing else is; whether there were any.
@@ -69,7 +69,11 @@ impl Processes {
             .collect();
         let there = |processes: &mut Self| {
             let process = processes.known.get(&key);
-            process.is_some_and(|process| of_files.iter().any(|module| process.maps(module)))
+            process.is_some_and(|process| {
+                of_files
+                    .iter()
+                    .any(|module| process.maps(module.start, module.offset).is_some())
+            })
         };
         let settled = process.alive && process.met.elapsed() >= SETTLED;
         let lives = process.alive;
@@ -94,9 +98,9 @@ impl Processes {
         };
         let there = |old: &Mapping| {
             old.inode != 0
-                && maps::find(&fresh.mappings, old.range.start).is_some_and(|new| {
-                    new.inode == old.inode && new.offset + (old.range.start - new.range.start) == old.offset
-                })
+                && fresh
+                    .maps(old.range.start, old.offset)
+                    .is_some_and(|new| new.inode == old.inode)
         };
         if process.mappings.iter().any(there) {
             let batch = process.batch;

@@ -1,6 +1,7 @@
 //! The loader on this process, with the maps of the kernel side kept here.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -199,10 +200,14 @@ fn tables_that_take_long_come_later_and_hold_up_nobody() {
 #[test]
 fn an_interpreter_that_cannot_be_read_is_looked_at_again() {
     let mut python = Command::new("/usr/bin/python3")
-        .args(["-c", "input()"])
+        .args(["-c", "input(print(flush=True))"])
         .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    // It has mapped everything by then.
+    let said = python.stdout.as_mut().unwrap().read(&mut [0]).unwrap();
+    assert_eq!(said, 1);
     let pid = python.id();
     let proc = tempfile::tempdir().unwrap();
     let theirs = proc.path().join(pid.to_string());
