@@ -59,16 +59,14 @@ fn auto_mode_scales_what_it_counts_in_windows() -> Result<()> {
     Ok(())
 }
 
-/// Counting makes such a loop three to four times as slow: windows taken as they are showed 36 % of its calls. The
-/// calibrated cost, which is that of warm caches, brings this to 65 to 90 %.
+/// Counting makes such a loop two to four times as slow: windows taken as they are showed 36 % of its calls. The calibrated
+/// cost, which is that of another loop, brings this near, and is believed up to a factor of 2.5 only.
 #[test]
 fn auto_mode_knows_that_the_cheapest_calls_are_slowed_by_counting() -> Result<()> {
     let load = ["syscalls", "--getppid", "150000000", "--openat", "0"];
     let (read, truth) = read_in_windows(&load, "getppid", "getppid")?;
-    assert!(
-        (0.55..1.2).contains(&(read / truth)),
-        "scaled: {read} of {truth} calls"
-    );
+    let ratio = read / truth;
+    assert!((0.5..1.3).contains(&ratio), "scaled: {ratio:.2} of {truth} calls");
     Ok(())
 }
 

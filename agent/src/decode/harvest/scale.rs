@@ -2,8 +2,10 @@
 
 use crate::decode::model::{Cause, Totals};
 
-/// Most of a program's CPU time in a window that its probes are taken to have cost: beyond, the calibrated cost decides all.
-const MOST: f64 = 0.8;
+/// Most of a program's CPU time in a window that its probes are taken to have cost. What this makes up for is one over what is
+/// left, and the calibrated cost is that of another loop: 186 ns a call where a loop of `getppid` was slowed by about 158
+/// (its rate inside of windows against that of the whole run). Up to 0.8 such a loop read 1.7 to 1.8 times its calls.
+const MOST: f64 = 0.6;
 
 /// How system calls were counted in a tick.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +87,7 @@ mod tests {
     #[test]
     fn a_cost_that_cannot_be_true_has_a_bound() {
         let read = all_calls(TENTH, &totals(1000, 0), 10_000_000);
-        assert!((read - (1e7 + 0.9 * 5e8)).abs() < 1.0, "{read}");
+        assert!((read - (1e7 + 0.9 * 2.5e8)).abs() < 1.0, "{read}");
         let none = all_calls(TENTH, &totals(0, 0), 7);
         assert!(none.is_finite() && none >= 70.0, "{none}");
     }
