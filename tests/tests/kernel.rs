@@ -40,6 +40,8 @@ mod rules;
 mod stacks;
 #[path = "kernel/stall.rs"]
 mod stall;
+#[path = "kernel/subvolumes.rs"]
+mod subvolumes;
 #[path = "kernel/unix.rs"]
 mod unix;
 #[path = "kernel/wait.rs"]

@@ -16,11 +16,12 @@ pub(crate) struct Args {
 }
 
 /// What the tests call, and the Debian package that has it.
-const TEST_PROGRAMS: [(&str, &str); 31] = [
+const TEST_PROGRAMS: [(&str, &str); 32] = [
     ("bpftool", "bpftool"),
     ("bpftrace", "bpftrace"),
     ("strace", "strace"),
     ("ip", "iproute2"),
+    ("mkfs.btrfs", "btrfs-progs"),
     ("mkfs.ext4", "e2fsprogs"),
     ("losetup", "mount"),
     ("ss", "iproute2"),

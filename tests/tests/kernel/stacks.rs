@@ -192,8 +192,6 @@ fn stacks_of_rust_and_go_are_exact() -> Result<()> {
     run(&cases)
 }
 
-/// A program that goes to sleep at once has no unwind tables yet. What runtimes do first is to start threads that wait for work, and
-/// that wait may be a long one.
 /// Seconds that the profile of waits has of stacks through generated code, and of those that are whole.
 fn through_generated(agent: &Agent, service: &str) -> Result<[f64; 2]> {
     let profile = agent.get(&format!(
@@ -241,6 +239,8 @@ fn stacks_through_code_that_was_just_made_are_whole() -> Result<()> {
     Ok(())
 }
 
+/// A program that goes to sleep at once has no unwind tables yet. What runtimes do first is to start threads that wait for work, and
+/// that wait may be a long one.
 #[test]
 fn waits_that_began_before_the_tables_were_loaded_have_owners() -> Result<()> {
     const RUNS: usize = 20;
