@@ -14,8 +14,10 @@ use anyhow::{Context as _, Result};
 use crate::decode::harvest;
 use crate::load::Loaded;
 
-/// Each loop is timed this often; the best counts, because everything else that runs only makes it slower.
-const ROUNDS: usize = 5;
+/// Each loop is timed this often in a turn; the best counts, because everything else that runs only makes it slower.
+const ROUNDS: usize = 3;
+/// Turns with the hook and without it, one after the other: a machine that is slow for some tens of milliseconds is so for both.
+const TURNS: usize = 3;
 
 /// Nanoseconds that one run of a program costs, hook included.
 #[derive(Clone, Debug, Default)]
@@ -61,24 +63,27 @@ const LOOPS: [Loop; 4] = [
     },
 ];
 
-/// Measures what the hooks cost; takes about a tenth of a second.
+/// Measures what the hooks cost; takes some tenths of a second.
 pub fn calibrate(loaded: &mut Loaded) -> Result<Costs> {
     let mut costs = BTreeMap::new();
     for each in &LOOPS {
         if !loaded.works(each.probe) {
             continue;
         }
-        switch(loaded, each.probe, true)?;
-        let before = runs(loaded, each.programs)?;
-        let with = best(each.run)?;
-        let seen = runs(loaded, each.programs)?.saturating_sub(before);
-        switch(loaded, each.probe, false)?;
-        let without = best(each.run)?;
+        let (mut with, mut without, mut seen) = (f64::INFINITY, f64::INFINITY, 0);
+        for _ in 0..TURNS {
+            switch(loaded, each.probe, true)?;
+            let before = runs(loaded, each.programs)?;
+            with = with.min(best(each.run)?);
+            seen += runs(loaded, each.programs)?.saturating_sub(before);
+            switch(loaded, each.probe, false)?;
+            without = without.min(best(each.run)?);
+        }
         if each.probe != "syscall" {
             switch(loaded, each.probe, true)?;
         }
         // Of the loop alone: others may have run the programs, too, but not five times as often.
-        let per_round = (seen as f64 / ROUNDS as f64).max(1.0);
+        let per_round = (seen as f64 / (TURNS * ROUNDS) as f64).max(1.0);
         let ns = (with - without).max(0.0) / per_round;
         tracing::debug!(
             probe = each.probe,
