@@ -18,6 +18,8 @@ mod crowd;
 mod deploy;
 #[path = "kernel/descriptors.rs"]
 mod descriptors;
+#[path = "kernel/full.rs"]
+mod full;
 #[path = "kernel/go_heap.rs"]
 mod go_heap;
 #[path = "kernel/life.rs"]

@@ -28,6 +28,8 @@ pub struct Environment {
     pub cpu_hz: u32,
     /// Allocations of some service are wanted.
     pub alloc: bool,
+    /// For tests: maps that have room for no more than this.
+    pub room: Vec<(String, u32)>,
 }
 
 impl Environment {

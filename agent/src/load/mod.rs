@@ -362,6 +362,9 @@ fn open(env: &Environment, btf: &Btf) -> Result<Ebpf> {
             loader.map_max_entries(map, 1);
         }
     }
+    for (map, entries) in &env.room {
+        loader.map_max_entries(map, *entries);
+    }
     loader.load(object.bytes()).context(
         "the kernel refused the BPF object; run as root or with CAP_BPF and CAP_PERFMON, and see `tieback doctor`",
     )

@@ -70,5 +70,16 @@ pub(super) fn environment(host: &Host, config: &Config) -> Result<Environment> {
         disabled,
         cpu_hz: config.sample_cpu_hz,
         alloc: !config.alloc.0.is_empty(),
+        room: room(),
     })
+}
+
+/// For tests: maps with room for less, as `TIEBACK_TEST_ROOM=CONNS=64,EVENTS=16384` says.
+fn room() -> Vec<(String, u32)> {
+    let wanted = std::env::var("TIEBACK_TEST_ROOM").unwrap_or_default();
+    let room = |text: &str| {
+        let (map, entries) = text.split_once('=')?;
+        Some((map.to_owned(), entries.parse().ok()?))
+    };
+    wanted.split(',').filter_map(room).collect()
 }
