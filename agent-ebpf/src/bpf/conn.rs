@@ -2,18 +2,20 @@
 
 use aya_ebpf::{
     btf_maps::{Array, HashMap},
+    helpers::generated::bpf_get_prandom_u32,
     macros::btf_map,
 };
 
 use super::{
     count::{add, lost, observe},
     sock::Sock,
-    state::tuning,
+    state::{slot, tuning},
     task::now,
 };
 use crate::offsets::MARK_FLAGS;
 use crate::wire::{
-    CONN_ADOPTED, CONN_CLOSED, CONN_ESTABLISHED, Conn, ConnEnd, ConnKey, ConnStats, LastData, Lost, Program,
+    CALLER_SAMPLES, CONN_ADOPTED, CONN_CLOSED, CONN_ESTABLISHED, Conn, ConnEnd, ConnKey, ConnStats, LastData,
+    Lost, Program, Tuning,
 };
 
 /// Connections that exist, by the address of their socket: one with both ends on this host is two.
@@ -39,6 +41,29 @@ pub(crate) fn stats(key: &ConnKey) -> Option<*mut ConnStats> {
         lost(Program::ConnState, Lost::Counters);
     }
     CONN_STATS.get_ptr_mut(key)
+}
+
+/// Whether this caller is sampled, and for how many it stands: what was sampled before decides the chance, never the
+/// caller, so sums of weights have no bias.
+#[inline(always)]
+pub(crate) fn chosen(id: u32, tuning: &Tuning) -> Option<u64> {
+    let slot = slot(id)?;
+    // SAFETY: map values. Two callers at once may count as one, which only sets the pace.
+    let samples = unsafe {
+        if (*slot).conn_round != tuning.round {
+            (*slot).conn_round = tuning.round;
+            (*slot).conn_samples = 0;
+        }
+        &mut (*slot).conn_samples
+    };
+    let halvings = (*samples / CALLER_SAMPLES).min(24);
+    let every = u64::from(tuning.conn_every.max(1)) << halvings;
+    // SAFETY: the helper has no preconditions.
+    if every > 1 && (u64::from(unsafe { bpf_get_prandom_u32() }) * every) >> 32 != 0 {
+        return None;
+    }
+    *samples = samples.wrapping_add(1);
+    Some(every)
 }
 
 /// A connection that begins now.

@@ -4,9 +4,10 @@ use aya_ebpf::{btf_maps::HashMap, macros::btf_map};
 
 use super::{
     count::{add, lost},
+    file::File,
     sock::Sock,
     state::in_use,
-    task::now,
+    task::{current, now},
 };
 use crate::offsets::MARK_FLAGS;
 use crate::wire::{LISTEN_SAMPLES, ListenKey, ListenSock, Listener, Lost, Program};
@@ -61,6 +62,8 @@ pub(crate) fn listens(sock: Sock, slot: u32, found: bool) {
         since: now(),
         slot,
         found: u32::from(found),
+        accepts: 0,
+        pad: 0,
     };
     if LISTEN_SOCKS.insert(address, &known, 0).is_err() {
         lost(Program::ConnState, Lost::Conns);
@@ -72,7 +75,30 @@ pub(crate) fn listens(sock: Sock, slot: u32, found: bool) {
     }
 }
 
-/// A socket's program is gone and has left it to another one.
+/// A program accepted a connection from this descriptor. Service managers listen for others, and keep the socket open without ever
+/// accepting from it: it is that of the program which does. One that was seen to accept keeps it as long as it lives.
+#[inline(never)]
+pub(crate) fn accepts(fd: u32, slot: u32) {
+    let Some(file) = File::of(current(), fd.into()) else {
+        return;
+    };
+    let Some(sock) = file.sock().map(Sock) else { return };
+    let Some(known) = LISTEN_SOCKS.get_ptr_mut(sock.0.0 as u64) else {
+        return;
+    };
+    // SAFETY: map values.
+    unsafe {
+        if (*known).slot != slot {
+            if (*known).accepts != 0 {
+                return;
+            }
+            take_over(known, slot);
+        }
+        (*known).accepts = 1;
+    }
+}
+
+/// A socket's program is gone, or only held it, and has left it to another one.
 ///
 /// # Safety
 /// A map value.
@@ -87,6 +113,7 @@ unsafe fn take_over(known: *mut ListenSock, slot: u32) {
             (*listener).established = 0;
         }
         (*known).slot = slot;
+        (*known).accepts = 0;
     }
 }
 

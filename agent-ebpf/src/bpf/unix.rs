@@ -1,4 +1,4 @@
-//! Connections over Unix sockets that are accepted while system calls are counted.
+//! Connections over Unix sockets that are accepted and opened while system calls are counted.
 //!
 //! The visit to all descriptors finds those that are open at the end of a tick; only this finds those that are closed again
 //! by then. Which of the accepted ones the visit has found is noted, so that none counts twice.
@@ -59,6 +59,19 @@ pub(crate) fn accepted(fd: u32, slot: u32) {
     let _ = UNIX_RECENT.insert(&end.socket, &recent, 0);
     // SAFETY: a map value.
     add(unsafe { &raw mut (*known).accepted }, 1);
+}
+
+/// Whether the running thread has just connected this descriptor.
+#[inline(never)]
+pub(crate) fn connected(fd: u32, slot: u32) -> bool {
+    let Some(file) = File::of(current(), fd.into()) else {
+        return false;
+    };
+    let Some(sock) = file.sock().map(Sock) else {
+        return false;
+    };
+    sock.unix(slot, 0)
+        .is_some_and(|end| end.direction == Direction::Out as u32)
 }
 
 /// The visit to all descriptors found this end.

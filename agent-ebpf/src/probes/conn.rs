@@ -57,7 +57,7 @@ mod bpf {
     use aya_ebpf::{
         bindings::BPF_F_MMAPABLE,
         btf_maps::{Array, PerCpuArray},
-        helpers::generated::{bpf_get_prandom_u32, bpf_loop},
+        helpers::generated::bpf_loop,
         macros::{btf_map, btf_tracepoint},
         programs::BtfTracePointContext,
     };
@@ -65,19 +65,19 @@ mod bpf {
 
     use crate::{
         bpf::{
-            conn::{CONN_STATS, CONNS, count_closed, late, new, note_open, resent, settle, stats},
+            conn::{CONN_STATS, CONNS, chosen, count_closed, late, new, note_open, resent, settle, stats},
             count::{add, lost, observe, run},
             listen::{listener, listens, listens_no_more},
             sample::{self, Level, What},
             sock::{
                 CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT, Sock,
             },
-            state::{sampled, slot, thread, tuning},
+            state::{sampled, thread, tuning},
             task::{Kernel, current, field, now},
         },
         wire::{
-            CALLER_SAMPLES, CONN_CLOSED, CONN_ESTABLISHED, CONN_SAMPLES, Conn, ConnEnd, ConnFailure, ConnKey, ConnSockets,
-            Direction, Lost, Program, SLOT_KERNEL, StackKind, Tuning,
+            CONN_CLOSED, CONN_ESTABLISHED, CONN_SAMPLES, Conn, ConnEnd, ConnFailure, ConnKey, ConnSockets,
+            Direction, Lost, Program, SLOT_KERNEL, StackKind,
         },
     };
 
@@ -202,29 +202,6 @@ mod bpf {
             kernel: false,
         };
         sample::take(sample::raw(ctx), &what);
-    }
-
-    /// Whether this caller is sampled, and for how many it stands: what was sampled before decides the chance, never the
-    /// caller, so sums of weights have no bias.
-    #[inline(always)]
-    fn chosen(id: u32, tuning: &Tuning) -> Option<u64> {
-        let slot = slot(id)?;
-        // SAFETY: map values. Two callers at once may count as one, which only sets the pace.
-        let samples = unsafe {
-            if (*slot).conn_round != tuning.round {
-                (*slot).conn_round = tuning.round;
-                (*slot).conn_samples = 0;
-            }
-            &mut (*slot).conn_samples
-        };
-        let halvings = (*samples / CALLER_SAMPLES).min(24);
-        let every = u64::from(tuning.conn_every.max(1)) << halvings;
-        // SAFETY: the helper has no preconditions.
-        if every > 1 && (u64::from(unsafe { bpf_get_prandom_u32() }) * every) >> 32 != 0 {
-            return None;
-        }
-        *samples = samples.wrapping_add(1);
-        Some(every)
     }
 
     #[inline(always)]

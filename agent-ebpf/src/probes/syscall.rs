@@ -13,7 +13,7 @@ pub const PROBE: Probe = Probe {
         Hook { program: "syscall_enter", attach: Attach::TpBtf(&["sys_enter"]) },
         Hook { program: "syscall_exit", attach: Attach::TpBtf(&["sys_exit"]) },
     ],
-    fields: &[Field::TaskPid, Field::RegsNr, Field::RegsIp, Field::RegsSp, Field::RegsFp],
+    fields: &[Field::TaskPid, Field::RegsNr, Field::RegsArg0, Field::RegsIp, Field::RegsSp, Field::RegsFp],
     metrics: &[
         "tieback_syscalls_total",
         "tieback_syscall_errors_total",
@@ -36,14 +36,16 @@ mod bpf {
     use crate::{
         offsets::MARK_FLAGS,
         bpf::{
+            conn::chosen,
             count::{add, lost, observe, run},
+            listen,
             sample::{self, Level, What},
             state::{sampled, thread, tuning},
             task::{Regs, current, field, now},
             unix,
         },
         probes::opener::bpf as opener,
-        wire::{BUCKETS, CALL_ACCEPT, Hist, Lost, MAX_SYSCALLS, Program, SAMPLE_AGAIN, SLOT_KERNEL, StackKind, SyscallKey, Thread, Tuning, entered},
+        wire::{BUCKETS, CALL_ACCEPT, CALL_CONNECT, Hist, Lost, MAX_SYSCALLS, Program, SAMPLE_AGAIN, SLOT_KERNEL, StackKind, SyscallKey, Thread, Tuning, entered},
     };
 
     /// Calls and errors.
@@ -131,8 +133,16 @@ mod bpf {
         if (-4095..0).contains(&ret) {
             key.errno = -ret as u16;
             count(&key);
-        } else if opener::opens(nr) == Some(CALL_ACCEPT) {
-            unix::accepted(ret as u32, t.slot);
+        } else {
+            let first = || Regs::at(ctx.arg::<*const u8>(0)).arg0() as u32;
+            match opener::opens(nr) {
+                Some(CALL_ACCEPT) => {
+                    listen::accepts(first(), t.slot);
+                    unix::accepted(ret as u32, t.slot);
+                }
+                Some(CALL_CONNECT) if unix::connected(first(), t.slot) => connected(sample::raw(&ctx), tid, t, nr),
+                _ => {}
+            }
         }
         if t.sys_stack_skip > 0 {
             t.sys_stack_skip -= 1;
@@ -163,6 +173,29 @@ mod bpf {
             kernel: false,
         };
         sample::take(sample::raw(ctx), &what);
+    }
+
+    /// It opened a connection over a Unix socket.
+    #[inline(never)]
+    fn connected(ctx: *mut c_void, tid: u32, t: &mut Thread, nr: u32) {
+        let Some(tuning) = tuning() else { return };
+        if !sampled(t.tgid) {
+            return;
+        }
+        let Some(every) = chosen(t.slot, tuning) else { return };
+        let what = What {
+            program: Program::SyscallExit,
+            level: Level::Task,
+            kind: StackKind::Conn,
+            slot: t.slot,
+            pid: t.tgid,
+            tid,
+            cause: 0,
+            nr: nr as i32,
+            weight: every,
+            kernel: false,
+        };
+        sample::take(ctx, &what);
     }
 
     /// A wait of this call, or of an earlier one whose end was not seen, was sampled without tables. They may be there now, and the

@@ -173,6 +173,10 @@ pub struct ListenSock {
     pub slot: u32,
     /// 1 where it was found: it may have dropped connections before.
     pub found: u32,
+    /// 1 where the program of this slot was seen to accept from it.
+    pub accepts: u32,
+    /// Padding.
+    pub pad: u32,
 }
 
 /// A listening socket as it is now: what `listen_sample` writes for each.

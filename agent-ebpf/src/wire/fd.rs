@@ -91,8 +91,10 @@ pub const CALL_PAIR_FIRST: u32 = 3;
 pub const CALL_PAIR_FOURTH: u32 = 4;
 /// Returns one of a connection.
 pub const CALL_ACCEPT: u32 = 5;
+/// Returns none, but makes its first argument one of a connection.
+pub const CALL_CONNECT: u32 = 6;
 
-/// How a system call opens descriptors, by its name. Those that come with a message over a Unix socket or by io_uring are
+/// How a system call opens descriptors or connections, by its name. Those that come with a message over a Unix socket or by io_uring are
 /// not here: nothing says which code wanted them.
 #[must_use]
 pub fn opens(name: &str) -> u32 {
@@ -131,6 +133,7 @@ pub fn opens(name: &str) -> u32 {
         | "mq_open"
         | "landlock_create_ruleset" => CALL_RETURNS,
         "accept" | "accept4" => CALL_ACCEPT,
+        "connect" => CALL_CONNECT,
         "fcntl" => CALL_FCNTL,
         "pipe" | "pipe2" => CALL_PAIR_FIRST,
         "socketpair" => CALL_PAIR_FOURTH,

@@ -203,12 +203,13 @@ pub(super) fn exact(totals: &Totals, moved: u64, idle_share: f64) -> Vec<(Group,
             Rule::Scale,
         ));
     }
+    // Who opens a connection over a Unix socket is seen where system calls are.
+    let calls = totals.syscalls.values().any(|calls| calls.count > 0);
     let outgoing = || {
-        totals
-            .conns
-            .iter()
-            // Nobody sees who opens a connection over a Unix socket.
-            .filter(|((direction, peer), _)| *direction == Direction::Out && *peer != Peer::Unix)
+        let seen = |direction, peer| direction == Direction::Out && (calls || peer != Peer::Unix);
+        let conns = totals.conns.iter();
+        conns
+            .filter(move |&(&(direction, peer), _)| seen(direction, peer))
             .map(|(_, conn)| conn)
     };
     let opened = outgoing().fold(0u64, |sum, conn| sum.saturating_add(conn.opened));
@@ -222,4 +223,27 @@ pub(super) fn exact(totals: &Totals, moved: u64, idle_share: f64) -> Vec<(Group,
 
 fn sum(histogram: &Histogram) -> u64 {
     histogram.sum_ns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_opens_connections_over_unix_sockets_is_seen_where_system_calls_are() {
+        let mut totals = Totals::default();
+        for (peer, opened) in [(Peer::Unix, 7), (Peer::Other, 2)] {
+            totals.conns.entry((Direction::Out, peer)).or_default().opened = opened;
+        }
+        let opened = |totals: &Totals| {
+            let groups = exact(totals, 0, 0.0);
+            let conn = groups.iter().find(|(group, ..)| group.kind == StackKind::Conn);
+            conn.map(|(_, opened, _)| *opened)
+        };
+        assert_eq!(opened(&totals), Some(2));
+        totals.syscalls.entry(1).or_default();
+        assert_eq!(opened(&totals), Some(2), "none was counted");
+        totals.syscalls.entry(1).or_default().count = 3;
+        assert_eq!(opened(&totals), Some(9));
+    }
 }

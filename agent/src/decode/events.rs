@@ -181,6 +181,7 @@ fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample, Vec<CapturedModule>)
     let detail = match kind {
         StackKind::Wait => StackDetail::Wait(Cause::from_index(header.cause)?, nr),
         StackKind::Syscall => StackDetail::Syscall(nr?),
+        StackKind::Conn => nr.map_or(StackDetail::None, StackDetail::Syscall),
         StackKind::Alloc => StackDetail::Alloc {
             id: alloc_sample(header.tid, header.nr.cast_unsigned()),
             size: header.weight,

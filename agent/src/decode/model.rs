@@ -108,7 +108,7 @@ pub struct Totals {
 pub enum StackDetail {
     /// Of a wait: its cause and the system call (`None` outside of one).
     Wait(Cause, Option<u16>),
-    /// Of a system call sample: its number.
+    /// Of a system call sample, or a connection that one has opened: its number.
     Syscall(u16),
     /// Of an allocation.
     Alloc {
@@ -185,6 +185,14 @@ impl StackSample {
     #[must_use]
     pub const fn stopped_at(&self, frame: usize) -> bool {
         frame == 0 && !self.unfolded || (frame < u128::BITS as usize && self.interrupted >> frame & 1 == 1)
+    }
+
+    /// Connections over Unix sockets are sampled in the windows in which system calls are counted, which are this share of the
+    /// time, and those over TCP always: as a part of both, a sample of the former stands for what came outside of windows, too.
+    pub fn stand_for_all(&mut self, windows: f64) {
+        if self.kind == StackKind::Conn && self.detail != StackDetail::None && windows > 0.0 {
+            self.weight /= windows;
+        }
     }
 
     /// The walk ended before the entry of the thread.

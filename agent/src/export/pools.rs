@@ -67,7 +67,7 @@ pub(super) fn pools(snapshot: &Snapshot) -> Pools<'_> {
             let name = pool_peer_name(peer).into_owned();
             let mut pool = one(service, *direction, name, recent);
             if peer.counted_only() {
-                pool.forget_use(*direction);
+                pool.forget_use(*direction, service);
             }
             pool
         })
@@ -80,7 +80,7 @@ pub(super) fn pools(snapshot: &Snapshot) -> Pools<'_> {
 
 impl Pool<'_> {
     /// Over Unix sockets nothing is known but how many there are, and were.
-    fn forget_use(&mut self, direction: Direction) {
+    fn forget_use(&mut self, direction: Direction, service: &ServiceSnapshot) {
         (self.busy, self.quiet, self.busy_peak, self.busy_share) = (None, None, None, None);
         (self.exchanges, self.exchanges_per_connection) = (None, None);
         self.closed_after_one_exchange = None;
@@ -91,16 +91,16 @@ impl Pool<'_> {
             && self.closed >= MANY
             && self.open_peak * 10 <= self.opened
         {
-            self.findings.push(format!(
-                "opens connections to {} at {}/s and keeps {}",
+            let kept = if self.open_peak <= 1 { "none" } else { "few" };
+            let mut text = format!(
+                "opens connections to {} at {}/s and keeps {kept} of them",
                 self.peer,
-                digits(rate),
-                if self.open_peak <= 1 {
-                    "none of them"
-                } else {
-                    "few of them"
-                }
-            ));
+                digits(rate)
+            );
+            if let Some(code) = opener(service, &self.peer) {
+                text += &format!(", from {code}");
+            }
+            self.findings.push(text);
         }
     }
 }

@@ -283,7 +283,8 @@ impl Reader {
         }
         let samples = std::mem::take(&mut self.samples)
             .into_iter()
-            .map(|sample| {
+            .map(|mut sample| {
+                sample.stand_for_all(windows.ratio);
                 let service = self.attributor.service_of(sample.slot);
                 (sample, service)
             })

@@ -141,7 +141,9 @@ enum Command {
     },
     /// Listens and connects to itself, then becomes another program that goes on with it.
     HandOver,
-    /// What it becomes.
+    /// Listens and leaves it to a child, the service of this name, to accept.
+    Launch { service: String },
+    /// What takes over.
     TakeOver { listener: i32, held: Vec<i32> },
     /// Opens TCP connections to a port on loopback.
     Connect {
@@ -271,6 +273,7 @@ fn main() -> Result<()> {
         } => fds::open(files, pipes, sockets),
         Command::Serve { mode, v6, count } => conn::serve(mode, v6, count),
         Command::HandOver => handover::hand_over(),
+        Command::Launch { service } => handover::launch(&service),
         Command::TakeOver { listener, held } => handover::take_over(listener, &held),
         Command::Connect {
             port,

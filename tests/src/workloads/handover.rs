@@ -1,11 +1,11 @@
-//! A program that becomes another one, which goes on with its listener and its connections: as socket launchers do, and servers
-//! that start their new version in place.
+//! Programs that leave a listener to another one: to the one that they become, with its connections, as servers do that start
+//! their new version in place; or to a child, as service managers do.
 
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::io::{FdFlags, fcntl_setfd};
 use serde_json::json;
 
@@ -42,6 +42,18 @@ pub fn hand_over() -> Result<()> {
         command.arg(inherited(fd)?);
     }
     Err(command.exec()).context("becoming the other program")
+}
+
+/// A service manager: it listens, keeps the socket and never accepts. `service` does.
+pub fn launch(service: &str) -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    gate::step("ready", &json!({}))?;
+    let mut child = std::process::Command::new(std::env::current_exe()?)
+        .args(["take-over", &inherited(&listener)?])
+        .env("OTEL_SERVICE_NAME", service)
+        .spawn()?;
+    ensure!(child.wait()?.success(), "{service} failed");
+    Ok(())
 }
 
 /// The second one, which has the descriptors of the first.

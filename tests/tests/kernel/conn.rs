@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use tieback_tests::agent::Agent;
 use tieback_tests::metrics::Scrape;
-use tieback_tests::program::Program;
+use tieback_tests::program::{Program, unique_service};
 
 fn conn(scrape: &Scrape, name: &str, service: &str, key: &str, value: &str) -> f64 {
     scrape.sum(name, &[("service_name", service), (key, value)])
@@ -216,5 +216,37 @@ fn what_a_program_leaves_to_the_next_goes_on() -> Result<()> {
     ] {
         assert_eq!(both(&closed, name), [25.0; 2], "{name}");
     }
+    Ok(())
+}
+
+/// A listener that a service manager keeps open for a service is the service's, from the first connection on that it accepts.
+#[test]
+fn what_a_service_manager_listens_for_is_of_the_service_that_accepts() -> Result<()> {
+    let agent = Agent::start(&["--syscall-mode", "exact"])?;
+    let service = unique_service("launched");
+    let (mut manager, _) = Program::start(&["launch", &service])?;
+    agent.wait_for_service(&manager.service)?;
+    manager.go()?;
+    manager.expect("taken")?;
+    agent.wait_for_service(&service)?;
+    // It is found to be the manager's, which still has it.
+    agent.settled()?;
+    manager.go()?;
+    manager.expect("more")?;
+    let open = agent.settled()?;
+    manager.go()?;
+    manager.expect("closed")?;
+    let closed = agent.settled()?;
+    let opened = |scrape: &Scrape| {
+        let name = "tieback_connections_opened_total";
+        [&manager.service, &service].map(|service| conn(scrape, name, service, "direction", "in"))
+    };
+    // The first one was there before it was accepted.
+    assert_eq!(opened(&open), [1.0, 19.0]);
+    assert_eq!(opened(&closed), [1.0, 19.0]);
+    manager.go()?;
+    manager.expect("truth")?;
+    let now = conn(&closed, "tieback_connections", &service, "direction", "in");
+    assert_eq!(now, 0.0);
     Ok(())
 }
