@@ -67,7 +67,17 @@ pub(crate) fn adopt(sock: Sock, slot: u32) {
                 resent,
                 ..new(key, CONN_ESTABLISHED | CONN_ADOPTED)
             };
-            if CONNS.insert(sock.0.0 as u64, &conn, 1).is_err() {
+            let address = sock.0.0 as u64;
+            if CONNS.insert(address, &conn, 1).is_err() {
+                return;
+            }
+            // Of one that ended since its state was read nobody tells any more, unless it was here by then: it is counted as closed.
+            if !matches!(sock.state(), ESTABLISHED | CLOSE_WAIT)
+                && let Some(conn) = CONNS.get_ptr_mut(address)
+                // SAFETY: a map value.
+                && unsafe { (*conn).flags } & CONN_CLOSED == 0
+            {
+                let _ = CONNS.remove(address);
                 return;
             }
             if let Some(stats) = stats(&key) {

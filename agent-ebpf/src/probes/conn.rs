@@ -336,7 +336,8 @@ mod bpf {
     #[btf_map]
     static CONN_SETTLED: Array<ConnSockets, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
-    /// Adds what the sockets of [`ConnSockets`] moved to their totals.
+    /// Adds what the sockets of [`ConnSockets`] moved to their totals. A change of state is told before it is made, and the last one takes
+    /// a connection away: one that is still here in that state ended without a word.
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "raw_tp/conn_settle")]
     extern "C" fn conn_settle(ctx: *const u64) -> i32 {
@@ -361,10 +362,16 @@ mod bpf {
                 && (*conn).flags & CONN_CLOSED == 0
                 && let sock = Sock(Kernel(address as *const u8))
                 && let state = sock.state()
-                && matches!(state, ESTABLISHED | CLOSE_WAIT)
+                && matches!(state, ESTABLISHED | CLOSE_WAIT | CLOSE)
                 && let Some(stats) = CONN_STATS.get_ptr_mut(&(*conn).key)
             {
-                settle(sock, state, conn, stats);
+                if state == CLOSE {
+                    lost(Program::ConnState, Lost::Unmatched);
+                    count_closed(sock, conn, stats, ConnEnd::Reset);
+                    let _ = CONNS.remove(address);
+                } else {
+                    settle(sock, state, conn, stats);
+                }
             }
         }
         0
