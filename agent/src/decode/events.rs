@@ -280,4 +280,23 @@ mod tests {
         };
         assert_eq!(Events::default().decode(bytes), Some(Event::Life(expected)));
     }
+
+    #[test]
+    fn a_connection_that_a_window_saw_stands_for_those_outside() {
+        let weight = |nr: i32| {
+            // SAFETY: a plain record.
+            let mut header: StackHeader = unsafe { std::mem::zeroed() };
+            header.stack_kind = StackKind::Conn as u32;
+            header.nr = nr;
+            header.weight = 3;
+            // SAFETY: as above.
+            let bytes = unsafe {
+                std::slice::from_raw_parts((&raw const header).cast::<u8>(), size_of::<StackHeader>())
+            };
+            let (_, mut sample, _) = stack(bytes).unwrap();
+            sample.stand_for_all(0.25);
+            sample.weight
+        };
+        assert_eq!([weight(42), weight(-1)], [12.0, 3.0]);
+    }
 }
