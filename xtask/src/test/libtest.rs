@@ -75,9 +75,9 @@ impl Tally {
     }
 }
 
-/// Runs a command whose standard output is the harness's, passes that on and counts. A command that fails without a
+/// Runs a command whose standard output is the harness's, passes that on to `to` and counts. A command that fails without a
 /// failed test is one failure, named `what`.
-pub(crate) fn run_counted(what: &str, command: &mut Command) -> Result<Tally> {
+pub(crate) fn run_counted(what: &str, command: &mut Command, to: &mut impl Write) -> Result<Tally> {
     println!("{what}: {}", command::line(command));
     let mut child = command
         .stdin(Stdio::null())
@@ -85,7 +85,7 @@ pub(crate) fn run_counted(what: &str, command: &mut Command) -> Result<Tally> {
         .spawn()
         .with_context(|| format!("start {}", command::line(command)))?;
     let stdout = child.stdout.take().context("the child's output is not piped")?;
-    let mut tally = count(stdout, &mut std::io::stdout())?;
+    let mut tally = count(stdout, to)?;
     let status = child
         .wait()
         .with_context(|| format!("wait for {}", command::line(command)))?;
@@ -147,10 +147,15 @@ mod tests {
 
     #[test]
     fn a_crash_without_a_failed_test_is_a_failure() {
-        let tally = run_counted("crash", Command::new("sh").args(["-c", "exit 3"])).unwrap();
+        let tally = run_counted(
+            "crash",
+            Command::new("sh").args(["-c", "exit 3"]),
+            &mut Vec::new(),
+        )
+        .unwrap();
         assert_eq!((tally.passed, tally.failed), (0, 1));
         assert_eq!(
-            run_counted("fine", &mut Command::new("true")).unwrap(),
+            run_counted("fine", &mut Command::new("true"), &mut Vec::new()).unwrap(),
             Tally::default()
         );
     }

@@ -107,19 +107,10 @@ fn run_level(level: Level, filters: &[String]) -> Result<Tally> {
         Level::Vm => {
             // The images are built from the tests of the level `kernel`.
             let binaries = Binaries::build(PACKAGE, &names(Level::Kernel)?)?;
-            let mut tally = Tally::default();
             // Emulated, a kernel is 20 times slower: only what holds there is run, unless tests are named.
             let in_vm: Vec<String> = IN_VM.iter().map(|name| (*name).to_owned()).collect();
             let filters = if filters.is_empty() { &in_vm[..] } else { filters };
-            for kernel in vm::Series::value_variants() {
-                tally.add(
-                    vm::run_tests(*kernel, &binaries, filters).unwrap_or_else(|error| {
-                        println!("vm {kernel}: {error:#}");
-                        Tally::broken(format!("vm {kernel}: {error:#}"))
-                    }),
-                );
-            }
-            Ok(tally)
+            Ok(vm::run_tests(vm::Series::value_variants(), &binaries, filters))
         }
     }
 }
@@ -163,7 +154,7 @@ fn pure(filters: &[String]) -> Result<Tally> {
             .arg("--no-fail-fast")
             .current_dir(workspace::root());
         cargo.arg("--").args(filters);
-        tally.add(run_counted(what, &mut cargo)?);
+        tally.add(run_counted(what, &mut cargo, &mut std::io::stdout())?);
         Ok(())
     };
     cargo_test("unit tests", &["--workspace", "--lib", "--bins"])?;

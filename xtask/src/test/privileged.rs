@@ -114,7 +114,7 @@ impl Binaries {
                 .arg("--test-threads=1")
                 .args(filters)
                 .current_dir(&test.folder);
-            tally.add(run_counted(&test.name, &mut command)?);
+            tally.add(run_counted(&test.name, &mut command, &mut std::io::stdout())?);
         }
         Ok(tally)
     }
