@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Name for `--only`.
@@ -25,8 +25,9 @@ pub(crate) const ALLOC: &str = "alloc";
 
 /// Length of a slice: some windows of mode `duty`.
 const SLICE: Duration = Duration::from_secs(1);
-/// From when a tool is there to its slice: in mode `duty` windows must have told how much the program allocates.
-const SETTLE: Duration = Duration::from_secs(2);
+/// From when a tool is there to its slice: the agent calibrates for a second or two, and in mode `duty` windows must have told how much
+/// the program allocates.
+const SETTLE: Duration = Duration::from_secs(4);
 
 /// What is measured.
 const PROGRAMS: [(&str, &str, Starter); 3] = [
@@ -72,6 +73,12 @@ impl Tool {
         }
     }
 
+    /// What it may make of the time of an operation of a program that never waits, if that is of interest: what is left of its
+    /// throughput.
+    fn told_time(self) -> Option<f64> {
+        (self == Self::Duty).then_some(1.02)
+    }
+
     /// Starts it for a process and returns when it is at work.
     fn start(self, agent: &Path, dir: &Path, pid: u32) -> Result<Option<Process>> {
         match self {
@@ -101,32 +108,50 @@ pub(crate) fn alloc(agent: &Path, site: &Site<'_>, rounds: usize) -> Result<(Vec
         let mut load = start(site).with_context(|| format!("start {name}"))?;
         let measured =
             measure(agent, site.dir, &mut load, rounds).with_context(|| format!("measure {name}"))?;
-        let ratio = |of: Tool| -> Result<Estimate> {
-            let each: Vec<f64> = measured
-                .iter()
-                .filter_map(|round| {
-                    let base = match of {
-                        Tool::Null => *round.get(&Tool::Nothing)?,
-                        _ => f64::midpoint(*round.get(&Tool::Nothing)?, *round.get(&Tool::Null)?),
-                    };
-                    Some(round.get(&of)? / base)
-                })
-                .collect();
-            Estimate::of(&each).context("no rounds")
-        };
-        let null = ratio(Tool::Null)?;
+        let (cpu, time) = (|cost: &Cost| cost.cpu_ns, |cost: &Cost| cost.wall_ns);
+        let null = (
+            ratio(&measured, Tool::Null, cpu)?,
+            ratio(&measured, Tool::Null, time)?,
+        );
         for tool in Tool::ALL {
             if let Some((told, target)) = tool.told() {
                 let what = format!("{name}, {told}: CPU per {unit}");
-                figures.push(Figure::of_watching(what, ratio(tool)?, null, target));
+                let of = ratio(&measured, tool, cpu)?;
+                figures.push(Figure::of_watching(what, of, null.0, target));
+                if let Some(target) = tool.told_time() {
+                    let what = format!("{name}, {told}: time per {unit}");
+                    let of = ratio(&measured, tool, time)?;
+                    figures.push(Figure::of_watching(what, of, null.1, Some(target)));
+                }
             }
         }
     }
     Ok((figures, Vec::new()))
 }
 
-/// CPU nanoseconds of an operation by tool, for each round.
-fn measure(agent: &Path, dir: &Path, load: &mut Running, rounds: usize) -> Result<Vec<BTreeMap<Tool, f64>>> {
+/// An operation with a tool, as a multiple of one without.
+fn ratio(measured: &[Round], tool: Tool, of: impl Fn(&Cost) -> f64) -> Result<Estimate> {
+    let each = measured.iter().filter_map(|round| {
+        let cost = |tool: Tool| round.get(&tool).map(&of);
+        let base = match tool {
+            Tool::Null => cost(Tool::Nothing)?,
+            _ => f64::midpoint(cost(Tool::Nothing)?, cost(Tool::Null)?),
+        };
+        Some(cost(tool)? / base)
+    });
+    Estimate::of(&each.collect::<Vec<_>>()).context("no rounds")
+}
+
+/// What an operation cost.
+struct Cost {
+    cpu_ns: f64,
+    wall_ns: f64,
+}
+
+type Round = BTreeMap<Tool, Cost>;
+
+/// What operations cost by tool, for each round.
+fn measure(agent: &Path, dir: &Path, load: &mut Running, rounds: usize) -> Result<Vec<Round>> {
     let mut order = Tool::ALL;
     let mut random = Random::new(u64::from(std::process::id()));
     let pid = *load.measured.first().context("nothing to measure")?;
@@ -139,12 +164,16 @@ fn measure(agent: &Path, dir: &Path, load: &mut Running, rounds: usize) -> Resul
                 .start(agent, dir, pid)
                 .with_context(|| format!("start {tool:?}"))?;
             thread::sleep(SETTLE);
-            let before = load.read()?;
+            let (began, before) = (Instant::now(), load.read()?);
             thread::sleep(SLICE);
-            let after = load.read()?;
+            let (wall, after) = (began.elapsed(), load.read()?);
             drop(running);
             let operations = (after.operations - before.operations).max(1) as f64;
-            round.insert(tool, (after.cpu_ns - before.cpu_ns) as f64 / operations);
+            let cost = Cost {
+                cpu_ns: (after.cpu_ns - before.cpu_ns) as f64 / operations,
+                wall_ns: wall.as_nanos() as f64 / operations,
+            };
+            round.insert(tool, cost);
         }
         all.push(round);
     }
