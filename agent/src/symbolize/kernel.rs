@@ -103,7 +103,7 @@ impl KernelSymbols {
             }
         };
         *asked = Instant::now();
-        Ok(list.find(address).and_then(|name| self.names.share(name)))
+        Ok(list.find(address).and_then(|name| self.names.share(&name)))
     }
 }
 
