@@ -41,18 +41,20 @@ pub(crate) fn owner(function: &str) -> Owner {
 }
 
 pub(crate) fn stack(function: &str, idle: bool) -> SharedStack {
-    let frame = |function: &str, address| Frame {
-        function: Some(function.into()),
-        file: None,
-        line: 0,
-        module: "/usr/bin/shop".into(),
-        build_id: None,
-        address,
-        inlined: false,
-        kernel: false,
+    let frame = |function: &str, address| {
+        Arc::new(Frame {
+            function: Some(function.into()),
+            file: None,
+            line: 0,
+            module: "/usr/bin/shop".into(),
+            build_id: None,
+            address,
+            inlined: false,
+            kernel: false,
+        })
     };
     Arc::new(Stack {
-        frames: vec![frame(function, 0x1000), frame("main", 0x2000)],
+        frames: [frame(function, 0x1000), frame("main", 0x2000)].into(),
         owner: owner(function),
         idle,
         truncated: false,
@@ -62,7 +64,7 @@ pub(crate) fn stack(function: &str, idle: bool) -> SharedStack {
 /// The same with a line of the innermost frame.
 pub(crate) fn stack_at(function: &str, line: u32) -> SharedStack {
     let mut stack = Stack::clone(&stack(function, false));
-    stack.frames[0].line = line;
+    Arc::make_mut(&mut stack.frames[0]).line = line;
     Arc::new(stack)
 }
 

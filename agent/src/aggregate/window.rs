@@ -55,7 +55,7 @@ impl WindowBuilder {
     }
 }
 
-/// Frames of all stacks that windows hold, for each entry that they may hold (80 bytes each).
+/// Frames of all stacks that windows hold, for each entry that they may hold: 8 bytes each, and 96 for each that differs.
 const FRAMES_PER_ENTRY: usize = 4;
 
 /// What the windows of the ring hold, each stack counted once.
@@ -287,7 +287,7 @@ mod tests {
         let mut windows = windows(10);
         let deep = |name: &str, depth: usize| {
             let mut deep = (*stack(name, false)).clone();
-            deep.frames = vec![deep.frames[0].clone(); depth];
+            deep.frames = vec![Arc::clone(&deep.frames[0]); depth].into();
             SharedStack::new(deep)
         };
         for at in 1..=3 {

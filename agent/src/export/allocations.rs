@@ -151,7 +151,7 @@ fn entry(leak: &Leak, limit: Option<u64>, resident: u64) -> LeakEntry {
     LeakEntry {
         function: owner.function.to_string(),
         file: owner.file.to_string(),
-        stack: leak.stack.frames.iter().map(frame_name).collect(),
+        stack: leak.stack.frames.iter().map(|frame| frame_name(frame)).collect(),
         live_bytes: leak.live_bytes,
         bytes_per_hour: per_hour,
         seconds: leak.seconds,

@@ -120,8 +120,10 @@ impl Batch {
     }
 }
 
-/// Elements of a hash map that are read with one call, at first: all of a bucket must fit.
-const AT_ONCE: usize = 4096;
+/// Bytes of a hash map that are read with one call, at first.
+const AT_ONCE: usize = 256 << 10;
+/// Elements of it at least: all of a bucket must fit.
+const LEAST: usize = 64;
 
 /// All elements of a hash map: a fifth to an eleventh of the cost of reading one after the other. Those that are added or
 /// removed meanwhile may be missing.
@@ -139,7 +141,7 @@ pub(super) fn lookup_batches<K: aya::Pod, V: aya::Pod>(
     map: BorrowedFd<'_>,
     mut some: impl FnMut(&[K], &[V]) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut room = AT_ONCE;
+    let mut room = LEAST.max(AT_ONCE / (size_of::<K>() + size_of::<V>()).max(1));
     let (mut position, mut next) = (0u64, 0u64);
     let mut begun = false;
     let (mut keys, mut values): (Vec<K>, Vec<V>) = (Vec::new(), Vec::new());

@@ -30,6 +30,7 @@ mod module;
 mod name;
 mod open;
 mod perf_map;
+mod pool;
 mod process;
 mod python;
 mod reading;

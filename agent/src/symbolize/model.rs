@@ -1,11 +1,12 @@
 //! What the symbolizer hands on.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use super::{Service, SharedStack, StackDetail, StackKind};
 
 /// One resolved frame.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     /// Demangled function; `None` when no symbol covers the address.
     pub function: Option<Arc<str>>,
@@ -26,6 +27,13 @@ pub struct Frame {
     pub kernel: bool,
 }
 
+/// Where two frames are the same here, they almost always are; whole stacks are hashed, frame by frame.
+impl Hash for Frame {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.address, self.line, self.inlined).hash(state);
+    }
+}
+
 /// The frame that answers "which code of the service did it".
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Owner {
@@ -38,8 +46,8 @@ pub struct Owner {
 /// A resolved stack.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Stack {
-    /// Innermost first: kernel frames, then user frames.
-    pub frames: Vec<Frame>,
+    /// Innermost first: kernel frames, then user frames. Those of the symbolizer are shared by all stacks that have them.
+    pub frames: Box<[Arc<Frame>]>,
     /// The owning frame.
     pub owner: Owner,
     /// The waiting is idleness (a condition variable, a parked worker, a thread join) although the kernel saw a futex.

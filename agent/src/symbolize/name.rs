@@ -1,9 +1,9 @@
 //! Names read from files of others: bounded, printable, shared.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::mangled;
+use super::pool::Pool;
 
 /// Longest name kept, in bytes; C++ templates reach tens of kilobytes.
 const MAX_LEN: usize = 512;
@@ -11,8 +11,7 @@ const MAX_LEN: usize = 512;
 /// Names seen, each kept once.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    known: HashSet<Arc<str>>,
-    prune_at: usize,
+    known: Pool<str>,
 }
 
 impl Names {
@@ -24,19 +23,7 @@ impl Names {
     /// The same of a name that no compiler made.
     pub(super) fn share_as_is(&mut self, name: &str) -> Option<Arc<str>> {
         let name = clean(name);
-        if name.is_empty() {
-            return None;
-        }
-        if let Some(known) = self.known.get(name.as_str()) {
-            return Some(Arc::clone(known));
-        }
-        if self.known.len() >= self.prune_at.max(4096) {
-            self.known.retain(|name| Arc::strong_count(name) > 1);
-            self.prune_at = self.known.len() * 2;
-        }
-        let name: Arc<str> = name.into();
-        self.known.insert(Arc::clone(&name));
-        Some(name)
+        (!name.is_empty()).then(|| self.known.share(name))
     }
 }
 
@@ -64,16 +51,5 @@ mod tests {
         let long = names.share(&"é".repeat(1000)).unwrap();
         assert_eq!(long.chars().count(), 257);
         assert!(long.ends_with('…'));
-    }
-
-    #[test]
-    fn names_nobody_holds_are_dropped() {
-        let mut names = Names::default();
-        let kept = names.share("kept").unwrap();
-        for i in 0..20_000 {
-            names.share(&format!("name {i}"));
-        }
-        assert!(names.known.len() <= 4096, "{}", names.known.len());
-        assert!(Arc::ptr_eq(&kept, &names.share("kept").unwrap()));
     }
 }

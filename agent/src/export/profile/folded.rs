@@ -22,7 +22,7 @@ pub fn folded(profile: &Profile) -> String {
 }
 
 fn line(stack: &Stack) -> String {
-    let mut names: Vec<_> = stack.frames.iter().rev().map(name).collect();
+    let mut names: Vec<_> = stack.frames.iter().rev().map(|frame| name(frame)).collect();
     if names.is_empty() {
         names.push("[unknown]".into());
     }

@@ -94,7 +94,8 @@ pub(super) fn message(profiles: &[Profile]) -> proto::Profile {
 fn main_frame(profile: &Profile) -> Option<&Frame> {
     let mut modules: BTreeMap<&str, (i64, &Frame)> = BTreeMap::new();
     for Sample { stack, value, .. } in &profile.samples {
-        let owner = |frame: &&Frame| !frame.kernel && frame.function.as_ref() == Some(&stack.owner.function);
+        let owner =
+            |frame: &&Arc<Frame>| !frame.kernel && frame.function.as_ref() == Some(&stack.owner.function);
         if let Some(frame) = stack.frames.iter().find(owner) {
             let sum = &mut modules.entry(&frame.module).or_insert((0, frame)).0;
             *sum = sum.saturating_add(*value);
@@ -128,7 +129,7 @@ impl Builder {
 
     /// Ids of the locations of a stack, innermost first. Inlined frames share the location of the next outer frame
     /// that is not inlined.
-    fn locations(&mut self, frames: &[Frame]) -> Vec<u64> {
+    fn locations(&mut self, frames: &[Arc<Frame>]) -> Vec<u64> {
         let mut ids = Vec::with_capacity(frames.len());
         let mut from = 0;
         for (index, frame) in frames.iter().enumerate() {
@@ -143,7 +144,7 @@ impl Builder {
         ids
     }
 
-    fn location(&mut self, frames: &[Frame]) -> u64 {
+    fn location(&mut self, frames: &[Arc<Frame>]) -> u64 {
         let Some(frame) = frames.last() else { return 0 };
         let mapping = self.mapping(frame);
         let lines: Vec<_> = frames.iter().filter_map(|frame| self.line(frame)).collect();

@@ -27,7 +27,7 @@ fn stack(frames: Vec<Frame>, owner: &str) -> SharedStack {
         file: "".into(),
     };
     Arc::new(Stack {
-        frames,
+        frames: frames.into_iter().map(Arc::new).collect(),
         owner,
         idle: false,
         truncated: false,

@@ -13,6 +13,7 @@ use super::kernel::KernelSymbols;
 use super::lru::Lru;
 use super::module::{ModuleId, Modules};
 use super::owner::{Ground, Owners};
+use super::pool::Pool;
 use super::process::{ProcessKey, Processes};
 use super::python::{Codes, Source};
 use super::{
@@ -59,6 +60,7 @@ pub struct Symbolizer {
     processes: Processes,
     addresses: Lru<(ModuleId, u64), (Vec<Part>, Outcome)>,
     stacks: Lru<StackKey, Answer>,
+    frames: Pool<Frame>,
     codes: Codes,
     owners: Owners,
     unknown_module: Arc<str>,
@@ -83,6 +85,7 @@ impl Symbolizer {
             processes: Processes::new(&config),
             addresses: Lru::new(config.max_addresses),
             stacks: Lru::new(config.max_stacks),
+            frames: Pool::default(),
             codes: Codes::default(),
             owners: Owners::new(&config.owner_rules),
             unknown_module: "[unknown]".into(),
@@ -282,7 +285,7 @@ impl Symbolizer {
             owner: judged.owner,
             idle: lock_wait && judged.idle,
             truncated,
-            frames,
+            frames: frames.into_iter().map(|frame| self.frames.share(frame)).collect(),
         });
         let answer = Answer {
             stack,

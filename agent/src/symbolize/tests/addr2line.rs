@@ -69,7 +69,7 @@ fn frames(stack: &Stack) -> Frames {
             frame.line,
         )
     };
-    stack.frames.iter().map(of).collect()
+    stack.frames.iter().map(|frame| of(frame)).collect()
 }
 
 /// The agent cuts very long names. Of those of C++, parameters and arguments of templates are left out: demanglers differ in

@@ -324,6 +324,22 @@ fn cpp_is_demangled_and_rust_has_no_hash() {
 }
 
 #[test]
+fn stacks_share_their_frames() {
+    let mut symbolizer = Symbolizer::new(SymbolizerConfig::default());
+    let own = a_function_with_a_name as fn() -> u64 as usize as u64;
+    let getpid = libc::getpid as unsafe extern "C" fn() -> i32 as usize as u64;
+    let mut outermost = |user| {
+        let stack = resolve(&mut symbolizer, std::process::id(), user);
+        Arc::clone(stack.frames.last().unwrap())
+    };
+    let (one, other) = (
+        outermost(vec![getpid, own + 1]),
+        outermost(vec![own, getpid + 1, own + 1]),
+    );
+    assert!(Arc::ptr_eq(&one, &other));
+}
+
+#[test]
 fn memory_is_bounded_and_let_go() {
     let config = SymbolizerConfig {
         image_idle: std::time::Duration::ZERO,
