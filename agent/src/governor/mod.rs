@@ -17,6 +17,8 @@ use crate::telemetry::GovernorTelemetry;
 pub use self::calibrate::{Costs, calibrate};
 use self::level::Levels;
 
+/// A window of which less is left than this when a tick has been read is not opened again.
+const SHORTEST_WINDOW: Duration = Duration::from_millis(10);
 /// Seconds that a tick must have for its cost to mean anything.
 const SHORTEST_TICK: f64 = 0.5;
 /// One window a period.
@@ -46,6 +48,8 @@ pub struct Governor {
     open: Option<Instant>,
     /// Time of this tick in which calls were counted, up to the last closing or tick.
     counted: Duration,
+    /// Whether the window is held while a tick is read.
+    held: bool,
     tick_began: Instant,
     last_runs: Vec<u64>,
     last_spent: f64,
@@ -84,6 +88,7 @@ impl Governor {
             rated: now,
             open: None,
             counted: Duration::ZERO,
+            held: false,
             tick_began: now,
             last_runs: Vec::new(),
             last_spent: 0.0,
@@ -196,22 +201,53 @@ impl Governor {
         Ok(())
     }
 
-    /// Ends a tick: how calls were counted in it.
-    pub fn finish_tick(&mut self, now: Instant) -> Windows {
-        if let Some(since) = self.open.as_mut() {
-            self.counted += now.saturating_duration_since(*since);
-            *since = now.max(*since);
+    /// Ends a tick: how calls were counted in it. A window that is open is held until [`Self::go_on`], because what is counted
+    /// while the tick is read would belong to no time: of a window that opened just before, that was most of its calls.
+    pub fn finish_tick(&mut self, loaded: &mut Loaded) -> Result<Windows> {
+        let mut now = Instant::now();
+        // What opening takes is not a tenth of a percent: a tick that was counted to the end was counted whole.
+        let whole = self.mode == SyscallMode::Exact || self.share_counted(now) > 0.999;
+        if !whole && self.open.is_some() {
+            now = loaded.hold_syscalls(true)?;
+            self.held = true;
         }
-        let length = now.duration_since(self.tick_began).as_secs_f64();
-        let ratio = (self.counted.as_secs_f64() / length.max(1e-9)).clamp(0.0, 1.0);
+        let ratio = if whole { 1.0 } else { self.share_counted(now) };
+        self.open = self.open.map(|_| now);
         self.counted = Duration::ZERO;
         self.tick_began = now;
-        // What opening takes is not a tenth of a percent: a tick that was counted to the end was counted whole.
-        let whole = self.mode == SyscallMode::Exact || ratio > 0.999;
-        Windows {
-            ratio: if whole { 1.0 } else { ratio },
+        Ok(Windows {
+            ratio,
             ns_per_call: self.call_ns(),
+        })
+    }
+
+    /// Share of this tick, up to now, in which calls were counted.
+    fn share_counted(&self, now: Instant) -> f64 {
+        let open = self
+            .open
+            .map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let length = now.saturating_duration_since(self.tick_began).as_secs_f64();
+        ((self.counted + open).as_secs_f64() / length.max(1e-9)).clamp(0.0, 1.0)
+    }
+
+    /// The tick has been read: goes on with the window that was held.
+    pub fn go_on(&mut self, loaded: &mut Loaded) -> Result<()> {
+        if !std::mem::take(&mut self.held) {
+            return Ok(());
         }
+        let now = loaded.hold_syscalls(false)?;
+        self.open = Some(now);
+        if self.duty >= 1.0 {
+            // From here on ticks are whole, and this one's reading is the first's loss.
+            self.tick_began = now;
+        } else if self.next < now + SHORTEST_WINDOW {
+            self.close(loaded)?;
+            self.begin_period((self.period_began + PERIOD).max(now));
+            return Ok(());
+        }
+        self.last_runs = seen(loaded)?;
+        self.rated = now;
+        Ok(())
     }
 
     /// Calibrated nanoseconds that counting adds to a call.
@@ -280,6 +316,23 @@ impl Governor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn windows_that_are_over_and_the_open_one_are_a_share_of_the_tick() {
+        let mut governor = Governor::new(SyscallMode::Auto, Costs::default(), 2, 0.01);
+        let began = governor.tick_began;
+        let after = |ms| began + Duration::from_millis(ms);
+        let is = |governor: &Governor, ms, share: f64| {
+            assert!((governor.share_counted(after(ms)) - share).abs() < 1e-9);
+        };
+        is(&governor, 1000, 0.0);
+        governor.counted = Duration::from_millis(100);
+        is(&governor, 1000, 0.1);
+        governor.open = Some(after(900));
+        is(&governor, 1000, 0.2);
+        governor.open = Some(after(1001));
+        is(&governor, 1000, 0.1);
+    }
 
     #[test]
     fn the_busiest_cpu_is_told_from_all() {

@@ -252,14 +252,19 @@ impl Loaded {
         if on {
             self.switch("syscall", true)?;
         }
-        if (self.tuning.window & 1 == 1) != on {
-            self.set_tuning(|tuning| tuning.window = tuning.window.wrapping_add(1))?;
-        }
-        let at = Instant::now();
+        let at = self.hold_syscalls(!on)?;
         if !on {
             self.switch("syscall", false)?;
         }
         Ok(at)
+    }
+
+    /// Stops counting system calls or goes on, and leaves the hooks where they are; since when.
+    pub fn hold_syscalls(&mut self, on: bool) -> Result<Instant> {
+        if (self.tuning.window & 1 == 1) == on {
+            self.set_tuning(|tuning| tuning.window = tuning.window.wrapping_add(1))?;
+        }
+        Ok(Instant::now())
     }
 
     /// Runs an iterator probe once and adds what it writes to `bytes`.

@@ -202,7 +202,8 @@ impl Reader {
         // What was counted up to here is the agent's own start (calibration included): the first tick begins now.
         self.drain(Instant::now());
         self.harvest.tick(&mut self.loaded, Windows::ALL)?;
-        self.governor.finish_tick(Instant::now());
+        self.governor.finish_tick(&mut self.loaded)?;
+        self.governor.go_on(&mut self.loaded)?;
         let mut next_tick = Instant::now() + self.config.interval.min(Duration::from_secs(1));
         let mut next_drain = Instant::now();
         let pause = recorded.map_or(DRAIN, recording::begin);
@@ -252,8 +253,9 @@ impl Reader {
     fn tick(&mut self, now: Instant) -> Result<Batch> {
         let began = Instant::now();
         self.drain(now);
-        let windows = self.governor.finish_tick(now);
+        let windows = self.governor.finish_tick(&mut self.loaded)?;
         let mut tick = self.harvest.tick(&mut self.loaded, windows)?;
+        self.governor.go_on(&mut self.loaded)?;
         self.pools.finish(&mut self.loaded, &mut tick);
         self.listeners.finish(&mut self.loaded, &mut tick);
         // Before the last look at the ring: a sample is there before what it stands for is given back.
