@@ -1,5 +1,6 @@
 //! Programs in interpreters and with compilers of their own, under load: `programs/load.py`, `load.js` and `Load.java`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -23,7 +24,7 @@ impl Runtime {
         Self::start("python", Command::new(exe).arg("-B").arg(load("load.py")))
     }
 
-    /// Each CPython there is: Debian's, and the newest one that pyenv built, where there is one.
+    /// CPython of each version whose frames are known: Debian's 3.11, and the newest 3.12 and 3.13 that pyenv built, if it did.
     pub fn pythons() -> Result<Vec<PathBuf>> {
         let debian = PathBuf::from("/usr/bin/python3");
         ensure!(
@@ -33,20 +34,23 @@ impl Runtime {
         );
         let home = std::env::var_os("PYENV_ROOT").map(PathBuf::from);
         let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".pyenv")));
-        let built = home.and_then(|home| std::fs::read_dir(home.join("versions")).ok());
-        // 3.9 is older than 3.13.
-        let version = |path: &PathBuf| -> Vec<u32> {
+        let versions = home.and_then(|home| std::fs::read_dir(home.join("versions")).ok());
+        let mut built: BTreeMap<u32, (u32, PathBuf)> = BTreeMap::new();
+        for entry in versions.into_iter().flatten() {
+            let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.split('.').filter_map(|part| part.parse().ok()).collect()
-        };
-        let newest = built
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.join("bin/python3").exists())
-            .max_by_key(version);
-        let newest = newest.map(|path| path.join("bin/python3"));
-        Ok([Some(debian), newest].into_iter().flatten().collect())
+            let version: Vec<u32> = name.split('.').filter_map(|part| part.parse().ok()).collect();
+            let exe = path.join("bin/python3");
+            if let [3, minor @ (12 | 13), patch] = version[..]
+                && exe.exists()
+            {
+                let newest = built.entry(minor).or_default();
+                *newest = (patch, exe).max(std::mem::take(newest));
+            }
+        }
+        Ok(std::iter::once(debian)
+            .chain(built.into_values().map(|(_, exe)| exe))
+            .collect())
     }
 
     /// Node with a perf map, its compiler forbidden to merge functions: the chain of three is known.

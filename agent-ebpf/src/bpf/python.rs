@@ -14,8 +14,8 @@ use super::task::{current, field, now, offset};
 use crate::{
     offsets::{MARK_FLAGS, MISSING},
     wire::python::{
-        PYTHON_ENTRY, PYTHON_FRAME_BYTES, PYTHON_FRAMES, PYTHON_PROCESSES, PYTHON_WHOLE, PythonEntry,
-        PythonProcess, PythonThread,
+        PYTHON_ENTRY, PYTHON_FRAME_BYTES, PYTHON_FRAMES, PYTHON_PROCESSES, PYTHON_RETURNED, PYTHON_WHOLE,
+        PythonEntry, PythonProcess, PythonThread,
     },
 };
 
@@ -49,6 +49,8 @@ pub(crate) struct Walk {
     /// Words before those of the first frame.
     start: u32,
     len: u32,
+    /// [`PYTHON_RETURNED`], or 0.
+    returned: u32,
 }
 
 /// What the callbacks are given.
@@ -200,6 +202,8 @@ extern "C" fn step(_index: u64, context: *mut Context) -> i64 {
         if walk.len > 0 {
             // SAFETY: a word of the sample.
             unsafe { *place(words, next - 1) |= PYTHON_ENTRY };
+        } else {
+            walk.returned = PYTHON_RETURNED.into();
         }
     } else {
         let code = walk.at(process.frame_code);
@@ -217,7 +221,7 @@ extern "C" fn step(_index: u64, context: *mut Context) -> i64 {
 }
 
 /// Writes the frames of the running thread behind the first `start` of the sample's words; returns how many there are, and
-/// the minor version of the interpreter with [`PYTHON_WHOLE`].
+/// the minor version of the interpreter with [`PYTHON_WHOLE`] and [`PYTHON_RETURNED`].
 #[inline(always)]
 pub(crate) fn walk(walk: *mut Walk, words: *mut u64, start: u32, slot: u32, tid: u32) -> (u32, u16) {
     // The verifier takes all of it away where the kernel does not say where thread pointers are.
@@ -237,6 +241,7 @@ pub(crate) fn walk(walk: *mut Walk, words: *mut u64, start: u32, slot: u32, tid:
         (*walk).id = current().load(field!(task_fsbase));
         (*walk).start = start;
         (*walk).len = 0;
+        (*walk).returned = 0;
     }
     let state = find(&mut context, tid);
     if state == 0 {
@@ -266,7 +271,7 @@ pub(crate) fn walk(walk: *mut Walk, words: *mut u64, start: u32, slot: u32, tid:
         let whole = if (*walk).frame == 0 { PYTHON_WHOLE } else { 0 };
         (
             (*walk).len.min(PYTHON_FRAMES as u32),
-            (*process).minor | u16::from(whole),
+            (*process).minor | u16::from(whole) | (*walk).returned as u16,
         )
     }
 }

@@ -145,7 +145,8 @@ pub struct StackHeader {
     pub unwind: u32,
     /// Frames of CPython.
     pub python_len: u8,
-    /// Minor version of the interpreter that they are of, and [`PYTHON_WHOLE`](super::python::PYTHON_WHOLE).
+    /// Minor version of the interpreter that they are of, with
+    /// [`PYTHON_WHOLE`](super::python::PYTHON_WHOLE) and [`PYTHON_RETURNED`](super::python::PYTHON_RETURNED).
     pub python_minor: u8,
     /// Modules behind the frames.
     pub modules: u16,

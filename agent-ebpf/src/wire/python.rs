@@ -9,6 +9,9 @@ pub const PYTHON_WORDS: usize = 2;
 pub const PYTHON_ENTRY: u64 = 1 << 32;
 /// Set in a sample's `python_minor`: the list of frames was read to its end.
 pub const PYTHON_WHOLE: u8 = 1 << 7;
+/// Set in a sample's `python_minor`: the list began with a frame without code, so that the innermost native frame of the
+/// interpreter's loop has none: its function has just returned.
+pub const PYTHON_RETURNED: u8 = 1 << 6;
 /// Interpreters that are known at once.
 pub const PYTHON_PROCESSES: u32 = 1024;
 /// Bytes of a frame in which everything is that is read of it.

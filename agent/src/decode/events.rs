@@ -4,7 +4,7 @@ use agent_ebpf::wire::{
     self, EVENT_CLOSED, EVENT_EXITED, EVENT_OOM, EVENT_OPENED, EVENT_STACK, EVENT_WAIT_DONE,
     FRAME_INTERRUPTED, FRAME_UPPER, GROWTH_WORDS, SAMPLE_AGAIN, SAMPLE_FLAGS, SLOT_FIRST, SlotEvent,
     StackHeader, alloc_sample,
-    python::{PYTHON_ENTRY, PYTHON_WHOLE, PYTHON_WORDS},
+    python::{PYTHON_ENTRY, PYTHON_RETURNED, PYTHON_WHOLE, PYTHON_WORDS},
 };
 
 use super::harvest::{PAGE, unix_ns};
@@ -172,8 +172,9 @@ fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample, Vec<CapturedModule>)
         })
     });
     let python = PythonStack {
-        minor: (header.python_minor & !PYTHON_WHOLE).into(),
+        minor: (header.python_minor & !(PYTHON_WHOLE | PYTHON_RETURNED)).into(),
         whole: header.python_minor & PYTHON_WHOLE != 0,
+        returned: header.python_minor & PYTHON_RETURNED != 0,
         frames: python.collect(),
     };
     let kind = StackKind::from_index(header.stack_kind)?;

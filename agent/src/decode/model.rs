@@ -141,6 +141,8 @@ pub struct PythonStack {
     pub minor: u16,
     /// There are no more: the outermost one is the thread's first.
     pub whole: bool,
+    /// The innermost native frame of the interpreter's loop has no frame here: its function has just returned.
+    pub returned: bool,
     /// The frames.
     pub frames: Vec<PythonFrame>,
 }

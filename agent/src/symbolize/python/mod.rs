@@ -128,6 +128,9 @@ impl Codes {
         let Some(layout) = layout::of(stack.minor) else {
             return (runs, all);
         };
+        if stack.returned && !stack.frames.is_empty() {
+            runs.runs.push_back(Vec::new());
+        }
         let (mut run, mut whole) = (Vec::new(), stack.whole);
         for frame in &stack.frames {
             let offset = u64::from(frame.instruction) * 2 + u64::from(layout.process.code_instructions);

@@ -25,8 +25,8 @@ pub(in super::super) enum FileKey {
     Build(String),
     /// Device, inode, size and time of the last change.
     Identity(FileIdentity),
-    /// None: trampolines of CPython.
-    Trampolines,
+    /// None: trampolines of CPython, so many bytes apart.
+    Trampolines(u8),
 }
 
 /// What the headers of a file say.

@@ -371,18 +371,18 @@ impl<S: Sink> Loader<S> {
     }
 
     fn trampolines(&mut self, pid: u32, mapping: &Mapping) -> Result<Option<(FileKey, u64)>> {
-        if !python::is_trampolines(&self.files.config.proc, pid, mapping) {
+        let Some(apart) = python::trampolines(&self.files.config.proc, pid, mapping) else {
             return Ok(None);
-        }
-        let found = (FileKey::Trampolines, mapping.range.start.wrapping_neg());
+        };
+        let found = (FileKey::Trampolines(apart), mapping.range.start.wrapping_neg());
         if self.tables.has(&found.0) {
             return Ok(Some(found));
         }
-        let Some(table) = python::table(&mut self.rules) else {
+        let Some(table) = python::table(&mut self.rules, apart) else {
             return Ok(None);
         };
         self.tables.rules(&mut self.sink, self.rules.all())?;
-        let placed = self.tables.place(&mut self.sink, FileKey::Trampolines, &table)?;
+        let placed = self.tables.place(&mut self.sink, found.0.clone(), &table)?;
         self.stats.full += u64::from(!placed);
         Ok(placed.then_some(found))
     }

@@ -17,23 +17,31 @@ const CODE: [u8; 11] = [0x48, 0x83, 0xec, 8, 0xff, 0xd1, 0x48, 0x83, 0xc4, 8, 0x
 /// Where the first instruction ends, and the third one.
 const LOWERED: u64 = 4;
 const RAISED: u64 = 10;
-/// From one copy to the next (Python/perf_trampoline.c).
-const EACH: u64 = 16;
-/// Bytes of copies, one after the other, that are described: those of 16,384 functions.
-const DESCRIBED: u64 = 256 << 10;
+/// Bytes from one copy to the next: 11 in 3.12.1, 16 in 3.13.0.
+const APART: [u8; 2] = [CODE.len() as u8, 16];
+/// Bytes of copies that are mapped at once, one after the other (Python/perf_trampoline.c); the next ones are mapped below
+/// these, so that they may be one mapping.
+const ARENA: u64 = 64 << 10;
+/// As many are described: the copies of 16,384 functions at least.
+const ARENAS: u64 = 4;
 
-/// Whether a mapping of a process begins with a trampoline.
-pub(super) fn is_trampolines(proc: &Path, pid: u32, mapping: &Mapping) -> bool {
+/// How far the trampolines with which a mapping of a process begins are apart, once there are two.
+pub(super) fn trampolines(proc: &Path, pid: u32, mapping: &Mapping) -> Option<u8> {
     if !mapping.path.is_empty() {
-        return false;
+        return None;
     }
-    let mut code = [0; CODE.len()];
-    let memory = File::open(proc.join(pid.to_string()).join("mem"));
-    memory.is_ok_and(|memory| memory.read_exact_at(&mut code, mapping.range.start).is_ok()) && code == CODE
+    let mut code = [0; 32];
+    let memory = File::open(proc.join(pid.to_string()).join("mem")).ok()?;
+    memory.read_exact_at(&mut code, mapping.range.start).ok()?;
+    let second = |apart: &u8| {
+        code.get(usize::from(*apart)..)
+            .is_some_and(|code| code.starts_with(&CODE))
+    };
+    APART.into_iter().find(second).filter(|_| code.starts_with(&CODE))
 }
 
-/// The table of all such mappings, the first address being 0.
-pub(super) fn table(rules: &mut Rules) -> Option<Table> {
+/// The table of all such mappings whose copies are so far apart, the first address being 0.
+pub(super) fn table(rules: &mut Rules, apart: u8) -> Option<Table> {
     let rule = |cfa_offset| Rule {
         cfa: CFA_SP,
         fp: FP_SAME,
@@ -43,10 +51,12 @@ pub(super) fn table(rules: &mut Rules) -> Option<Table> {
         ..NONE
     };
     let (outside, inside) = (rules.number(rule(8)), rules.number(rule(16)));
-    let rows: Vec<Row> = (0..DESCRIBED / EACH)
+    let rows: Vec<Row> = (0..ARENAS)
+        .flat_map(|arena| {
+            (0..ARENA / u64::from(apart)).map(move |copy| arena * ARENA + copy * u64::from(apart))
+        })
         .flat_map(|copy| {
-            [(0, outside), (LOWERED, inside), (RAISED, outside)]
-                .map(|(at, rule)| Row::new(copy * EACH + at, rule))
+            [(0, outside), (LOWERED, inside), (RAISED, outside)].map(|(at, rule)| Row::new(copy + at, rule))
         })
         .collect();
     Table::pack(&rows)
@@ -59,16 +69,25 @@ mod tests {
     #[test]
     fn every_instruction_of_every_copy_knows_its_return_address() {
         let mut rules = Rules::default();
-        let table = table(&mut rules).unwrap();
-        let cfa = |address| {
-            let rule = rules.all()[usize::from(table.find(address)?)];
-            Some(rule.cfa_offset)
-        };
-        for copy in [0, 16, 0xfff0, 0x1_0000, DESCRIBED - EACH] {
-            let found = [0, 4, 6, 10].map(|at| cfa(copy + at));
-            assert_eq!(found, [Some(8), Some(16), Some(16), Some(8)], "{copy:#x}");
+        for (apart, copies) in [
+            (16, [0, 16, 0xfff0, 0x1_0000, 0x3_fff0]),
+            (11, [0, 11, 0xffec, 0x1_0000, 0x3_ffec]),
+        ] {
+            let table = table(&mut rules, apart).unwrap();
+            let cfa = |address| {
+                let rule = rules.all()[usize::from(table.find(address)?)];
+                Some(rule.cfa_offset)
+            };
+            for copy in copies {
+                let found = [0, 4, 6, 10].map(|at| cfa(copy + at));
+                assert_eq!(
+                    found,
+                    [Some(8), Some(16), Some(16), Some(8)],
+                    "{apart}: {copy:#x}"
+                );
+            }
+            assert_eq!(cfa(ARENAS * ARENA), None);
         }
-        assert_eq!(cfa(DESCRIBED), None);
     }
 
     #[test]
@@ -86,13 +105,16 @@ mod tests {
                 path: path.into(),
                 found: None,
             };
-            is_trampolines(proc.path(), 7, &mapping)
+            trampolines(proc.path(), 7, &mapping)
         };
-        write(&CODE);
-        assert!(at("") && !at("[heap]"));
-        write(&[0x55; 16]);
-        assert!(!at(""));
-        write(&CODE[..5]);
-        assert!(!at(""));
+        let apart = |zeros: usize| [&CODE[..], &vec![0; zeros], &CODE, &[0; 16]].concat();
+        write(&apart(5));
+        assert_eq!((at(""), at("[heap]")), (Some(16), None));
+        write(&apart(0));
+        assert_eq!(at(""), Some(11));
+        for none in [&apart(3)[..], &[&CODE[..], &[0; 32]].concat(), &[0x55; 32], &CODE] {
+            write(none);
+            assert_eq!(at(""), None);
+        }
     }
 }
