@@ -1,6 +1,8 @@
 //! Which exact total a sampled stack is a sample of, and the division of futex time between `lock` and `idle`.
 
-use crate::symbolize::{Cause, Direction, Histogram, Peer, StackDetail, StackKind, SymbolizedSample, Totals};
+use crate::symbolize::{
+    Cause, ConnFailure, Direction, Histogram, Peer, StackDetail, StackKind, SymbolizedSample, Totals,
+};
 
 /// What tells the code series of one signal apart, besides the code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -214,7 +216,9 @@ pub(super) fn exact(totals: &Totals, moved: u64, idle_share: f64) -> Vec<(Group,
     };
     let opened = outgoing().fold(0u64, |sum, conn| sum.saturating_add(conn.opened));
     // Samples are of attempts. Where some fail, the rest are not known to have opened something; each takes what it weighs.
-    let all_opened = outgoing().all(|conn| conn.failures.iter().all(|failures| *failures == 0));
+    // What is reset was open: an attempt is refused.
+    let mut failures = ConnFailure::ALL.iter().filter(|why| **why != ConnFailure::Reset);
+    let all_opened = failures.all(|why| outgoing().all(|conn| conn.failures[why.index()] == 0));
     let rule = if all_opened { Rule::Scale } else { Rule::Claim };
     groups.push((whole(StackKind::Conn), opened, rule));
     groups.retain(|(_, amount, rule)| *amount > 0 || matches!(rule, Rule::Ended(1..)));

@@ -61,13 +61,20 @@ pub(super) struct Ledger {
     ended: VecDeque<u64>,
     /// Samples that found nothing, with the ticks that they have waited.
     pending: VecDeque<(Claim, usize)>,
+    /// How the samples of the last tick related to its amount.
+    rule: Option<Rule>,
 }
 
 impl Ledger {
+    pub(super) fn rule(&self) -> Option<Rule> {
+        self.rule
+    }
+
     /// Takes a tick's exact amount and samples; `hold` is for how many ticks either may wait for the other.
     pub(super) fn settle(&mut self, exact: u64, rule: Rule, claims: Vec<Claim>, hold: usize) -> Settled {
         let mut settled = Settled::default();
         self.held.push_back(exact);
+        self.rule = Some(rule);
         if let Rule::Ended(ns) = rule {
             self.ended.push_back(ns);
         }

@@ -157,7 +157,8 @@ impl ServiceState {
         let mut unsampled: BTreeMap<StackKind, BTreeMap<CodeScope, u64>> = BTreeMap::new();
         let mut dropped = 0;
         for (group, ledger) in &mut self.ledgers {
-            let (amount, rule) = exact.remove(group).unwrap_or((0, quiet_rule(group.kind)));
+            let quiet = || (0, quiet_rule(group.kind, ledger.rule()));
+            let (amount, rule) = exact.remove(group).unwrap_or_else(quiet);
             let settled = ledger.settle(
                 amount,
                 rule,
@@ -231,11 +232,12 @@ fn series(ranking: &Ranking) -> Vec<CodeSeries> {
         .collect()
 }
 
-/// How weights relate to the total in a tick in which nothing was counted.
-fn quiet_rule(kind: StackKind) -> Rule {
+/// How weights relate to the total in a tick in which nothing was counted: `last` is how they did in the last one with a rule.
+fn quiet_rule(kind: StackKind, last: Option<Rule>) -> Rule {
     match kind {
         StackKind::Wait => Rule::Ended(0),
-        StackKind::Conn => Rule::Claim,
+        // What was counted before the samples came is held, and they are of it.
+        StackKind::Conn => last.unwrap_or(Rule::Claim),
         StackKind::Cpu
         | StackKind::Syscall
         | StackKind::Memory

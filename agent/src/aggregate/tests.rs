@@ -25,6 +25,40 @@ fn totals(aggregator: &Aggregator, name: &str) -> Arc<Totals> {
     Arc::clone(&snapshot.find("", name).next().expect("known").totals)
 }
 
+/// Names take their time: until then, what was counted is held.
+#[test]
+fn connections_whose_samples_come_a_tick_later_are_all_credited() {
+    let shop = service("shop");
+    for (failure, credited) in [(ConnFailure::Reset, 300), (ConnFailure::Refused, 288)] {
+        let mut aggregator = Aggregator::new(limits());
+        let mut opened = Totals {
+            processes: 1,
+            ..Totals::default()
+        };
+        let conn = opened.conns.entry((Direction::Out, Peer::Other)).or_default();
+        conn.opened = 300;
+        conn.failures[failure.index()] = 1;
+        aggregator.tick(tick(vec![(Arc::clone(&shop), opened)]), vec![], &[]);
+        let late = sample(
+            &shop,
+            StackKind::Conn,
+            StackDetail::None,
+            288.0,
+            stack("connects", false),
+        );
+        let quiet = Totals {
+            processes: 1,
+            ..Totals::default()
+        };
+        aggregator.tick(tick(vec![(Arc::clone(&shop), quiet)]), vec![late], &[]);
+        let snapshot = aggregator.snapshot();
+        let shop = snapshot.find("", "shop").next().expect("known");
+        let code: Vec<_> = shop.code[&StackKind::Conn].iter().map(|one| one.value).collect();
+        // Of attempts of which some failed, each opened what it weighs; but one that is reset had been opened.
+        assert_eq!(code, [credited]);
+    }
+}
+
 #[test]
 fn futex_time_is_divided_by_the_ticks_samples_and_both_parts_only_grow() {
     let shop = service("shop");
