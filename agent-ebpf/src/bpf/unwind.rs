@@ -59,6 +59,8 @@ pub(crate) struct Room {
     base: u64,
     /// Copied bytes.
     copied: u64,
+    /// All ones once a copy failed, else 0: those after it end where a page ends at the latest.
+    careful: u64,
     ip: u64,
     sp: u64,
     fp: u64,
@@ -106,16 +108,20 @@ impl Room {
             return;
         }
         self.base = self.sp & !7;
+        // Near its top a stack has less above, and of what goes beyond nothing is copied. To try that again took 0.9 us a frame.
+        let size = COPY as u64 - (self.base & self.careful & (COPY as u64 - 1));
         // SAFETY: the helper checks the address; the destination has `COPY` bytes.
         let failed = unsafe {
             bpf_probe_read_user(
                 (&raw mut self.copy).cast(),
-                COPY as u32,
+                size as u32,
                 self.base as *const c_void,
             )
         };
         // No branch: two states of the walk would be four after the next copy, for the verifier.
-        self.copied = COPY as u64 & !((failed >> 63) as u64);
+        let failed = (failed >> 63) as u64;
+        self.copied = size & !failed;
+        self.careful |= failed;
     }
 
     /// A word of the stack.
@@ -353,7 +359,7 @@ pub(crate) fn walk(room: *mut Room, regs: Regs, slot: u32, pid: u32) -> (u32, Un
         (room.ip, room.sp, room.fp) = (regs.ip(), regs.sp(), regs.fp());
         room.rdi = regs.arg0();
         room.frames[0] = room.ip;
-        (room.base, room.copied) = (room.sp, 0);
+        (room.base, room.copied, room.careful) = (room.sp, 0, 0);
         // Volatile: a call of `memset`, else.
         core::ptr::write_volatile(&raw mut room.start, 0);
         core::ptr::write_volatile(&raw mut room.end, 0);
