@@ -87,6 +87,8 @@ offsets! {
     task_ran: TaskRan = ["task_struct.se.sum_exec_runtime"],
     /// What that was when the thread got its CPU (threads of the fair class).
     task_ran_before: TaskRanBefore = ["task_struct.se.prev_sum_exec_runtime"],
+    /// When that was updated last, in [`Field::RqClockTask`].
+    task_exec_start: TaskExecStart = ["task_struct.se.exec_start"],
     /// Priority; below 100 for the real-time classes.
     task_prio: TaskPrio = ["task_struct.prio"],
     /// The thread's fair run queue, set for every scheduling class (`CONFIG_FAIR_GROUP_SCHED`).
@@ -95,6 +97,8 @@ offsets! {
     cfs_rq_rq: CfsRqRq = ["cfs_rq.rq"],
     /// Clock of a run queue, updated before `sched_switch`.
     rq_clock: RqClock = ["rq.clock"],
+    /// The same without what a hypervisor took, and without interrupts where the kernel accounts for them.
+    rq_clock_task: RqClockTask = ["rq.clock_task"],
     /// The bit field that holds `in_iowait`: byte offset.
     task_iowait: TaskIowait = ["task_struct.in_iowait"],
     /// Open files.

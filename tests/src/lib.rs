@@ -17,6 +17,12 @@ pub mod runtime;
 pub mod server;
 pub mod workloads;
 
+/// Whether the tests run in an emulated machine.
+#[must_use]
+pub fn in_emulator() -> bool {
+    std::env::var_os("TIEBACK_VM").is_some()
+}
+
 /// The tolerance of a time: `share`, but no less than `TIEBACK_TEST_LEAST_TOLERANCE` where that is set. Emulated machines
 /// without a steady clock need more room for times; counts are exact everywhere and never use it.
 #[must_use]

@@ -51,6 +51,16 @@ impl Scrape {
         self.select(name, labels).map(|sample| sample.value).sum()
     }
 
+    /// CPU time of a service in seconds, as the kernel accounts it: without what a hypervisor took.
+    #[must_use]
+    pub fn cpu(&self, service: &str) -> f64 {
+        let of = |mode| {
+            let labels = [("service_name", service), ("mode", mode)];
+            self.sum("tieback_cpu_seconds_total", &labels)
+        };
+        of("user") + of("system")
+    }
+
     /// What a probe lost. Switches that the kernel does not tell of are none: what they cost is known all the same.
     #[must_use]
     pub fn lost(&self, probe: &str) -> f64 {

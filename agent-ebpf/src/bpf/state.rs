@@ -10,7 +10,7 @@ use core::ffi::c_void;
 
 use super::{
     count::{add, lost},
-    task::{Kernel, Regs, constant, field, offset, rq_clock},
+    task::{Kernel, Regs, constant, field, offset, ran, rq_clock},
 };
 use crate::offsets::MARK_DIRECT;
 use crate::wire::{
@@ -226,11 +226,21 @@ pub(crate) fn adopt(task: *const u8, on_cpu: bool, program: Program) -> u32 {
         (*thread).anon_pages = anon_pages(task);
         (*thread).cause = crate::wire::Cause::Other as u8;
         if (*thread).state == STATE_UNSEEN {
+            ran_before(id, ran(task, on_cpu, (*thread).since));
             (*thread).state = if on_cpu { STATE_ON } else { STATE_OFF };
         }
     }
     hold(id);
     id
+}
+
+/// What a thread has had of a CPU was not this slot's.
+#[inline(always)]
+pub(crate) fn ran_before(id: u32, ran_ns: u64) {
+    if let Some(slot) = slot(id) {
+        // SAFETY: a map value.
+        add(unsafe { &raw mut (*slot).dead.ran_ns }, ran_ns.wrapping_neg());
+    }
 }
 
 /// A thread of this slot began.

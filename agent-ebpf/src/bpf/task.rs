@@ -148,6 +148,28 @@ pub(crate) fn rq_clock(task: Kernel) -> u64 {
         .load(field!(rq_clock))
 }
 
+/// What a thread has had of a CPU until `clock` ([`rq_clock`]), as the kernel accounts for it: without what a hypervisor took, nor
+/// interrupts where they are accounted for. The account of one that runs is as old as its last tick.
+#[inline(always)]
+pub(crate) fn ran(task: Kernel, running: bool, clock: u64) -> u64 {
+    let accounted: u64 = task.load(field!(task_ran));
+    if !running || offset!(cfs_rq_rq) == MISSING {
+        return accounted;
+    }
+    let queue = task.follow(field!(task_cfs_rq)).follow(field!(cfs_rq_rq));
+    let since = queue
+        .load::<u64, _>(field!(rq_clock_task))
+        .wrapping_sub(task.load(field!(task_exec_start)));
+    let behind = clock.wrapping_sub(queue.load(field!(rq_clock)));
+    accounted + positive(since) + positive(behind)
+}
+
+/// A difference of clocks, 0 where the other one is ahead.
+#[inline(always)]
+fn positive(difference: u64) -> u64 {
+    difference & !((difference as i64 >> 63) as u64)
+}
+
 /// Monotonic time in nanoseconds.
 #[inline(always)]
 pub(crate) fn now() -> u64 {

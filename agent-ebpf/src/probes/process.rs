@@ -21,6 +21,9 @@ pub const PROBE: Probe = Probe {
         Field::TaskFlags,
         Field::TaskComm,
         Field::TaskRunDelay,
+        Field::TaskRan,
+        Field::TaskExecStart,
+        Field::RqClockTask,
         Field::TaskMm,
         Field::TaskSignal,
         Field::TaskUtime,
@@ -42,8 +45,8 @@ mod bpf {
     use crate::{
         bpf::{
             count::{add, run},
-            state::{adopt, begin, hold, open_slot, release, reset, rss_pages, slot, thread, tuning},
-            task::{Kernel, current, field, rq_clock},
+            state::{adopt, begin, hold, open_slot, ran_before, release, reset, rss_pages, slot, thread, tuning},
+            task::{Kernel, current, field, ran, rq_clock},
         },
         probes::fd,
         wire::{Cause, MemoryKind, Program, SLOT_KERNEL, SLOT_NONE, STATE_ON, STATE_UNSEEN, Slot, Sums, Thread},
@@ -77,7 +80,7 @@ mod bpf {
         if old_tid != tid {
             // Another thread than the leader called exec and took over the leader's id.
             if let Some(old) = thread(old_tid) {
-                fold(now);
+                fold(now, 0);
                 // SAFETY: map values of equal size.
                 unsafe {
                     let (from, to) = (old.cast::<u64>(), now.cast::<u64>());
@@ -105,8 +108,10 @@ mod bpf {
                     (*now).cpu_ns += clock - (*now).since;
                     (*now).since = clock;
                 }
+                let had = ran(task, true, clock);
+                ran_before(id, had);
                 hold(id);
-                fold(now);
+                fold(now, had);
                 (*now).slot = id;
             }
             (*now).anon_pages = 0;
@@ -116,15 +121,16 @@ mod bpf {
         0
     }
 
-    /// Adds a thread's sums to its slot and starts them anew; the slot loses a thread.
+    /// Adds a thread's sums and what it [`ran`] to its slot and starts them anew; the slot loses a thread.
     #[inline(always)]
-    fn fold(thread: *mut Thread) {
+    fn fold(thread: *mut Thread, ran_ns: u64) {
         // SAFETY: map values.
         unsafe {
             let t = &mut *thread;
             let Some(slot) = slot(t.slot) else { return };
             let dead = &raw mut (*slot).dead;
             add(&raw mut (*dead).cpu_ns, t.cpu_ns);
+            add(&raw mut (*dead).ran_ns, ran_ns);
             t.cpu_ns = 0;
             let mut cause = 0;
             while cause < Cause::COUNT {
@@ -178,6 +184,7 @@ mod bpf {
         let clock = rq_clock(current());
         let running = clock.saturating_sub(t.since);
         s.live.cpu_ns += t.cpu_ns;
+        s.live.ran_ns += ran(task, t.state == STATE_ON, clock);
         let mut each = 0;
         while each < Cause::COUNT {
             s.live.wait_ns[each] += t.wait_ns[each];

@@ -115,9 +115,6 @@ mod bpf {
         let mut nr = Regs::at(ctx.arg::<*const u8>(0)).nr() as u32;
         if running != 0 && running >> 16 == tuning.window & 0xffff {
             nr = (running & 0xffff) - 1;
-            if t.sample & SAMPLE_AGAIN != 0 {
-                again(sample::raw(&ctx), tid, t, running);
-            }
         } else {
             t.sys_at = 0;
         }
@@ -144,7 +141,10 @@ mod bpf {
                 _ => {}
             }
         }
-        if t.sys_stack_skip > 0 {
+        if t.sample & SAMPLE_AGAIN != 0 {
+            // Instead of the caller's stack: where it came before, Linux 6.1 took more than a minute to verify this in the emulator.
+            again(sample::raw(&ctx), tid, t, tuning.window);
+        } else if t.sys_stack_skip > 0 {
             t.sys_stack_skip -= 1;
         } else {
             caller(&ctx, tid, t, nr, tuning);
@@ -198,13 +198,13 @@ mod bpf {
         sample::take(ctx, &what);
     }
 
-    /// A wait of this call, or of an earlier one whose end was not seen, was sampled without tables. They may be there now, and the
-    /// thread is where it was.
+    /// A wait of this call, or of one whose end was not seen, was sampled without tables. They may be there now, and the thread is
+    /// where it was: the first call that ends after the wait, in the same window, is the one that waited.
     #[inline(never)]
-    fn again(ctx: *mut c_void, tid: u32, t: &mut Thread, running: u32) {
+    fn again(ctx: *mut c_void, tid: u32, t: &mut Thread, window: u32) {
         let id = t.sample;
         t.sample = 0;
-        if t.sample_expect != running {
+        if t.sample_expect != window {
             return;
         }
         let what = What {
@@ -215,7 +215,7 @@ mod bpf {
             pid: t.tgid,
             tid,
             cause: u32::from(t.cause),
-            nr: (running & 0xffff) as i32 - 1,
+            nr: Regs::of(current()).nr(),
             weight: id,
             kernel: false,
         };

@@ -16,6 +16,7 @@ pub const PROBE: Probe = Probe {
     fields: &[
         Field::TaskPid,
         Field::TaskTgid,
+        Field::TaskState,
         Field::TaskFlags,
         Field::TaskRunDelay,
         Field::TaskLastQueued,
@@ -60,7 +61,7 @@ mod bpf {
             count::{add, lost, tally},
             forecast::{draw, forecast, learn, renew},
             sample::{self, Level, What},
-            state::{adopt, emit, forget, release, sampled, slot, thread},
+            state::{adopt, emit, forget, release, sampled, slot, thread, tuning},
             task::{Kernel, Regs, field, rq_clock},
         },
         classes::{CLASS_DISK, CLASS_FD, CLASS_IDLE, CLASS_IPC, CLASS_LOCK, CLASS_SLEEP},
@@ -174,8 +175,7 @@ mod bpf {
     #[inline(always)]
     fn block(ctx: &BtfTracePointContext, prev: Kernel, state: u32, t: &mut Thread) {
         let regs = Regs::noted(prev, t.regs);
-        let nr = regs.nr();
-        let argument = regs.arg0();
+        let (nr, argument) = (regs.nr(), regs.arg0());
         t.remembered = 0;
         let plain = state & SPECIAL == 0
             && prev.load::<u32, _>(field!(task_flags)) & PF_IO_WORKER == 0
@@ -222,7 +222,8 @@ mod bpf {
             weight: t.sample,
             kernel: true,
         };
-        if sample::take(ctx, &what) {
+        // One that is stopped may be on its way out of a call.
+        if sample::take(ctx, &what) && what.nr >= 0 && prev.load::<u32, _>(field!(task_state)) & SPECIAL == 0 {
             t.sample |= SAMPLE_SHORT;
         }
     }
@@ -344,21 +345,21 @@ mod bpf {
             return;
         }
         let id = t.sample & !SAMPLE_FLAGS;
-        // Only where its end will be seen.
-        let again = t.sample & SAMPLE_SHORT != 0 && t.sys_entered != 0;
+        // Only where the end of its call will be seen, be its beginning as it may.
+        let window = if t.sample & SAMPLE_SHORT != 0 { tuning().map_or(0, |tuning| tuning.window) } else { 0 };
         emit(
             &WaitDone {
                 kind: EVENT_WAIT_DONE,
                 expect: t.sample_expect,
                 mean: t.sample_mean,
-                again: u32::from(again),
+                again: window & 1,
                 sample: id,
                 blocked_ns,
             },
             Program::WaitSwitch,
         );
-        t.sample = if again { id | SAMPLE_AGAIN } else { 0 };
-        t.sample_expect = t.sys_entered;
+        t.sample = if window & 1 == 1 { id | SAMPLE_AGAIN } else { 0 };
+        t.sample_expect = window;
     }
 
     /// The last switch of a thread: what it did is folded into its slot.
@@ -373,6 +374,7 @@ mod bpf {
             if let Some(slot) = slot(id) {
                 let dead = &raw mut (*slot).dead;
                 add(&raw mut (*dead).cpu_ns, t.cpu_ns);
+                add(&raw mut (*dead).ran_ns, prev.load(field!(task_ran)));
                 let mut cause = 0;
                 while cause < Cause::COUNT {
                     add((&raw mut (*dead).wait_ns).cast::<u64>().add(cause), t.wait_ns[cause]);

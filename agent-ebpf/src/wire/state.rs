@@ -80,7 +80,7 @@ pub struct Thread {
     pub forecast: [u32; SITES],
     /// Time off the CPU by cause.
     pub wait_ns: [u64; Cause::COUNT],
-    /// Forecast that the sample was chosen by, same unit; with [`SAMPLE_AGAIN`], `sys_entered` of the call that waited.
+    /// Forecast that the sample was chosen by, same unit; with [`SAMPLE_AGAIN`], [`Tuning::window`] in which the wait ended.
     pub sample_expect: u32,
     /// Sampling threshold `T` that the sample was chosen by, same unit.
     pub sample_mean: u32,
@@ -120,6 +120,9 @@ const _: () = assert!(size_of::<Thread>() == 256);
 pub struct Sums {
     /// Time on the CPU.
     pub cpu_ns: u64,
+    /// The part of it that the kernel accounts as CPU time. What threads had before they were counted here is taken from that of
+    /// threads that ended, which alone may so be below 0.
+    pub ran_ns: u64,
     /// Time off the CPU by cause.
     pub wait_ns: [u64; Cause::COUNT],
     /// The part of `wait_ns` of waits that still last (live threads only).
@@ -137,6 +140,7 @@ impl Sums {
     /// No thread.
     pub const ZERO: Self = Self {
         cpu_ns: 0,
+        ran_ns: 0,
         wait_ns: [0; Cause::COUNT],
         lasting_ns: [0; Cause::COUNT],
         utime: 0,
@@ -145,7 +149,7 @@ impl Sums {
         maj_flt: 0,
     };
 }
-const _: () = assert!(size_of::<Sums>() == (5 + 2 * Cause::COUNT) * 8);
+const _: () = assert!(size_of::<Sums>() == (6 + 2 * Cause::COUNT) * 8);
 
 /// Everything summed for a slot.
 #[derive(Clone, Copy, Debug)]

@@ -49,6 +49,7 @@ fn add_counters(total: &mut Totals, tick: &Totals) {
     }
     total.cpu_user_ns = total.cpu_user_ns.saturating_add(tick.cpu_user_ns);
     total.cpu_system_ns = total.cpu_system_ns.saturating_add(tick.cpu_system_ns);
+    total.cpu_steal_ns = total.cpu_steal_ns.saturating_add(tick.cpu_steal_ns);
     add_syscalls(&mut total.syscalls, &tick.syscalls);
     total.memory_growth_bytes = total.memory_growth_bytes.saturating_add(tick.memory_growth_bytes);
     total.memory_returned_bytes = total

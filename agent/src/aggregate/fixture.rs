@@ -232,6 +232,7 @@ fn everything() -> Totals {
     let mut totals = Totals {
         cpu_user_ns: 3 * SECOND,
         cpu_system_ns: SECOND / 2,
+        cpu_steal_ns: SECOND / 4,
         memory_growth_bytes: 1 << 20,
         memory_returned_bytes: 1 << 18,
         stall_ns: [0, SECOND / 4, 0],

@@ -16,6 +16,7 @@ impl Totals {
             wait,
             cpu_user_ns,
             cpu_system_ns,
+            cpu_steal_ns,
             syscalls,
             memory_growth_bytes,
             memory_returned_bytes,
@@ -45,6 +46,7 @@ impl Totals {
         }
         self.cpu_user_ns += cpu_user_ns;
         self.cpu_system_ns += cpu_system_ns;
+        self.cpu_steal_ns += cpu_steal_ns;
         for (nr, from) in syscalls {
             let to = self.syscalls.entry(*nr).or_default();
             to.count += from.count;

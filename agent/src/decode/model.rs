@@ -57,6 +57,9 @@ pub struct Totals {
     pub cpu_user_ns: u64,
     /// Nanoseconds on the CPU in the kernel.
     pub cpu_system_ns: u64,
+    /// Nanoseconds on the CPU that the kernel accounts as neither: a hypervisor took the CPU away, or interrupts where it accounts
+    /// for them.
+    pub cpu_steal_ns: u64,
     /// By system call number.
     pub syscalls: BTreeMap<u16, SyscallTotals>,
     /// Anonymous memory grown, in bytes.

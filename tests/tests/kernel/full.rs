@@ -128,10 +128,7 @@ fn samples_beyond_the_ring_are_told_and_totals_stay_exact() -> Result<()> {
     let labels = [("service_name", program.service.as_str()), ("cause", "sleep")];
     let all = scrape.sum("tieback_wait_duration_seconds_count", &labels);
     assert_within!(all, number(&truth, "switches")?, 0.005, "waits");
-    let cpu = scrape.sum(
-        "tieback_cpu_seconds_total",
-        &[("service_name", spinning.service.as_str())],
-    );
+    let cpu = scrape.cpu(&spinning.service);
     assert_within!(cpu, number(&spun, "process_cpu_seconds")?, 0.02, "CPU time");
     Ok(())
 }

@@ -15,8 +15,8 @@ pub(super) fn difference(view: View, last: &mut Last, windows: Windows) -> (Box<
         step_wait(&mut totals.wait[i], &mut before.wait[i]);
     }
     // The exact time on the CPU is split by the kernel's own sampled user and system times, as `times(2)` does.
-    let mut cpu = view.cpu_ns;
-    step(&mut cpu, &mut before.cpu_user_ns);
+    let (cpu, steal) = used(view.cpu_ns, view.ran_ns, before);
+    totals.cpu_steal_ns = steal;
     let (mut user, mut system) = (view.utime, view.stime);
     step(&mut user, &mut last.utime);
     step(&mut system, &mut last.stime);
@@ -88,6 +88,16 @@ pub(super) fn difference(view: View, last: &mut Last, windows: Windows) -> (Box<
     (totals, factor)
 }
 
+/// Time on the CPU since the last tick, and the time when a hypervisor had it. Their sum is exact; as neither may shrink, one
+/// that was read a moment too early is made up for later.
+fn used(on_cpu: u64, ran: u64, before: &mut Totals) -> (u64, u64) {
+    let (had, stolen) = (before.cpu_user_ns, before.cpu_steal_ns);
+    let on_cpu = on_cpu.max(had + stolen);
+    before.cpu_steal_ns = on_cpu.saturating_sub(ran).clamp(stolen, on_cpu - had);
+    before.cpu_user_ns = on_cpu - before.cpu_steal_ns;
+    (before.cpu_user_ns - had, before.cpu_steal_ns - stolen)
+}
+
 fn step(now: &mut u64, before: &mut u64) {
     let absolute = *now;
     *now = absolute.saturating_sub(*before);
@@ -145,6 +155,26 @@ mod tests {
             sum += now;
         }
         assert_eq!(sum, 31);
+    }
+
+    #[test]
+    fn what_was_stolen_is_apart_and_nothing_is_counted_twice() {
+        let (mut before, mut sum, mut most) = (Totals::default(), (0, 0), 0);
+        // Nothing was; some; a thread is missing; it is back; the account is late; it is no longer.
+        for (on_cpu, ran) in [
+            (100, 100),
+            (220, 190),
+            (150, 130),
+            (230, 200),
+            (330, 290),
+            (430, 400),
+        ] {
+            let (cpu, steal) = used(on_cpu, ran, &mut before);
+            sum = (sum.0 + cpu, sum.1 + steal);
+            most = on_cpu.max(most);
+            assert_eq!(sum.0 + sum.1, most);
+        }
+        assert_eq!(sum, (390, 40));
     }
 
     #[test]

@@ -47,6 +47,7 @@ struct Last {
 struct View {
     absolute: Box<Totals>,
     cpu_ns: u64,
+    ran_ns: u64,
     utime: u64,
     stime: u64,
 }
@@ -209,6 +210,13 @@ fn view(slot: &Slot, dead: &Sums, live: &Sums, round: u32) -> View {
     View {
         absolute: totals,
         cpu_ns: dead.cpu_ns + live.cpu_ns,
+        // Below 0 while a thread is missing that had run before it was this slot's: it ended between the two readings.
+        ran_ns: dead
+            .ran_ns
+            .wrapping_add(live.ran_ns)
+            .cast_signed()
+            .max(0)
+            .cast_unsigned(),
         utime: dead.utime + live.utime,
         stime: dead.stime + live.stime,
     }

@@ -18,7 +18,7 @@ pub(super) fn family(metric: Metric) -> Family {
         ),
         Metric::Cpu => (
             Counter,
-            "Seconds that threads spent on a CPU, by mode; on a virtual machine with what the hypervisor took from them.",
+            "Seconds that threads spent on a CPU, by mode; steal: the hypervisor took the CPU away meanwhile, or interrupts where the kernel accounts for them.",
         ),
         Metric::MemoryResident => (
             Gauge,

@@ -120,6 +120,7 @@ fn samples(out: &mut Series<'_>, metric: Metric, service: &ServiceSnapshot) {
         Metric::Cpu => {
             out.add(&[("mode", "user")], Value::Nanos(totals.cpu_user_ns));
             out.add(&[("mode", "system")], Value::Nanos(totals.cpu_system_ns));
+            out.add(&[("mode", "steal")], Value::Nanos(totals.cpu_steal_ns));
         }
         Metric::MemoryResident => {
             for kind in MemoryKind::ALL {

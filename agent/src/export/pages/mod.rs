@@ -15,11 +15,14 @@ const STYLE: &str = include_str!("style.css");
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Spent {
     Cpu,
+    /// A hypervisor had the CPU.
+    Steal,
     Wait(Cause),
 }
 
 const COLUMNS: &[Spent] = &[
     Spent::Cpu,
+    Spent::Steal,
     Spent::Wait(Cause::Runqueue),
     Spent::Wait(Cause::Disk),
     Spent::Wait(Cause::Fault),
@@ -35,6 +38,7 @@ impl Spent {
     const fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
+            Self::Steal => "steal",
             Self::Wait(cause) => cause.as_str(),
         }
     }
@@ -51,6 +55,7 @@ impl Spent {
                 .last
                 .cpu_user_ns
                 .saturating_add(service.last.cpu_system_ns),
+            Self::Steal => service.last.cpu_steal_ns,
             Self::Wait(cause) => service.last.wait_ns[cause.index()],
         }
     }
