@@ -1,4 +1,4 @@
-"""Functions that compute (`cpu`) or wait (`waits`) for times that they measure themselves: shares.py KIND."""
+"""Functions that compute (`cpu`), wait (`waits`), grow and connect (`grows`) or allocate (`allocates`), as much as they say: shares.py KIND."""
 
 import hashlib
 import json
@@ -15,6 +15,7 @@ TRUTH = {}
 LOCK = threading.Lock()
 HELD, TAKEN = threading.Semaphore(0), threading.Semaphore(0)
 WORK = queue.Queue()
+KEPT = []
 
 
 def small(seconds):
@@ -143,6 +144,56 @@ def waits():
     together((idle,), (work,))
 
 
+def objects():
+    KEPT.append([number for number in range(3_000_000)])
+
+
+def buffer():
+    KEPT.append(bytearray(96 << 20))
+    KEPT[-1][::4096] = bytes(len(KEPT[-1]) // 4096)
+
+
+def resident():
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def grown(function):
+    begin = resident()
+    function()
+    TRUTH[function.__name__] = resident() - begin
+
+
+def opens(address):
+    KEPT.append(socket.create_connection(address))
+
+
+def grows():
+    grown(objects)
+    grown(buffer)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=300)
+    for _ in range(300):
+        opens(listener.getsockname())
+    TRUTH["opens"] = 300
+
+
+def slabs():
+    for _ in range(100):
+        bytes(2 << 20)
+    return 100 * sys.getsizeof(bytes(2 << 20))
+
+
+def cells():
+    for _ in range(200_000):
+        bytes(1000)
+    return 200_000 * sys.getsizeof(bytes(1000))
+
+
+def allocates():
+    TRUTH["slabs"] = slabs()
+    TRUTH["cells"] = cells()
+
+
 def told():
     select.select([0], [], [])
     return os.read(0, 64)
@@ -154,7 +205,7 @@ def say(step, **facts):
 
 say("ready")
 told()
-{"cpu": cpu, "waits": waits}[sys.argv[1]]()  # the program
+{"cpu": cpu, "waits": waits, "grows": grows, "allocates": allocates}[sys.argv[1]]()  # the program
 say("done", **TRUTH)
 told()
 sys.exit(0)

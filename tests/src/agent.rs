@@ -8,12 +8,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::in_emulator;
 use crate::metrics::Scrape;
 use crate::program::built;
 
-const DEADLINE: Duration = Duration::from_secs(60);
 /// Pause between two looks at a condition; no test depends on its length.
 const POLL: Duration = Duration::from_millis(50);
+
+/// How long something may take before it is taken not to happen. An emulator is 20 times slower: Linux 6.1 verifies for 40 s in it,
+/// longer while others need the host.
+fn deadline() -> Duration {
+    Duration::from_secs(if in_emulator() { 240 } else { 60 })
+}
 
 /// A running agent; killed when dropped.
 pub struct Agent {
@@ -53,7 +59,7 @@ impl Agent {
             if let Some(status) = agent.child.try_wait()? {
                 bail!("the agent ended before it was ready: {status}");
             }
-            ensure!(start.elapsed() < DEADLINE, "the agent is not ready");
+            ensure!(start.elapsed() < deadline(), "the agent is not ready");
             std::thread::sleep(POLL);
         }
         Ok(agent)
@@ -79,7 +85,7 @@ impl Agent {
     /// The body of a path that answers 200.
     pub fn get_bytes(&self, path: &str) -> Result<Vec<u8>> {
         let mut stream = TcpStream::connect(self.address).context("connecting to the agent")?;
-        stream.set_read_timeout(Some(DEADLINE))?;
+        stream.set_read_timeout(Some(deadline()))?;
         // HTTP/1.0 has neither chunks nor kept connections: the body ends with the connection.
         write!(stream, "GET {path} HTTP/1.0\r\nHost: {}\r\n\r\n", self.address)?;
         let mut answer = Vec::new();
@@ -111,7 +117,7 @@ impl Agent {
             if done(&scrape) {
                 return Ok(scrape);
             }
-            ensure!(start.elapsed() < DEADLINE, "never happened: {what}");
+            ensure!(start.elapsed() < deadline(), "never happened: {what}");
             std::thread::sleep(POLL);
         }
     }

@@ -27,8 +27,12 @@ fn seconds() -> Result<(String, f64)> {
     Ok((text, seconds))
 }
 
+/// Most rounds of [`seconds`].
+const ROUNDS: u32 = 3;
+
 /// Shares by code of a program that pauses, at some 20 thousand allocations a second, and of one that does nothing but allocate, at
-/// some ten millions.
+/// some ten millions. Where they are not near enough, another round is added: there is less chance in all of them together, and less
+/// is allowed. (One in which a hypervisor took the CPU for most of the windows has few of them.)
 #[test]
 fn windows_tell_shares_by_code_whatever_the_rate() -> Result<()> {
     let (length, seconds) = seconds()?;
@@ -36,45 +40,65 @@ fn windows_tell_shares_by_code_whatever_the_rate() -> Result<()> {
         ("alloc", [length.as_str(), "10", "4500"]),
         ("alloc-cxx", [length.as_str(), "1000", "0"]),
     ] {
-        let (agent, mut watched) = watch(&[name], "duty", plan, &[])?;
-        let watched = &mut watched[0];
-        watched.program.go()?;
-        let facts = watched.program.expect("counted")?;
-        let scrape = agent.settled()?;
-        let labels = watched.labels();
-        let found = by_function(&scrape, &labels);
-        let of = |what| -> Result<Vec<f64>> {
-            let each = FUNCTIONS.iter().map(|function| truth(&facts, function, what));
-            each.collect()
-        };
-        let (wanted, objects) = (of("bytes")?, of("objects")?);
-        let (all, truth): (f64, f64) = (found.iter().sum(), wanted.iter().sum());
-        eprintln!(
-            "{name}: {:.0} allocations a second, {all:.0} of {truth:.0} bytes",
-            objects.iter().sum::<f64>() / seconds
-        );
-        let room = MINUTE * (60.0 / seconds).sqrt();
-        let mut wrong = Vec::new();
-        for ((function, found), wanted) in FUNCTIONS.iter().zip(&found).zip(&wanted) {
-            let (found, share) = (found / all, wanted / truth);
-            eprintln!(
-                "  {function}: {:.2} of {:.2} points",
-                found * 100.0,
-                share * 100.0
-            );
-            if (found - share).abs() > room {
-                wrong.push(format!(
-                    "{function} in {name}: {found:.4}, not {share:.4} ± {room:.4}"
-                ));
+        let mut sums = vec![(0.0, 0.0); FUNCTIONS.len()];
+        for round in 1..=ROUNDS {
+            for (sum, (found, wanted)) in sums.iter_mut().zip(watch_for_a_while(name, plan, seconds)?) {
+                *sum = (sum.0 + found, sum.1 + wanted);
             }
+            let wrong = wrong_shares(&sums, MINUTE * (60.0 / (seconds * f64::from(round))).sqrt());
+            if wrong.is_empty() {
+                break;
+            }
+            ensure!(round < ROUNDS, "{name}: {wrong:?}");
         }
-        ensure!(wrong.is_empty(), "{wrong:?}");
-        let service = watched.api(&agent)?.context("no service")?;
-        assert_eq!(service["estimated"], true);
-        assert_eq!(service["live_bytes"], Value::Null);
-        assert_eq!(service["leaks"], Value::Array(Vec::new()));
     }
     Ok(())
+}
+
+/// Bytes by function that windows say of a program, and what it says itself.
+fn watch_for_a_while(name: &'static str, plan: [&str; 3], seconds: f64) -> Result<Vec<(f64, f64)>> {
+    let (agent, mut watched) = watch(&[name], "duty", plan, &[])?;
+    let watched = &mut watched[0];
+    watched.program.go()?;
+    let facts = watched.program.expect("counted")?;
+    let scrape = agent.settled()?;
+    let found = by_function(&scrape, &watched.labels());
+    let of = |what| -> Result<Vec<f64>> {
+        let each = FUNCTIONS.iter().map(|function| truth(&facts, function, what));
+        each.collect()
+    };
+    let (wanted, objects) = (of("bytes")?, of("objects")?);
+    eprintln!(
+        "{name}: {:.0} allocations a second, {:.0} of {:.0} bytes",
+        objects.iter().sum::<f64>() / seconds,
+        found.iter().sum::<f64>(),
+        wanted.iter().sum::<f64>()
+    );
+    let service = watched.api(&agent)?.context("no service")?;
+    assert_eq!(service["estimated"], true);
+    assert_eq!(service["live_bytes"], Value::Null);
+    assert_eq!(service["leaks"], Value::Array(Vec::new()));
+    Ok(found.into_iter().zip(wanted).collect())
+}
+
+/// Functions whose share of what was found is not that of what is true.
+fn wrong_shares(sums: &[(f64, f64)], room: f64) -> Vec<String> {
+    let (all, truth) = sums.iter().fold((0.0, 0.0), |(all, truth), (found, wanted)| {
+        (all + found, truth + wanted)
+    });
+    let mut wrong = Vec::new();
+    for (function, (found, wanted)) in FUNCTIONS.iter().zip(sums) {
+        let (found, share) = (found / all, wanted / truth);
+        eprintln!(
+            "  {function}: {:.2} of {:.2} points",
+            found * 100.0,
+            share * 100.0
+        );
+        if (found - share).abs() > room {
+            wrong.push(format!("{function}: {found:.4}, not {share:.4} ± {room:.4}"));
+        }
+    }
+    wrong
 }
 
 /// CPU seconds of a process.

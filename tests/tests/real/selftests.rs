@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -161,7 +162,8 @@ vacuum full item; reindex table item;
 select md5(string_agg(item::text, '|' order by id)) from item;
 ";
 
-fn postgres(server: &Server) -> Result<String> {
+/// What it says; its session does nothing until it is `seen`.
+fn postgres(server: &Server, files: &Path, seen: impl FnOnce() -> Result<()>) -> Result<String> {
     let port = server.port.to_string();
     let status = server
         .pgbench(&["-n", "-c", "1", "-t", "400", "--random-seed=7"])?
@@ -169,26 +171,51 @@ fn postgres(server: &Server) -> Result<String> {
     ensure!(status.success(), "pgbench failed");
     let sums = "select sum(abalance), md5(string_agg(aid || ':' || abalance, ',' order by aid)) from pgbench_accounts where abalance <> 0;
         select md5(string_agg(tid || ':' || tbalance, ',' order by tid)) from pgbench_tellers; select count(*), sum(delta) from pgbench_history;";
-    let mut psql = Command::new("psql");
+    // It has connected by the time that it reads this.
+    let (connected, go) = (files.join("connected"), files.join("go"));
+    let wait = format!(
+        "\\! touch {}; until rm {} 2>/dev/null; do sleep 0.05; done\n",
+        connected.display(),
+        go.display()
+    );
     // Errors are part of the answers.
-    psql.args(["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-X", "-a"]);
-    let mut with_errors = Command::new("sh");
-    with_errors
-        .args(["-c", "exec \"$@\" 2>&1", "sh", "psql"])
-        .args(psql.get_args());
-    answered(&mut with_errors, &format!("{SQL}{sums}"))
+    let mut psql = Command::new("sh");
+    psql.args(["-c", "exec \"$@\" 2>&1", "sh", "psql"]).args([
+        "-h",
+        "127.0.0.1",
+        "-p",
+        &port,
+        "-U",
+        "postgres",
+        "-X",
+        "-a",
+    ]);
+    std::thread::scope(|scope| {
+        let answers = scope.spawn(move || answered(&mut psql, &format!("{wait}{SQL}{sums}")));
+        while !connected.exists() && !answers.is_finished() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let seen = seen();
+        // Also where that failed: it is waited for.
+        std::fs::write(&go, "")?;
+        let answers = answers.join().ok().context("psql's thread panicked")??;
+        std::fs::remove_file(&connected)?;
+        seen.map(|()| answers)
+    })
 }
 
 #[test]
 fn postgres_answers_the_same_while_it_is_traced() -> Result<()> {
-    let plain = postgres(&Server::postgres()?)?;
+    let files = tempfile::tempdir()?;
+    let plain = postgres(&Server::postgres()?, files.path(), || Ok(()))?;
     ensure!(
         plain.contains("negative -1") && plain.lines().count() > 200,
         "{plain}"
     );
     let server = Server::postgres()?;
     let agent = traced(&server)?;
-    let under = postgres(&server)?;
+    // A process that was forked is watched from the next tick on.
+    let under = postgres(&server, files.path(), || agent.settled().map(|_| ()))?;
     if let Some((a, b)) = plain.lines().zip(under.lines()).find(|(a, b)| a != b) {
         anyhow::bail!("other answers: {a:?} and {b:?}");
     }
@@ -198,7 +225,7 @@ fn postgres_answers_the_same_while_it_is_traced() -> Result<()> {
     );
     let allocations = counted(&agent, &server)?;
     ensure!(
-        allocations > 5_000.0,
+        allocations > 15_000.0,
         "only {allocations} allocations were traced"
     );
     Ok(())
