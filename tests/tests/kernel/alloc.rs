@@ -24,11 +24,30 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    fn start(programs: &Chains, name: &'static str, service: String, plan: [&str; 3]) -> Result<Self> {
+    pub(super) fn start(
+        programs: &Chains,
+        name: &'static str,
+        service: String,
+        plan: [&str; 3],
+    ) -> Result<Self> {
         let mut command = Command::new(programs.path(name));
         command.args(plan).env("OTEL_SERVICE_NAME", &service);
         let (program, _) = Program::spawn(command, service)?;
         Ok(Self { program, name })
+    }
+
+    /// Waits until its allocator is watched.
+    pub(super) fn followed(&self, agent: &Agent) -> Result<()> {
+        agent.wait_for_service(&self.program.service)?;
+        agent.wait_for("allocator watched", |_| {
+            let service = self.api(agent).ok().flatten();
+            service.is_some_and(|service| {
+                service["allocators"]
+                    .as_array()
+                    .is_some_and(|list| !list.is_empty())
+            })
+        })?;
+        Ok(())
     }
 
     pub(super) fn labels(&self) -> [(&str, &str); 1] {
@@ -69,15 +88,7 @@ pub(super) fn watch(
         watched.push(Watched::start(&programs, name, service, plan)?);
     }
     for program in &watched {
-        agent.wait_for_service(&program.program.service)?;
-        agent.wait_for("allocator watched", |_| {
-            let service = program.api(&agent).ok().flatten();
-            service.is_some_and(|service| {
-                service["allocators"]
-                    .as_array()
-                    .is_some_and(|list| !list.is_empty())
-            })
-        })?;
+        program.followed(&agent)?;
     }
     agent.settled()?;
     Ok((agent, watched))

@@ -3,10 +3,11 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tieback_tests::agent::Agent;
+use tieback_tests::chains::Chains;
 use tieback_tests::metrics::Scrape;
 use tieback_tests::program::Program;
 
-use super::alloc::{FUNCTIONS, truth, watch};
+use super::alloc::{FUNCTIONS, Watched, truth, watch};
 
 /// How far shares may be off after a minute. What a sample more or less does shrinks with the square root of the time.
 const MINUTE: f64 = 0.02;
@@ -99,6 +100,39 @@ fn wrong_shares(sums: &[(f64, f64)], room: f64) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// A process that is watched in the place of one that ended begins with nothing.
+#[test]
+fn what_a_process_allocated_is_not_said_of_the_next() -> Result<()> {
+    let (agent, mut watched) = watch(&["alloc"], "duty", ["5", "1000", "0"], &[])?;
+    let mut first = watched.remove(0);
+    first.program.go()?;
+    first.program.expect("counted")?;
+    let labels = [("service_name", first.program.service.clone())];
+    let labels = labels.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let told = |scrape: &Scrape| scrape.sum("tieback_alloc_bytes_total", &labels);
+    let service = first.program.service.clone();
+    drop(first);
+    agent.wait_for("the first one gone", |scrape| {
+        scrape.sum("tieback_processes", &labels) == 0.0
+    })?;
+    let before = told(&agent.settled()?);
+    // 10 rounds, 100 allocations, and a pause.
+    let plan = ["5", "10", "4500"];
+    let mut second = Watched::start(&Chains::build()?, "alloc", service, plan)?;
+    second.followed(&agent)?;
+    second.program.go()?;
+    let facts = second.program.expect("counted")?;
+    let bytes = FUNCTIONS.iter().map(|function| truth(&facts, function, "bytes"));
+    let truth: f64 = bytes.sum::<Result<f64>>()?;
+    let found = told(&agent.settled()?) - before;
+    // Some twenty windows of at most 40 ms.
+    ensure!(
+        (0.5..2.0).contains(&(found / truth)),
+        "{found} of {truth} bytes, after {before} of the first"
+    );
+    Ok(())
 }
 
 /// CPU seconds of a process.

@@ -63,7 +63,7 @@ struct Watcher {
 
 impl Watcher {
     fn run(mut self, orders: &Receiver<Order>) {
-        match calibrate(&self.side, &self.host) {
+        match calibrate(&mut self.side, &self.host, self.free.last().copied().unwrap_or(0)) {
             Ok(costs) => self.costs = costs,
             Err(error) => {
                 // What a trap costs on common hardware (COST.md 1.2).
@@ -193,12 +193,14 @@ impl Watcher {
             .bias(mapped.start, mapped.offset)
             .ok_or("its code is not mapped as the file says")?;
         let index = self.free.pop().ok_or("too many allocators are watched")?;
+        let seen = self.side.counts(index).map_err(|error| format!("{error:#}"))?;
         Ok(Some(Target::new(
             index,
             allocator,
             mapped.path.clone(),
             file,
             bias,
+            seen,
         )))
     }
 

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent_ebpf::wire::{
-    ALLOC_RANGES, AllocCall, AllocClock, AllocCounts, AllocSite, AllocTarget, ResultSite,
-};
+use agent_ebpf::wire::{ALLOC_RANGES, AllocCall, AllocClock, AllocCounts, AllocTarget, ResultSite};
 use anyhow::{Context as _, Result};
 
 use super::go::GoProcess;
@@ -14,7 +12,7 @@ use crate::attribute::SlotId;
 use crate::config::AllocMode;
 use crate::host::{Host, OpenFile};
 use crate::load::{AllocProgram, AllocSide, Place, UprobeLink};
-use crate::signals::alloc::{Allocator, Duty, Scale, Slowdown, Windows};
+use crate::signals::alloc::{Allocator, Duty, Scale, Seen, Slowdown, Windows, windows_cost};
 
 /// CPU seconds of a tick from which on its slowdown is told: user time is counted by ticks of a hundredth.
 const TOLD: f64 = 0.2;
@@ -37,7 +35,7 @@ pub(super) struct Target {
     bias: u64,
     links: Vec<UprobeLink>,
     epoch: u32,
-    /// What was counted when it was looked at last.
+    /// What was counted when it was looked at last: an index may have been another's before.
     seen: AllocCounts,
 }
 
@@ -48,6 +46,7 @@ impl Target {
         path: String,
         file: OpenFile,
         bias: u64,
+        seen: AllocCounts,
     ) -> Self {
         Self {
             index,
@@ -57,7 +56,7 @@ impl Target {
             bias,
             links: Vec::new(),
             epoch: 0,
-            seen: AllocCounts::default(),
+            seen,
         }
     }
 
@@ -72,15 +71,7 @@ impl Target {
                 }
             };
             let frees = function.call == AllocCall::Free;
-            let site = AllocSite {
-                call: function.call,
-                pushed: sites.pushed,
-                target: self.index as u16,
-                forwards_null: function.forwards_null,
-                forwards_aligned: function.forwards_aligned,
-                live,
-                arguments: sites.arguments,
-            };
+            let site = function.site(self.index, live);
             match program {
                 AllocProgram::Enter if !frees => add(sites.entry, site.cookie()),
                 AllocProgram::Free if frees => add(sites.entry, site.cookie()),
@@ -186,7 +177,7 @@ pub(super) struct Process {
     /// When the last tick ended.
     ticked: Instant,
     /// What windows saw since the last tick.
-    windows: Windows,
+    windows: Seen,
     counted: Counted,
     /// CPU time at the last tick.
     pub(super) cpu: f64,
@@ -217,7 +208,7 @@ impl Process {
             paid: (cpu, now),
             scale: Scale::default(),
             ticked: now,
-            windows: Windows::default(),
+            windows: Seen::default(),
             counted: Counted::default(),
             cpu,
             slowdown: 1.0,
@@ -236,7 +227,6 @@ impl Process {
     /// Probes of one target for good.
     pub(super) fn watch(&mut self, side: &mut AllocSide, pid: u32, period: u32, at: usize) -> Result<()> {
         if let Some(target) = self.targets.get_mut(at) {
-            target.seen = side.counts(target.index)?;
             target.describe(side, true, period)?;
             target.attach(side, pid, true)?;
             if at == 0 {
@@ -335,7 +325,7 @@ impl Process {
             return Ok(counted);
         }
         let windows = std::mem::take(&mut self.windows);
-        if windows.cpu <= 0.0 {
+        if windows.all().cpu <= 0.0 {
             // No window saw it run: what it did is part of the next tick, and so are they.
             self.cpu -= used;
             self.windows = windows;
@@ -349,7 +339,7 @@ impl Process {
         tracing::debug!(?windows, used, wall, scale, bytes = counted.bytes * scale, "tick");
         counted.bytes *= scale;
         counted.objects *= scale;
-        let cost = windows.cost(costs.enter);
+        let cost = windows_cost(windows.all(), costs.enter);
         self.slowdown = used / (used - cost).max(used * 1e-3).max(1e-9);
         Ok(counted)
     }

@@ -1,11 +1,10 @@
-//! How long probes may stay, and what windows say about the whole.
+//! How long probes may stay.
 //!
-//! A hit costs the same whatever the allocation is for, so the cost of a window is its hits times what one costs. Totals need
-//! what the program did for itself in windows, beside the hits. A program that has pauses left in windows does the same there as
-//! elsewhere in the same time. One that is busy all the time does less: what is left of its CPU time without the hits, which for
-//! one that hardly does anything but allocate is a few per cent, known no better than the cost of a hit.
+//! A hit costs the same whatever the allocation is for, so the cost of a window is its hits times what one costs.
 
 use std::time::Duration;
+
+use super::scale::Windows;
 
 /// Length of a window at least: a few hundred hits of a busy program.
 const SHORTEST: Duration = Duration::from_millis(2);
@@ -17,7 +16,8 @@ const CYCLE: Duration = Duration::from_millis(200);
 /// Share of a CPU of which all watched programs together may at least have the budget's share. One that hardly runs is not
 /// slowed by more than that, and a minute of its windows would say little of it.
 const LEAST: f64 = 0.1;
-/// Seconds that a sample is taken to cost beside its hit: the walk of its stack, and its way to the agent. Assumed, not measured.
+/// Seconds that a sample is taken to cost beside its hit: the walk of its stack, and what becomes of it in the agent, which is more.
+/// Assumed, not measured.
 const SAMPLE_COST: f64 = 2.5e-6;
 /// Samples of a window that are aimed at, at least and at most: with the fewest, a minute of four windows a second tells a share of
 /// a half with a standard error of 0.45 points.
@@ -29,90 +29,16 @@ const HITS: f64 = 4.0;
 const FLOOD: f64 = 4000.0;
 /// Seconds after which it is looked again whether a window is paid for: the program may run more by then.
 const SOON: f64 = 0.5;
+/// Bytes a hit until more is known. Where they are fewer, the first window has fewer samples than it might; where it is the other
+/// way round it has so many that they take more of its time than all else.
+const SIZE: f64 = 1024.0;
 /// Part of what is known of windows that the next one replaces, but for the first ones, which replace more.
 const LEARNED: f64 = 0.125;
-/// Smallest share of a window's CPU time that a program is taken to have had for itself: below it, what a hit costs would have
-/// to be known better than it is.
-const OWN_LEAST: f64 = 0.02;
 
-/// Share of windows' time from which on a program is busy in them.
-const BUSY: f64 = 0.8;
-/// Part of what is known that the next tick leaves of it: a single tick has too few windows to tell.
-const KEPT: f64 = 0.9;
-
-/// What happened in windows.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Windows {
-    /// Hits.
-    pub hits: f64,
-    /// Hits that came too early or too late to count: it takes milliseconds to make all breakpoints.
-    pub missed: f64,
-    /// Samples.
-    pub samples: f64,
-    /// CPU seconds of the process.
-    pub cpu: f64,
-    /// Seconds.
-    pub wall: f64,
-    /// Allocated bytes.
-    pub bytes: f64,
-}
-
-impl Windows {
-    /// Adds another's.
-    pub fn add(&mut self, other: Self) {
-        self.hits += other.hits;
-        self.missed += other.missed;
-        self.samples += other.samples;
-        self.cpu += other.cpu;
-        self.wall += other.wall;
-        self.bytes += other.bytes;
-    }
-
-    /// What they cost the program, in seconds, where a hit costs this.
-    #[must_use]
-    pub fn cost(self, hit_cost: f64) -> f64 {
-        (self.hits + self.missed) * hit_cost + self.samples * SAMPLE_COST
-    }
-
-    /// CPU seconds without the time of hits and samples.
-    fn own(self, hit_cost: f64) -> f64 {
-        let taken = self.hits * hit_cost + self.samples * SAMPLE_COST;
-        (self.cpu - taken).max(OWN_LEAST * self.cpu)
-    }
-}
-
-/// How windows relate to the whole.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Scale {
-    windows: Windows,
-    /// CPU seconds and seconds outside of windows.
-    outside: (f64, f64),
-}
-
-impl Scale {
-    /// A tick of `wall` seconds ended, in which the process had `cpu` seconds, with these windows: how much of the whole there is
-    /// for each part that was seen in them.
-    pub fn tick(&mut self, windows: Windows, cpu: f64, wall: f64, hit_cost: f64) -> f64 {
-        let all = &mut self.windows;
-        (all.hits, all.samples) = (all.hits * KEPT, all.samples * KEPT);
-        (all.cpu, all.wall) = (all.cpu * KEPT, all.wall * KEPT);
-        all.add(windows);
-        let rest = ((cpu - windows.cpu).max(0.0), (wall - windows.wall).max(0.0));
-        self.outside = (self.outside.0 * KEPT + rest.0, self.outside.1 * KEPT + rest.1);
-        let own = windows.cpu * self.own_share(hit_cost);
-        if own > 0.0 { (rest.0 + own) / own } else { 0.0 }
-    }
-
-    /// Share of the CPU time in windows that the program had for itself.
-    fn own_share(&self, hit_cost: f64) -> f64 {
-        let (windows, (cpu, wall)) = (self.windows, self.outside);
-        let own = if windows.cpu < BUSY * windows.wall && wall > 0.0 {
-            cpu / wall * windows.wall
-        } else {
-            windows.own(hit_cost)
-        };
-        (own / windows.cpu.max(1e-9)).clamp(OWN_LEAST, 1.0)
-    }
+/// What windows cost, in seconds, where a hit costs this.
+#[must_use]
+pub fn windows_cost(windows: Windows, hit_cost: f64) -> f64 {
+    (windows.hits + windows.missed) * hit_cost + windows.samples * SAMPLE_COST
 }
 
 /// Decides when windows open: what a window has cost is paid for by the time until the next one.
@@ -148,7 +74,7 @@ impl Duty {
             owed: 0.0,
             cost: 1.0,
             rate: 1.0 / hit_cost.max(1e-9),
-            size: 64.0,
+            size: SIZE,
             windows: 0.0,
             seed: seed | 1,
         }
@@ -156,7 +82,7 @@ impl Duty {
 
     /// Learns from a window.
     pub fn learn(&mut self, window: Windows) {
-        let cost = window.cost(self.hit_cost);
+        let cost = windows_cost(window, self.hit_cost);
         self.owed += cost;
         if window.wall <= 0.0 {
             return;
@@ -226,6 +152,7 @@ impl Duty {
 
 #[cfg(test)]
 mod tests {
+    use super::super::scale::{SAMPLE_COST as OWN_SAMPLE_COST, Scale, Seen};
     use super::*;
 
     /// Watches a program for so long, which runs for `busy` of its time (or all of it, where probes make it late) and allocates 64
@@ -236,11 +163,11 @@ mod tests {
         let mut scale = Scale::default();
         let mut duty = Duty::new(0.01, hit_cost, 7);
         let (mut lost, mut time) = (0.0, 0.0);
-        let mut seen = Windows::default();
+        let (mut seen, mut own) = (Seen::default(), 0.0);
         while time < length {
             let window = duty.window().as_secs_f64();
             let mean = f64::from(duty.mean(512 << 10));
-            let each = 1.0 / rate + hit_cost + 64.0 / mean * SAMPLE_COST;
+            let each = 1.0 / rate + hit_cost + 64.0 / mean * OWN_SAMPLE_COST;
             let hits = (window / each).min(busy * window * rate);
             let now = Windows {
                 hits,
@@ -252,7 +179,8 @@ mod tests {
             };
             duty.learn(now);
             seen.add(now);
-            lost += now.cost(hit_cost);
+            lost += windows_cost(now, hit_cost);
+            own += hits / rate;
             time += window;
             let mut passed = now.cpu;
             let mut wall = window;
@@ -262,13 +190,15 @@ mod tests {
                 time += pause;
             }
         }
-        let own = (time - seen.wall) * busy + (seen.cpu - lost);
-        let estimate = seen.hits * scale.tick(seen, (time - seen.wall) * busy + seen.cpu, time, hit_cost);
+        let all = seen.all();
+        let rest = (time - all.wall) * busy;
+        let estimate = all.hits * scale.tick(seen, rest + all.cpu, time, hit_cost);
+        own += rest;
         (
             lost / (own + lost),
             estimate / (own * rate),
-            seen.wall / time,
-            seen.samples,
+            all.wall / time,
+            all.samples,
         )
     }
 
@@ -290,25 +220,6 @@ mod tests {
         assert!((0.055..=0.1).contains(&lost), "{lost}");
         assert!((0.02..=0.1).contains(&share), "{share}");
         assert!((8e3..=30e3).contains(&samples), "{samples}");
-    }
-
-    /// A program that pauses does as much in windows as elsewhere, however wrong the cost of a hit is.
-    #[test]
-    fn pauses_make_up_for_the_hits() {
-        for hit_cost in [500e-9, 1500e-9] {
-            let mut scale = Scale::default();
-            let windows = Windows {
-                hits: 10_000.0,
-                missed: 0.0,
-                samples: 0.0,
-                // 1 ms of its own in a tenth of a second, and 7.5 ms for hits.
-                cpu: 0.0085,
-                wall: 0.1,
-                bytes: 1e6,
-            };
-            let found = scale.tick(windows, 0.0085 + 0.009, 1.0, hit_cost);
-            assert!((found - 10.0).abs() < 1e-9, "{found}");
-        }
     }
 
     #[test]

@@ -6,15 +6,33 @@ mod functions;
 mod live;
 mod module;
 mod results;
+mod scale;
 mod slowdown;
 #[cfg(test)]
 mod tests;
 
 pub use code::Sites;
-pub use duty::{Duty, Scale, Windows};
+pub use duty::{Duty, windows_cost};
 pub use functions::Family;
 pub use live::{Live, age_class};
 pub use module::{Allocator, Function};
+pub use scale::{Scale, Seen, Windows};
 pub use slowdown::Slowdown;
 
-use crate::decode::model::{ALLOC_RANGES, AllocCall};
+use crate::decode::model::{ALLOC_RANGES, AllocCall, AllocSite};
+
+impl Function {
+    /// What its probe is told, where it counts for a target; pointers are wanted where allocations are followed (`live`).
+    #[must_use]
+    pub fn site(&self, target: u32, live: bool) -> AllocSite {
+        AllocSite {
+            call: self.call,
+            pushed: self.sites.pushed,
+            target: target as u16,
+            forwards_null: self.forwards_null,
+            forwards_aligned: self.forwards_aligned,
+            live,
+            arguments: self.sites.arguments,
+        }
+    }
+}
