@@ -6,10 +6,17 @@ use crate::load::Loaded;
 
 /// Wait samples a second that the host may take: about 0.04 % of a CPU (COST.md, cost model).
 const WAIT_BUDGET: f64 = 100.0;
-/// Ticks in a row over the ceiling before detail is given up: one burst (a deployment, a compiler) is no reason.
-const OVER: u32 = 3;
-/// Ticks in a row below half of the ceiling before detail is taken back: slower, so that it does not swing.
-const UNDER: u32 = 12;
+/// Ticks in a row over the ceiling before detail is given up, and how long they are together: one burst (a deployment, a compiler,
+/// the symbols of what has just begun) is no reason, however short the ticks are.
+const OVER: Lasting = Lasting {
+    ticks: 3,
+    seconds: 25.0,
+};
+/// The same below half of the ceiling before detail is taken back: slower, so that it does not swing.
+const UNDER: Lasting = Lasting {
+    ticks: 12,
+    seconds: 60.0,
+};
 
 /// A step: its name on `/status` and what it gives up.
 struct Step {
@@ -36,21 +43,44 @@ const STEPS: [Step; 4] = [
     },
 ];
 
+/// Ticks in a row of which something is true.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lasting {
+    ticks: u32,
+    seconds: f64,
+}
+
+impl Lasting {
+    fn tick(&mut self, holds: bool, seconds: f64) {
+        *self = match holds {
+            true => Self {
+                ticks: self.ticks + 1,
+                seconds: self.seconds + seconds,
+            },
+            false => Self::default(),
+        };
+    }
+
+    fn enough(self, wanted: Self) -> bool {
+        self.ticks >= wanted.ticks && self.seconds >= wanted.seconds
+    }
+}
+
 /// The present step.
 #[derive(Debug, Default)]
 pub(super) struct Levels {
     level: u32,
-    over: u32,
-    under: u32,
+    over: Lasting,
+    under: Lasting,
 }
 
 impl Levels {
-    /// Takes a tick's cost; true when the level changed.
-    pub(super) fn tick(&mut self, cost: f64, limit: f64) -> bool {
-        self.over = if cost > limit { self.over + 1 } else { 0 };
-        self.under = if cost < limit / 2.0 { self.under + 1 } else { 0 };
+    /// Takes the cost of a tick of so many seconds; true when the level changed.
+    pub(super) fn tick(&mut self, cost: f64, limit: f64, seconds: f64) -> bool {
+        self.over.tick(cost > limit, seconds);
+        self.under.tick(cost < limit / 2.0, seconds);
         let last = STEPS.len() as u32 - 1;
-        if self.over >= OVER && self.level < last {
+        if self.over.enough(OVER) && self.level < last {
             self.level += 1;
             tracing::warn!(
                 cost,
@@ -59,7 +89,7 @@ impl Levels {
                 "over the ceiling of cost: {}",
                 self.step().gives_up
             );
-        } else if self.under >= UNDER && self.level > 0 {
+        } else if self.under.enough(UNDER) && self.level > 0 {
             self.level -= 1;
             tracing::info!(
                 cost,
@@ -71,7 +101,7 @@ impl Levels {
         } else {
             return false;
         }
-        (self.over, self.under) = (0, 0);
+        (self.over, self.under) = (Lasting::default(), Lasting::default());
         true
     }
 
@@ -136,15 +166,15 @@ mod tests {
     fn one_burst_changes_nothing_and_a_lasting_load_steps_down_in_order() {
         let mut levels = Levels::default();
         for cost in [0.5, 0.5, 0.001, 0.5, 0.5] {
-            assert!(!levels.tick(cost, 0.01));
+            assert!(!levels.tick(cost, 0.01, 10.0));
         }
-        assert!(levels.tick(0.5, 0.01));
+        assert!(levels.tick(0.5, 0.01, 10.0));
         assert_eq!(
             (levels.name(), levels.wait_budget(), levels.syscalls()),
             ("fewer stacks", 25.0, true)
         );
         for _ in 0..20 {
-            levels.tick(0.5, 0.01);
+            levels.tick(0.5, 0.01, 10.0);
         }
         assert_eq!(
             (levels.level(), levels.syscalls(), levels.reasons().len()),
@@ -160,11 +190,22 @@ mod tests {
         };
         for _ in 0..100 {
             assert!(
-                !levels.tick(0.008, 0.01),
+                !levels.tick(0.008, 0.01, 10.0),
                 "inside the ceiling, but no room for more"
             );
         }
-        let changes = (0..24).filter(|_| levels.tick(0.001, 0.01)).count();
+        let changes = (0..24).filter(|_| levels.tick(0.001, 0.01, 10.0)).count();
         assert_eq!((changes, levels.level()), (2, 0));
+    }
+
+    #[test]
+    fn a_burst_is_one_at_any_interval() {
+        let mut levels = Levels::default();
+        let lasts = (1..100).find(|_| levels.tick(0.5, 0.01, 1.0));
+        assert_eq!(lasts, Some(25));
+        let lasts = (1..100).find(|_| levels.tick(0.001, 0.01, 1.0));
+        assert_eq!((lasts, levels.level()), (Some(60), 0));
+        let lasts = (1..100).find(|_| levels.tick(0.5, 0.01, 60.0));
+        assert_eq!(lasts, Some(3));
     }
 }

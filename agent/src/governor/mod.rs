@@ -270,7 +270,7 @@ impl Governor {
         }
         self.cost_ratio = (spent_seconds - self.last_spent).max(0.0) / seconds / self.cpus as f64;
         self.last_spent = spent_seconds;
-        if self.levels.tick(self.cost_ratio, self.limit) {
+        if self.levels.tick(self.cost_ratio, self.limit, seconds) {
             self.levels.tune(loaded)?;
         }
         Ok(())
