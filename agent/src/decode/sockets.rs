@@ -47,28 +47,29 @@ impl Socket {
     }
 }
 
-/// Reads samples; keeps its buffers.
+/// Reads samples.
 #[derive(Default)]
 pub struct Sockets {
-    sockets: Vec<Socket>,
     /// Records that made no sense.
     pub malformed: u64,
 }
 
 impl Sockets {
-    /// Every open connection now.
-    pub fn read(&mut self, loaded: &mut Loaded) -> Result<&[Socket]> {
-        self.sockets.clear();
-        let (sockets, malformed) = (&mut self.sockets, &mut self.malformed);
+    /// Hands out every open connection now, one after the other, and says how many there are.
+    pub fn read(&mut self, loaded: &mut Loaded, mut each: impl FnMut(&Socket)) -> Result<usize> {
+        let (mut count, malformed) = (0, &mut self.malformed);
         loaded.connections(|samples| {
             for sample in samples {
                 match socket(sample) {
-                    Some(socket) => sockets.push(socket),
+                    Some(socket) => {
+                        count += 1;
+                        each(&socket);
+                    }
                     None => *malformed += 1,
                 }
             }
         })?;
-        Ok(&self.sockets)
+        Ok(count)
     }
 }
 

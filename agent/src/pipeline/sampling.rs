@@ -98,9 +98,9 @@ impl PoolSampling {
 
     fn sample(&mut self, loaded: &mut Loaded) {
         self.paced.sample(|| {
-            let sockets = self.sockets.read(loaded)?;
-            let count = sockets.len();
-            self.pools.sample(monotonic_ns(), sockets);
+            let mut sample = self.pools.sample(monotonic_ns());
+            let count = self.sockets.read(loaded, |socket| sample.add(socket))?;
+            sample.end();
             Ok(count)
         });
     }

@@ -34,49 +34,56 @@ fn end(socket: &Socket, near: SocketAddr, far: SocketAddr) -> End {
 }
 
 impl Names {
-    /// Looks for the other ends of connections that are new in this sample.
-    pub(super) fn update(&mut self, sockets: &[Socket]) {
+    /// A sample begins.
+    pub(super) fn begin(&mut self) {
         self.round += 1;
+    }
+
+    /// Takes note of a connection of this sample; the program at its other end, where that is known already.
+    pub(super) fn seen(&mut self, socket: &Socket) -> Option<SlotId> {
+        let new = Known {
+            since_ns: socket.since_ns,
+            round: self.round,
+            other: None,
+            tries: 0,
+        };
+        let known = self.known.entry(socket.id).or_insert(new);
+        if known.since_ns != socket.since_ns {
+            *known = new;
+        }
+        known.round = self.round;
+        known.other
+    }
+
+    /// Looks for the other ends of connections: `unknown` are all of this sample of which nothing is known yet. Both ends of a
+    /// connection know each other or neither does. Those that were not in the sample are forgotten.
+    pub(super) fn end(&mut self, unknown: &[Socket]) {
         let round = self.round;
-        // The sockets that are looked for, and whose they are.
-        let mut owners: HashMap<End, Option<SlotId>> = HashMap::new();
-        for socket in sockets {
-            let known = self.known.entry(socket.id).or_insert(Known {
-                since_ns: socket.since_ns,
-                round,
-                other: None,
-                tries: 0,
-            });
-            if known.since_ns != socket.since_ns {
-                *known = Known {
-                    since_ns: socket.since_ns,
-                    round,
-                    other: None,
-                    tries: 0,
-                };
-            }
-            known.round = round;
-            if known.other.is_some() {
-                continue;
-            }
-            known.tries = known.tries.saturating_add(1);
-            if known.tries <= TRIES || known.tries.is_power_of_two() {
-                owners.insert(end(socket, socket.remote, socket.local), None);
+        self.known.retain(|_, known| known.round == round);
+        // The sockets that are looked for: who looks for them, and whose they are.
+        let mut wanted: HashMap<End, (SlotId, Option<SlotId>)> = HashMap::new();
+        for socket in unknown {
+            if let Some(known) = self.known.get_mut(&socket.id) {
+                known.tries = known.tries.saturating_add(1);
+                if known.tries <= TRIES || known.tries.is_power_of_two() {
+                    wanted.insert(end(socket, socket.remote, socket.local), (socket.slot, None));
+                }
             }
         }
-        self.known.retain(|_, known| known.round == round);
-        if owners.is_empty() {
+        if wanted.is_empty() {
             return;
         }
-        for socket in sockets {
-            if let Some(owner) = owners.get_mut(&end(socket, socket.local, socket.remote)) {
+        for socket in unknown {
+            if let Some((other, owner)) = wanted.get_mut(&end(socket, socket.local, socket.remote))
+                && let Some(known) = self.known.get_mut(&socket.id)
+            {
+                known.other = Some(*other);
                 *owner = Some(socket.slot);
             }
         }
-        for socket in sockets {
-            if let Some(known) = self.known.get_mut(&socket.id)
-                && known.other.is_none()
-                && let Some(owner) = owners.get(&end(socket, socket.remote, socket.local))
+        for socket in unknown {
+            if let Some((_, owner @ Some(_))) = wanted.get(&end(socket, socket.remote, socket.local))
+                && let Some(known) = self.known.get_mut(&socket.id)
             {
                 known.other = *owner;
             }

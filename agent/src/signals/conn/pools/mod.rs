@@ -1,14 +1,14 @@
 //! Sums samples to pools.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::time::Duration;
+mod sample;
 
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use self::sample::{Clock, Sample};
 use super::names::Names;
-use crate::decode::model::{AGES, ConnTotals, Direction, Peer, PoolPeer, PoolTotals, SlotId, Tick};
+use crate::decode::model::{ConnTotals, Direction, Peer, PoolPeer, PoolTotals, SlotId, Tick};
 use crate::decode::sockets::Socket;
 
-/// A connection that has moved no data for this long is quiet.
-const QUIET: Duration = Duration::from_secs(60);
 /// Keys whose other end is remembered.
 const MAX_KEYS: usize = 16_384;
 
@@ -34,60 +34,11 @@ enum End {
     Many,
 }
 
-/// How long a jiffy is: the kernel does not say, but both clocks are read.
-#[derive(Default)]
-struct Clock {
-    first: Option<(u64, u32)>,
-    jiffy_ns: u64,
-}
-
-impl Clock {
-    fn read(&mut self, now_ns: u64, jiffies: u32) {
-        let (first_ns, first) = *self.first.get_or_insert((now_ns, jiffies));
-        let passed = jiffies.wrapping_sub(first);
-        // Every rate that kernels have is told from the others by then.
-        if passed >= 50 {
-            self.jiffy_ns = now_ns.saturating_sub(first_ns) / u64::from(passed);
-        }
-    }
-
-    fn quiet(&self, jiffies: u32) -> bool {
-        u128::from(jiffies) * u128::from(self.jiffy_ns) >= QUIET.as_nanos()
-    }
-}
-
-fn age_class(age_ns: u64) -> usize {
-    let ms = (age_ns / 1_000_000).saturating_sub(1);
-    ((u64::BITS - ms.leading_zeros()) as usize).min(AGES - 1)
-}
-
 impl Pools {
-    /// Takes a sample of all open connections at `now_ns` of the monotonic clock.
-    pub fn sample(&mut self, now_ns: u64, sockets: &[Socket]) {
-        let length_ns = now_ns.saturating_sub(self.last_ns.replace(now_ns).unwrap_or(now_ns));
-        if let Some(socket) = sockets.first() {
-            self.clock.read(now_ns, socket.jiffies);
-        }
-        self.names.update(sockets);
-        for pool in self.pools.values_mut() {
-            (pool.open, pool.busy, pool.quiet, pool.ages) = (0, 0, 0, [0; AGES]);
-        }
-        for socket in sockets {
-            let other = self.names.other(socket);
-            self.note_end(socket, other);
-            let pool = self.pools.entry(key(socket, other)).or_default();
-            pool.open += 1;
-            pool.busy += u64::from(socket.busy);
-            pool.quiet += u64::from(self.clock.quiet(socket.quiet));
-            pool.ages[age_class(now_ns.saturating_sub(socket.since_ns))] += 1;
-        }
-        for pool in self.pools.values_mut() {
-            pool.samples += 1;
-            pool.open_ns += pool.open * length_ns;
-            pool.busy_ns += pool.busy * length_ns;
-            pool.open_peak = pool.open_peak.max(pool.open);
-            pool.busy_peak = pool.busy_peak.max(pool.busy);
-        }
+    /// Begins a sample of all open connections at `now_ns` of the monotonic clock.
+    pub fn sample(&mut self, now_ns: u64) -> Sample<'_> {
+        self.names.begin();
+        Sample::new(self, now_ns)
     }
 
     fn note_end(&mut self, socket: &Socket, other: Option<SlotId>) {
@@ -178,6 +129,7 @@ fn add(pool: &mut PoolTotals, conn: &ConnTotals) {
 
 #[cfg(test)]
 mod tests {
+    use super::sample::age_class;
     use super::*;
     use crate::decode::model::Totals;
 
@@ -210,6 +162,12 @@ mod tests {
             ..near
         };
         [near, far]
+    }
+
+    fn sample(pools: &mut Pools, now_ns: u64, sockets: &[Socket]) {
+        let mut sample = pools.sample(now_ns);
+        sockets.iter().for_each(|socket| sample.add(socket));
+        sample.end();
     }
 
     fn tick(slots: &[(SlotId, Direction, Peer, u64)]) -> Tick {
@@ -245,7 +203,7 @@ mod tests {
             let sockets: Vec<Socket> = (0..4)
                 .flat_map(|id| ends(id, CLIENT, id == 0 || id == 1 && second <= 7))
                 .collect();
-            pools.sample(second * SECOND, &sockets);
+            sample(&mut pools, second * SECOND, &sockets);
         }
         let mut first = tick(&[
             (CLIENT, Direction::Out, server_peer(), 30),
@@ -277,13 +235,52 @@ mod tests {
     }
 
     #[test]
+    fn a_sample_that_breaks_off_says_nothing() {
+        let mut pools = Pools::default();
+        let both: Vec<Socket> = [ends(1, CLIENT, true), ends(2, CLIENT, true)].concat();
+        sample(&mut pools, 2 * SECOND, &both);
+        let mut broken = pools.sample(3 * SECOND);
+        both.iter().take(1).for_each(|socket| broken.add(socket));
+        drop(broken);
+        sample(&mut pools, 4 * SECOND, &both);
+        let mut now = tick(&[(CLIENT, Direction::Out, server_peer(), 0)]);
+        pools.finish(&mut now);
+        let pool = &now.slots[0].1.pools[&(Direction::Out, PoolPeer::Slot(SERVER, server_peer()))];
+        assert_eq!((pool.open, pool.samples, pool.open_ns), (2, 2, 2 * 2 * SECOND));
+    }
+
+    /// A server's end may come into being later than its client's.
+    #[test]
+    fn an_end_that_comes_later_is_found() {
+        let mut pools = Pools::default();
+        let [near, far] = ends(1, CLIENT, false);
+        for second in 1..=20 {
+            sample(&mut pools, second * SECOND, &[near]);
+        }
+        for second in 21..=40 {
+            sample(&mut pools, second * SECOND, &[near, far]);
+        }
+        let keys: HashSet<&Key> = pools
+            .pools
+            .iter()
+            .filter(|(_, pool)| pool.open > 0)
+            .map(|(key, _)| key)
+            .collect();
+        let wanted = [
+            (CLIENT, Direction::Out, PoolPeer::Slot(SERVER, server_peer())),
+            (SERVER, Direction::In, PoolPeer::Slot(CLIENT, client_peer())),
+        ];
+        assert_eq!(keys, wanted.iter().collect());
+    }
+
+    #[test]
     fn what_is_counted_of_two_clients_together_keeps_their_address() {
         let mut pools = Pools::default();
         let both: Vec<Socket> = ends(1, CLIENT, false)
             .into_iter()
             .chain(ends(2, OTHER_CLIENT, false))
             .collect();
-        pools.sample(2 * SECOND, &both);
+        sample(&mut pools, 2 * SECOND, &both);
         let mut first = tick(&[(SERVER, Direction::In, client_peer(), 7)]);
         pools.finish(&mut first);
         let found = &first.slots[0].1.pools;
@@ -294,7 +291,7 @@ mod tests {
             7
         );
 
-        pools.sample(3 * SECOND, &ends(1, CLIENT, false));
+        sample(&mut pools, 3 * SECOND, &ends(1, CLIENT, false));
         let mut second = tick(&[(SERVER, Direction::In, client_peer(), 5)]);
         pools.finish(&mut second);
         let pool = &second.slots[0].1.pools[&(Direction::In, PoolPeer::Slot(CLIENT, client_peer()))];
@@ -306,7 +303,7 @@ mod tests {
         let [near, mut far] = ends(1, CLIENT, false);
         far.netns = 2;
         let mut pools = Pools::default();
-        pools.sample(2 * SECOND, &[near, far]);
+        sample(&mut pools, 2 * SECOND, &[near, far]);
         assert!(
             pools
                 .pools
@@ -318,29 +315,12 @@ mod tests {
             socket.local.set_ip([10, 0, 0, ends.0].into());
             socket.remote.set_ip([10, 0, 0, ends.1].into());
         }
-        pools.sample(3 * SECOND, &apart);
+        sample(&mut pools, 3 * SECOND, &apart);
         let peer = Peer::Server([10, 0, 0, 2].into(), 5432);
         assert!(
             pools
                 .pools
                 .contains_key(&(CLIENT, Direction::Out, PoolPeer::Slot(SERVER, peer)))
         );
-    }
-
-    #[test]
-    fn ages_fall_into_powers_of_two_of_milliseconds() {
-        let ms = |ms: u64| age_class(ms * 1_000_000);
-        assert_eq!([ms(0), ms(1), ms(2), ms(3), ms(4), ms(5)], [0, 0, 1, 2, 2, 3]);
-        assert_eq!(ms(u64::MAX / 1_000_000), AGES - 1);
-    }
-
-    #[test]
-    fn a_minute_without_data_is_quiet_at_any_rate_of_jiffies() {
-        for hz in [100u32, 250, 300, 1000] {
-            let mut clock = Clock::default();
-            clock.read(5, 7);
-            clock.read(5 + 2 * SECOND, 7 + 2 * hz);
-            assert!(!clock.quiet(59 * hz) && clock.quiet(61 * hz), "{hz}");
-        }
     }
 }
