@@ -61,12 +61,21 @@ impl Scrape {
         of("user") + of("system")
     }
 
-    /// What a probe lost. Switches that the kernel does not tell of are none: what they cost is known all the same.
+    /// What a probe lost.
     #[must_use]
     pub fn lost(&self, probe: &str) -> f64 {
-        let name = "tieback_lost_total";
-        let of = |reason: &[(&str, &str)]| self.sum(name, &[&[("probe", probe)], reason].concat());
-        of(&[]) - of(&[("reason", "untold")])
+        self.lost_for(probe).values().sum()
+    }
+
+    /// The same by reason. Of two nothing needs to be missing: switches that the kernel does not tell of, and changes of connections
+    /// by packets that an interrupt receives just as `conn_state` begins or ends. Counts show whether something is.
+    #[must_use]
+    pub fn lost_for(&self, probe: &str) -> BTreeMap<String, f64> {
+        let made_up_for = |reason: &str| reason == "untold" || probe == "conn" && reason == "recursion";
+        self.select("tieback_lost_total", &[("probe", probe)])
+            .filter_map(|sample| Some((sample.labels.get("reason")?.clone(), sample.value)))
+            .filter(|(reason, value)| !made_up_for(reason) && *value != 0.0)
+            .collect()
     }
 
     /// The sum of a `code` metric over the functions whose name contains `function`.
