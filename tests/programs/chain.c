@@ -64,9 +64,15 @@ FRAME void leaf_vdso(double end) {
     STAY();
 }
 
+// Under another name, or the compiler does what it does itself: each call goes through the procedure linkage table.
+#ifdef __cplusplus
+extern "C"
+#endif
+int absolute(int) __asm__("abs");
+
 FRAME void leaf_plt(double end) {
     while (now() < end)
-        for (int i = 0; i < 100000; i++) sink += (unsigned long)abs((int)ffs((int)sink));
+        for (int i = 0; i < 100000; i++) sink += (unsigned long)absolute(i);
     STAY();
 }
 
@@ -235,6 +241,12 @@ FRAME void dive(double end, int depth) {
 
 FRAME void deepest(double end) {
     dive(end, 120);
+    STAY();
+}
+
+// Deeper than that.
+FRAME void bottomless(double end) {
+    dive(end, 200);
     STAY();
 }
 
@@ -462,6 +474,7 @@ int main(int count, char **arguments) {
         void (*shape)(double);
     } all[] = {
         {"plain", plain},       {"deep", deep},         {"deepest", deepest},
+        {"bottomless", bottomless},
         {"alloca", with_alloca}, {"setjmp", with_setjmp},
         {"signal", in_handler}, {"altstack", on_other_stack}, {"qsort", sorted}, {"thread", threaded},
         {"dlopen", loaded},     {"dlclose", loaded_again},

@@ -38,6 +38,8 @@ mod pool;
 mod record;
 #[path = "kernel/rules.rs"]
 mod rules;
+#[path = "kernel/shapes.rs"]
+mod shapes;
 #[path = "kernel/stacks.rs"]
 mod stacks;
 #[path = "kernel/stall.rs"]

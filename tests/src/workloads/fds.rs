@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::Command;
 
@@ -16,7 +16,35 @@ use serde_json::json;
 
 use super::gate;
 
-/// Opens files, pipes (two ends each) and unbound sockets, and holds them until told to go on.
+/// Files without a name, by kind: so many of each.
+fn nameless() -> Result<Vec<(&'static str, Vec<OwnedFd>)>> {
+    use rustix::{event, fs, time};
+    type Opened = rustix::io::Result<OwnedFd>;
+    let many = |count, open: &dyn Fn() -> Opened| (0..count).map(|_| open()).collect::<Result<Vec<_>, _>>();
+    let clock = time::TimerfdClockId::Monotonic;
+    let null = || fs::open("/dev/null", fs::OFlags::RDONLY, fs::Mode::empty());
+    Ok(vec![
+        (
+            "eventfd",
+            many(5, &|| event::eventfd(0, event::EventfdFlags::CLOEXEC))?,
+        ),
+        (
+            "epoll",
+            many(3, &|| event::epoll::create(event::epoll::CreateFlags::CLOEXEC))?,
+        ),
+        (
+            "timerfd",
+            many(4, &|| time::timerfd_create(clock, time::TimerfdFlags::CLOEXEC))?,
+        ),
+        (
+            "inotify",
+            many(2, &|| fs::inotify::init(fs::inotify::CreateFlags::CLOEXEC))?,
+        ),
+        ("device", many(6, &null)?),
+    ])
+}
+
+/// Opens files, pipes (two ends each), unbound sockets and some of all other kinds, and holds them until told to go on.
 pub fn open(files: usize, pipes: usize, sockets: usize) -> Result<()> {
     gate::step("ready", &json!({}))?;
     let own: Vec<_> = (0..files)
@@ -28,11 +56,13 @@ pub fn open(files: usize, pipes: usize, sockets: usize) -> Result<()> {
     let sockets: Vec<_> = (0..sockets)
         .map(|_| UnixDatagram::unbound())
         .collect::<Result<_, _>>()?;
-    gate::step(
-        "open",
-        &json!({ "file": own.len(), "pipe": 2 * ends.len(), "socket": sockets.len() }),
-    )?;
-    drop((own, ends, sockets));
+    let others = nameless()?;
+    let mut facts = json!({ "file": own.len(), "pipe": 2 * ends.len(), "socket": sockets.len() });
+    for (kind, open) in &others {
+        facts[*kind] = open.len().into();
+    }
+    gate::step("open", &facts)?;
+    drop((own, ends, sockets, others));
     gate::step("closed", &json!({}))?;
     gate::truth(&json!({}))
 }

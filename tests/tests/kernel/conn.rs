@@ -88,7 +88,14 @@ fn held_and_reset(apart: bool) -> Result<()> {
                 "reason",
                 "reset",
             );
-            assert_eq!(resets, if mode == "reset" { 1000.0 } else { 0.0 }, "{mode}");
+            let wanted = if mode == "reset" { 1000.0 } else { 0.0 };
+            assert_eq!(resets, wanted, "{mode}");
+            let ended = |service, how| conn(&closed, "tieback_connections_ended_total", service, "how", how);
+            assert_eq!(ended(&ends[0].0, "reset"), wanted, "{mode}");
+            for (service, way) in &ends {
+                let all = ["us", "them", "reset", "timeout", "death"].map(|how| ended(service, how));
+                assert_eq!(all.iter().sum::<f64>(), 1000.0, "{mode} {way}: {all:?}");
+            }
         }
     }
     Ok(())

@@ -8,7 +8,8 @@ use tieback_tests::assert_within;
 use tieback_tests::chains::Chains;
 use tieback_tests::program::{Program, unique_service};
 
-use super::chains::{ENTRY, Programs, run};
+use super::chains::{Programs, run, run_with};
+use super::shapes::ENTRY;
 
 /// What the compiler made of the same program in different ways; the last one's names are in a debug file of its own.
 const BUILDS: [&str; 9] = [
@@ -45,6 +46,23 @@ fn stacks_of_127_frames_are_whole() -> Result<()> {
     let programs = Programs::build()?;
     let cases = ["cpu", "pipe", "fault", "syscall"].map(|work| programs.case("chain", "deepest", work));
     run(&cases)
+}
+
+/// What is deeper is cut off at the root, and said to be.
+#[test]
+fn a_stack_that_is_too_deep_is_said_to_be_truncated() -> Result<()> {
+    let programs = Programs::build()?;
+    let agent = run_with(&[programs.case("chain", "bottomless", "cpu")])?;
+    let walks = |result| {
+        let labels = [("result", result)];
+        agent
+            .scrape()
+            .map(|scrape| scrape.sum("tieback_unwind_total", &labels))
+    };
+    // Half of five seconds, sampled 199 times each.
+    let deep = walks("too_deep")?;
+    ensure!(deep > 2.5 * 199.0, "{deep} walks were too deep");
+    Ok(())
 }
 
 #[test]
