@@ -41,8 +41,8 @@ pub struct UnwindTelemetry {
     pub refused: BTreeMap<String, u64>,
     /// Functions whose call frame information could not be read.
     pub broken_functions: u64,
-    /// Rows with a rule that the walk does not know.
-    pub unsupported_rows: u64,
+    /// Rows with a rule that the walk does not know, by reason.
+    pub unsupported_rows: BTreeMap<String, u64>,
     /// Seconds spent on making tables.
     pub build_seconds: f64,
     /// Bytes of kernel memory for rows.
@@ -121,6 +121,8 @@ pub struct AllocTelemetry {
     pub from: BTreeSet<AllocSource>,
     /// Why some process is not watched.
     pub refused: Vec<String>,
+    /// Functions of the allocators of which nothing is seen, and why.
+    pub not_understood: Vec<String>,
     /// Share of the time that is watched, the mean of the processes.
     pub duty: f64,
     /// How many times slower the slowest of the processes runs; estimated, in mode `full` by samples of the CPU clock.
@@ -140,6 +142,8 @@ pub struct Telemetry {
     pub start_unix_seconds: f64,
     /// Release of the running kernel.
     pub kernel: String,
+    /// The kernel hides its symbols from the agent, so that its functions have no names.
+    pub kernel_symbols_hidden: bool,
     /// By probe.
     pub probes: BTreeMap<String, ProbeTelemetry>,
     /// What was lost, by (probe, reason).

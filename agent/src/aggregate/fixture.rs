@@ -181,7 +181,7 @@ pub(crate) fn snapshot() -> Arc<Snapshot> {
                 StackKind::Conn,
                 StackDetail::None,
                 2.0,
-                stack("shop::dial", false),
+                stack_at("shop::dial", 41),
             ),
             sample(
                 &shop,

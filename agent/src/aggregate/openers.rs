@@ -43,20 +43,6 @@ impl Opener {
     }
 }
 
-/// The line at which the owning frame opened: that of the innermost frame with its name.
-fn line(fd: &OpenFd) -> u32 {
-    let stack = &fd.stack;
-    let mut frames = stack.frames.iter();
-    frames
-        .find(|frame| {
-            frame
-                .function
-                .as_ref()
-                .is_some_and(|name| *name == stack.owner.function)
-        })
-        .map_or(0, |frame| frame.line)
-}
-
 /// How many were opened at each line.
 type Lines = BTreeMap<u32, u64>;
 
@@ -67,7 +53,7 @@ pub(super) fn by_service(open: Vec<OpenFd>, top: usize) -> HashMap<Arc<Service>,
         let owners = services.entry(Arc::clone(&fd.service)).or_default();
         let (opener, lines) = owners.entry(fd.stack.owner.clone()).or_default();
         opener.add(&fd);
-        *lines.entry(line(&fd)).or_default() += fd.count;
+        *lines.entry(fd.stack.owner_line()).or_default() += fd.count;
     }
     let each = services.into_iter().map(|(service, owners)| {
         let mut openers: Vec<Opener> = owners

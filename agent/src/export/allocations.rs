@@ -2,13 +2,17 @@
 //!
 //! The shape only ever grows: fields may be added, none changes its meaning.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
+use super::descriptors::place;
 use super::profile::frame_name;
-use crate::aggregate::{Leak, MemoryKind, ServiceSnapshot, Snapshot};
+use crate::aggregate::{Leak, MemoryKind, Owner, ServiceSnapshot, Snapshot};
 use crate::telemetry::{AllocSource, AllocTelemetry, Telemetry};
 
-/// Leaks of a service that are listed.
+/// Leaks of a service that are listed, and functions that grew its memory.
 const MOST_LEAKS: usize = 20;
 
 /// The document.
@@ -30,6 +34,8 @@ struct Service<'a> {
     allocated_from: Vec<&'static str>,
     /// Why some process is not watched.
     refused: &'a [String],
+    /// Functions of the allocators of which nothing is seen, and why: what they allocate is missing, what they free seems to live.
+    not_understood: &'a [String],
     /// Share of the time that is watched.
     duty: f64,
     /// How many times slower the slowest of the processes ran in the last window than it would have; estimated.
@@ -45,7 +51,18 @@ struct Service<'a> {
     live_from: Vec<&'static str>,
     /// Lowest memory limit of the processes: their cgroup's, else the host's memory.
     memory_limit_bytes: Option<u64>,
+    /// What tells of leaks: `live allocations`, which `leaks` are from, or `growth by code`, because windows do not see what is freed.
+    leaks_from: &'static str,
     leaks: Vec<LeakEntry>,
+    /// Anonymous memory by the code that grew it since the agent started and that is still there, the most first.
+    growth: Vec<GrowthEntry>,
+}
+
+#[derive(Debug, Serialize)]
+struct GrowthEntry {
+    function: String,
+    file: String,
+    bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -103,12 +120,19 @@ fn service<'a>(watched: &'a AllocTelemetry, found: &[&ServiceSnapshot]) -> Servi
         allocators: &watched.allocators,
         allocated_from: names(&|_| true),
         refused: &watched.refused,
+        not_understood: &watched.not_understood,
         duty: watched.duty,
         slowdown: watched.slowdown,
         estimated: !full || watched.from.contains(&AllocSource::Runtime),
         allocated_bytes: sum(|service| service.totals.alloc_bytes),
         allocations: sum(|service| service.totals.alloc_objects),
         live_bytes: (full || !live_from.is_empty()).then(|| sum(|service| service.totals.alloc_live_bytes)),
+        leaks_from: if live_from.is_empty() {
+            "growth by code"
+        } else {
+            "live allocations"
+        },
+        growth: growth(found),
         live_from,
         memory_limit_bytes: watched.memory_limit_bytes,
         leaks: leaks
@@ -119,26 +143,31 @@ fn service<'a>(watched: &'a AllocTelemetry, found: &[&ServiceSnapshot]) -> Servi
     }
 }
 
+fn growth(found: &[&ServiceSnapshot]) -> Vec<GrowthEntry> {
+    let mut by_code: BTreeMap<&Owner, u64> = BTreeMap::new();
+    for (owner, bytes) in found.iter().flat_map(|service| &service.net.code) {
+        *by_code.entry(owner).or_default() += bytes;
+    }
+    let mut by_code: Vec<_> = by_code.into_iter().collect();
+    // By name where equal: the map is in the order of names, and the sort is stable.
+    by_code.sort_by_key(|(_, bytes)| Reverse(*bytes));
+    let most = by_code.into_iter().take(MOST_LEAKS);
+    most.map(|(owner, bytes)| GrowthEntry {
+        function: owner.function.to_string(),
+        file: owner.file.to_string(),
+        bytes,
+    })
+    .collect()
+}
+
 fn entry(leak: &Leak, limit: Option<u64>, resident: u64) -> LeakEntry {
     let owner = &leak.stack.owner;
     let per_hour = leak.bytes_per_second * 3600.0;
     let limit_in = limit.map(|limit| limit.saturating_sub(resident) as f64 / leak.bytes_per_second);
-    let own = leak
-        .stack
-        .frames
-        .iter()
-        .find(|frame| frame.function.as_ref() == Some(&owner.function));
-    let place = match own {
-        Some(frame) if frame.line > 0 && !owner.file.is_empty() => {
-            format!(" ({}:{})", owner.file, frame.line)
-        }
-        _ if !owner.file.is_empty() => format!(" ({})", owner.file),
-        _ => String::new(),
-    };
     let mut finding = format!(
-        "leaks {}/h from `{}`{place}: {} live, none of it freed for long",
+        "leaks {}/h from {}: {} live, none of it freed for long",
         bytes(per_hour),
-        owner.function,
+        place(owner, leak.stack.owner_line()),
         bytes(leak.live_bytes as f64)
     );
     if let (Some(seconds), Some(limit)) = (limit_in, limit) {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::pools::{digits, duration};
-use crate::aggregate::{FdForecast, FdKind, Opener, ServiceSnapshot, Snapshot};
+use crate::aggregate::{FdForecast, FdKind, Opener, Owner, ServiceSnapshot, Snapshot};
 
 /// Code that opened less than this share of the descriptors that stay is not named as what leaks.
 const WORTH_NAMING: f64 = 0.1;
@@ -165,8 +165,13 @@ fn code(opener: &Opener) -> String {
     let Some(owner) = &opener.owner else {
         return "(other)".into();
     };
+    place(owner, opener.line)
+}
+
+/// Code for people: the function, and its file without the folders.
+pub(super) fn place(owner: &Owner, line: u32) -> String {
     let file = owner.file.rsplit('/').next().unwrap_or_default();
-    match (file, opener.line) {
+    match (file, line) {
         ("", _) => format!("`{}`", owner.function),
         (file, 0) => format!("`{}` ({file})", owner.function),
         (file, line) => format!("`{}` ({file}:{line})", owner.function),

@@ -2,16 +2,23 @@
 //!
 //! The shape only ever grows: fields may be added, none changes its meaning.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
+use super::descriptors::place;
 use super::listeners::{Listener, listeners};
 use super::metrics::pool_peer_name;
-use crate::aggregate::{Direction, Owner, PoolTotals, RecentPool, ServiceSnapshot, Snapshot, StackKind};
+use crate::aggregate::{
+    Direction, PoolTotals, ProfileQuery, RecentPool, ServiceSnapshot, Snapshot, StackKind, StackValue,
+};
 
 /// Samples from which on something is said of a pool.
 const ENOUGH_SAMPLES: u64 = 20;
 /// Connections from which on holding too many is worth a word.
 const MANY: u64 = 10;
+/// Of which time the line is at which code opens connections.
+const RECENT: Duration = Duration::from_secs(300);
 
 /// The document.
 #[derive(Debug, Serialize)]
@@ -65,9 +72,9 @@ pub(super) fn pools(snapshot: &Snapshot) -> Pools<'_> {
         let each = service.recent_pools.iter();
         each.map(move |((direction, peer), recent)| {
             let name = pool_peer_name(peer).into_owned();
-            let mut pool = one(service, *direction, name, recent);
+            let mut pool = one(snapshot, service, *direction, name, recent);
             if peer.counted_only() {
-                pool.forget_use(*direction, service);
+                pool.forget_use(snapshot, *direction, service);
             }
             pool
         })
@@ -80,7 +87,7 @@ pub(super) fn pools(snapshot: &Snapshot) -> Pools<'_> {
 
 impl Pool<'_> {
     /// Over Unix sockets nothing is known but how many there are, and were.
-    fn forget_use(&mut self, direction: Direction, service: &ServiceSnapshot) {
+    fn forget_use(&mut self, snapshot: &Snapshot, direction: Direction, service: &ServiceSnapshot) {
         (self.busy, self.quiet, self.busy_peak, self.busy_share) = (None, None, None, None);
         (self.exchanges, self.exchanges_per_connection) = (None, None);
         self.closed_after_one_exchange = None;
@@ -97,7 +104,7 @@ impl Pool<'_> {
                 self.peer,
                 digits(rate)
             );
-            if let Some(code) = opener(service, &self.peer) {
+            if let Some(code) = opener(snapshot, service, &self.peer) {
                 text += &format!(", from {code}");
             }
             self.findings.push(text);
@@ -106,6 +113,7 @@ impl Pool<'_> {
 }
 
 fn one<'a>(
+    snapshot: &Snapshot,
     service: &'a ServiceSnapshot,
     direction: Direction,
     peer: String,
@@ -135,7 +143,7 @@ fn one<'a>(
         median_life_seconds: median_life(pool),
         median_age_seconds: age(pool, 0.5),
         oldest_age_seconds_at_most: age(pool, 1.0),
-        findings: findings(service, direction, &peer, pool, seconds),
+        findings: findings(snapshot, service, direction, &peer, pool, seconds),
         peer,
     }
 }
@@ -170,6 +178,7 @@ fn age(pool: &PoolTotals, at: f64) -> Option<f64> {
 
 /// What a person would say of a pool; only the side that opens connections can change anything.
 fn findings(
+    snapshot: &Snapshot,
     service: &ServiceSnapshot,
     direction: Direction,
     peer: &str,
@@ -186,7 +195,7 @@ fn findings(
         if let Some(life) = median_life(pool) {
             text += &format!(", median life {}", duration(life));
         }
-        if let Some(code) = opener(service, peer) {
+        if let Some(code) = opener(snapshot, service, peer) {
             text += &format!(", from {code}");
         }
         said.push(text);
@@ -225,7 +234,7 @@ fn findings(
 }
 
 /// The code that opens most connections, where nearly all of the service's are to this peer: stacks do not tell peers apart.
-fn opener(service: &ServiceSnapshot, peer: &str) -> Option<String> {
+fn opener(snapshot: &Snapshot, service: &ServiceSnapshot, peer: &str) -> Option<String> {
     let out = service
         .totals
         .pools
@@ -247,12 +256,19 @@ fn opener(service: &ServiceSnapshot, peer: &str) -> Option<String> {
     if here * 10 < all * 9 || top.value * 2 < total {
         return None;
     }
-    let Owner { function, file } = top.owner.as_ref()?;
-    Some(if file.is_empty() {
-        format!("`{function}`")
-    } else {
-        format!("`{function}` ({file})")
-    })
+    let owner = top.owner.as_ref()?;
+    let recent = snapshot.profile(&ProfileQuery {
+        namespace: &service.service.namespace,
+        name: &service.service.name,
+        version: Some(&service.service.version),
+        kind: StackKind::Conn,
+        since: RECENT,
+        idle: false,
+    });
+    // Those with the highest values come first.
+    let of_owner = |sample: &&StackValue| sample.stack.owner == *owner;
+    let line = recent.and_then(|recent| Some(recent.samples.iter().find(of_owner)?.stack.owner_line()));
+    Some(place(owner, line.unwrap_or(0)))
 }
 
 /// Three digits are enough to compare.
@@ -292,7 +308,7 @@ mod tests {
             said,
             [
                 "holds 100 connections to prod/postgres, never used more than 7 at once in 180 samples of 20 s",
-                "opens a connection per request to 10.0.0.9:6379: 412/s, median life 3 ms, from `shop::dial` (shop.rs)",
+                "opens a connection per request to 10.0.0.9:6379: 412/s, median life 3 ms, from `shop::dial` (shop.rs:41)",
             ]
         );
     }
@@ -314,11 +330,12 @@ mod tests {
             ..PoolTotals::default()
         };
         assert_eq!(
-            findings(service, Direction::Out, "db", &pool, 900.0),
+            findings(&snapshot, service, Direction::Out, "db", &pool, 900.0),
             Vec::<String>::new()
         );
         assert_eq!(
             findings(
+                &snapshot,
                 service,
                 Direction::In,
                 "db",

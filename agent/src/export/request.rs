@@ -57,9 +57,16 @@ impl ProfileRequest {
             idle: false,
             net: false,
         };
+        let mut timed = false;
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             request.set(name, &decode(value))?;
+            timed |= matches!(name, "since" | "seconds");
+        }
+        if request.net && timed {
+            return Err(
+                "net=true is what is there now of all growth: leave out since and seconds".to_owned(),
+            );
         }
         Ok(request)
     }
@@ -249,6 +256,7 @@ mod tests {
             ("wait", "idle=maybe", "true or false"),
             ("wait", "net=true", "for memory also net"),
             ("memory", "net=maybe", "net is true or false"),
+            ("memory", "since=5m&net=true", "leave out since"),
         ] {
             let error = parse(kind, query).expect_err(query);
             assert!(error.contains(expected), "{error}");

@@ -27,6 +27,8 @@ pub(super) struct Status {
     window: Window,
     memory: Memory,
     cpu_seconds: f64,
+    /// The kernel hides its symbols (`kernel.kptr_restrict`).
+    kernel_symbols_hidden: bool,
     /// Services whose allocations are watched.
     allocations: Vec<Watched>,
     losses: Vec<Loss>,
@@ -45,6 +47,7 @@ struct Watched {
     duty: f64,
     slowdown: f64,
     refused: Vec<String>,
+    not_understood: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -150,6 +153,7 @@ impl Status {
                 limit_bytes: telemetry.memory_limit_bytes,
             },
             cpu_seconds: telemetry.cpu_seconds,
+            kernel_symbols_hidden: telemetry.kernel_symbols_hidden,
             allocations: telemetry
                 .alloc
                 .iter()
@@ -162,6 +166,7 @@ impl Status {
                     duty: service.duty,
                     slowdown: service.slowdown,
                     refused: service.refused.clone(),
+                    not_understood: service.not_understood.clone(),
                 })
                 .collect(),
             losses: telemetry
@@ -267,6 +272,12 @@ impl Status {
             mib(self.memory.limit_bytes)
         )?;
         writeln!(out, "cpu          {:.2} s", self.cpu_seconds)?;
+        if self.kernel_symbols_hidden {
+            writeln!(
+                out,
+                "symbols      the kernel hides its own from the agent: CAP_SYSLOG shows them"
+            )?;
+        }
 
         for (at, watched) in self.allocations.iter().enumerate() {
             let title = if at == 0 { "allocations" } else { "" };
@@ -282,6 +293,9 @@ impl Status {
             )?;
             for reason in &watched.refused {
                 writeln!(out, "             not watched: {reason}")?;
+            }
+            for function in &watched.not_understood {
+                writeln!(out, "             nothing is seen of {function}")?;
             }
         }
 

@@ -145,6 +145,7 @@ pub(super) fn name_and_sum(
             .lost
             .insert(("memory".to_owned(), "no_address".to_owned()), net.unlocated);
         telemetry.symbol_bytes = stats.image_bytes;
+        telemetry.kernel_symbols_hidden = symbolizer.kernel_symbols_hidden();
         // What a tick needs is needed again after a whole window only.
         own::give_back_freed_memory();
         telemetry.resident_bytes = host.own_resident_bytes().unwrap_or(0);

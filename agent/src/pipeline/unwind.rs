@@ -14,7 +14,7 @@ use anyhow::Result;
 use crate::attribute::SlotId;
 use crate::load::UnwindMaps;
 use crate::symbolize::SymbolizerConfig;
-use crate::symbolize::unwind::{Job, Loader, LoaderStats, Made, Sink};
+use crate::symbolize::unwind::{Job, Loader, LoaderStats, Made, Sink, Unsupported};
 use crate::telemetry::UnwindTelemetry;
 
 /// How often unused tables are looked for.
@@ -225,7 +225,11 @@ impl Unwinding {
                 .map(|(why, count)| (why.to_owned(), count))
                 .collect(),
             broken_functions: stats.broken_functions,
-            unsupported_rows: stats.unsupported_rows,
+            unsupported_rows: Unsupported::ALL
+                .iter()
+                .zip(stats.unsupported_rows)
+                .map(|(why, count)| (why.as_str().to_owned(), count))
+                .collect(),
             build_seconds: stats.build_time.as_secs_f64(),
             row_bytes: stats.row_bytes,
             interpreters: stats

@@ -176,6 +176,9 @@ impl Watching {
             if let Some(why) = &process.refused {
                 say(|entry| &mut entry.refused, why.clone());
             }
+            for function in &process.not_understood {
+                say(|entry| &mut entry.not_understood, function.clone());
+            }
             entry.from.extend(&process.from);
         }
         services.into_values().collect()

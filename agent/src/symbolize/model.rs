@@ -56,6 +56,18 @@ pub struct Stack {
     pub truncated: bool,
 }
 
+impl Stack {
+    /// The line at which the owning frame is: that of the innermost frame with its name; 0 where nobody knows.
+    #[must_use]
+    pub fn owner_line(&self) -> u32 {
+        let owner = Some(&self.owner.function);
+        let mut frames = self.frames.iter();
+        frames
+            .find(|frame| frame.function.as_ref() == owner)
+            .map_or(0, |frame| frame.line)
+    }
+}
+
 /// A stack sample, attributed and resolved.
 #[derive(Clone, Debug)]
 pub struct SymbolizedSample {

@@ -157,7 +157,7 @@ fn brief_connections_over_unix_sockets_are_all_counted() -> Result<()> {
     assert!(
         said.starts_with(&expected)
             && said.contains("/s and keeps none of them, from `")
-            && said.contains("connect_each"),
+            && said.contains("connect_each` (unix.rs:"),
         "{said:?}"
     );
     Ok(())

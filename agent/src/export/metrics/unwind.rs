@@ -60,10 +60,14 @@ fn tables(own: &mut Own<'_>, tables: &UnwindTelemetry) {
         "Functions whose call frame information could not be read.",
         Value::Int(tables.broken_functions),
     );
-    own.counter(
+    own.by(
         "tieback_unwind_rows_unsupported_total",
-        "Rows of unwind tables with an expression that the walk does not know.",
-        Value::Int(tables.unsupported_rows),
+        Type::Counter,
+        "Rows of unwind tables with something that the walk does not know, by reason; `frame_pointer`: only the caller's is lost.",
+        tables
+            .unsupported_rows
+            .iter()
+            .map(|(reason, &count)| (vec![("reason", reason.as_str())], Value::Int(count))),
     );
     own.counter(
         "tieback_unwind_table_seconds_total",

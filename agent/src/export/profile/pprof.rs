@@ -11,7 +11,7 @@ use prost::Message;
 
 use super::proto;
 use super::{Profile, Sample, frame_name, sample_type};
-use crate::aggregate::Frame;
+use crate::aggregate::{Frame, StackKind};
 
 /// Profiles of the same thing and time as gzipped protobuf: each has a value of its own in every sample.
 pub fn pprof(profiles: &[Profile]) -> Result<Vec<u8>> {
@@ -57,8 +57,14 @@ pub(super) fn message(profiles: &[Profile]) -> proto::Profile {
     builder.out.comment = [
         format!("service: {}", first.title()),
         format!(
-            "tieback {}: sampled stacks, scaled to exact totals",
-            env!("CARGO_PKG_VERSION")
+            "tieback {}: sampled stacks, scaled to {} totals",
+            env!("CARGO_PKG_VERSION"),
+            match first.kind {
+                // /api/v1/allocations says which; Go's own profile is an estimate, too.
+                StackKind::Alloc | StackKind::AllocObjects | StackKind::AllocLive =>
+                    "exact (mode full) or estimated (mode duty)",
+                _ => "exact",
+            }
         ),
     ]
     .iter()

@@ -63,6 +63,8 @@ pub(in super::super) struct WatchedProcess {
     pub(in super::super) slowdown: f64,
     /// Why it is not watched, or not any more.
     pub(in super::super) refused: Option<String>,
+    /// Functions of its allocators of which nothing is seen, and why.
+    pub(in super::super) not_understood: Vec<String>,
     /// Its memory limit.
     pub(in super::super) memory_limit_bytes: Option<u64>,
 }

@@ -189,11 +189,16 @@ impl Watcher {
         let Some(allocator) = self.files.entry(key).or_insert_with(read).clone()? else {
             return Ok(None);
         };
+        if allocator.functions.is_empty() {
+            let why: Vec<String> = allocator.not_understood().take(3).collect();
+            return Err(format!("none of its functions is understood: {}", why.join(", ")));
+        }
         let bias = allocator
             .bias(mapped.start, mapped.offset)
             .ok_or("its code is not mapped as the file says")?;
-        let index = self.free.pop().ok_or("too many allocators are watched")?;
+        let index = *self.free.last().ok_or("too many allocators are watched")?;
         let seen = self.side.counts(index).map_err(|error| format!("{error:#}"))?;
+        self.free.pop();
         Ok(Some(Target::new(
             index,
             allocator,

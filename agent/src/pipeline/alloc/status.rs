@@ -49,6 +49,11 @@ impl Process {
             },
             slowdown: self.slowdown,
             refused: refused.or(unread),
+            not_understood: self
+                .targets
+                .iter()
+                .flat_map(|target| target.allocator.not_understood())
+                .collect(),
             memory_limit_bytes,
         }
     }

@@ -21,6 +21,17 @@ pub use slowdown::Slowdown;
 
 use crate::decode::model::{ALLOC_RANGES, AllocCall, AllocSite};
 
+/// Why a function is not probed of which nothing is missing.
+const COUNTS_ELSEWHERE: &str = "it leaves its work to another function, where it counts";
+
+impl Allocator {
+    /// Functions of which nothing is seen, and why: what they allocate is missing, and what they free seems to live.
+    pub fn not_understood(&self) -> impl Iterator<Item = String> {
+        let missing = self.refused.iter().filter(|(_, why)| *why != COUNTS_ELSEWHERE);
+        missing.map(|(name, why)| format!("{name}: {why}"))
+    }
+}
+
 impl Function {
     /// What its probe is told, where it counts for a target; pointers are wanted where allocations are followed (`live`).
     #[must_use]

@@ -10,7 +10,7 @@ use object::{
 use super::code::{Sites, Text, sites};
 use super::functions::Family;
 use super::results::disputed;
-use super::{ALLOC_RANGES, AllocCall};
+use super::{ALLOC_RANGES, AllocCall, COUNTS_ELSEWHERE};
 use crate::host::{Limited, OpenFile};
 
 /// Bytes of a file that are read at most: its symbols, most of all.
@@ -190,10 +190,7 @@ impl Allocator {
                 // Freeing twice changes nothing.
                 AllocCall::Free => {}
                 _ if !to.is_empty() => {
-                    self.refused.push((
-                        function.name,
-                        "it leaves its work to another function, where it counts",
-                    ));
+                    self.refused.push((function.name, COUNTS_ELSEWHERE));
                     continue;
                 }
                 _ => {}

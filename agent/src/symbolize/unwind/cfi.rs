@@ -10,6 +10,7 @@ use gimli::{
 };
 
 use super::rules::{NONE, UNSUPPORTED};
+use super::unsupported::Unsupported;
 
 type Bytes<'a> = EndianSlice<'a, LittleEndian>;
 
@@ -22,8 +23,12 @@ const RIP: Register = Register(16);
 /// What the linker writes for the stubs of a procedure linkage table: `rsp + 8 + ((rip & 15) >= 11) * 8`.
 const PLT: [u8; 11] = [0x77, 8, 0x80, 0, 0x3f, 0x1a, 0x3b, 0x2a, 0x33, 0x24, 0x22];
 
-/// The rule of a row; an unsupported one where it cannot be said.
-pub(super) fn rule<'a, S>(section: &S, encoding: Encoding, row: &UnwindTableRow<usize>) -> Rule
+/// The rule of a row, an unsupported one where it cannot be said, and what it does not say.
+pub(super) fn rule<'a, S>(
+    section: &S,
+    encoding: Encoding,
+    row: &UnwindTableRow<usize>,
+) -> (Rule, Option<Unsupported>)
 where
     S: UnwindSection<Bytes<'a>>,
 {
@@ -31,7 +36,7 @@ where
     // The start of a thread or program says that nobody called it.
     if row.register(RIP) == Some(RegisterRule::Undefined) {
         rule.cfa = CFA_END;
-        return rule;
+        return (rule, None);
     }
     let cfa = match row.cfa() {
         CfaRule::RegisterAndOffset { register, offset } if *register == RSP => small(CFA_SP, *offset),
@@ -63,7 +68,11 @@ where
         },
     };
     let Some((cfa, cfa_offset)) = cfa else {
-        return UNSUPPORTED;
+        let why = match row.cfa() {
+            CfaRule::RegisterAndOffset { .. } => Unsupported::FrameRegister,
+            CfaRule::Expression(_) => Unsupported::FrameExpression,
+        };
+        return (UNSUPPORTED, Some(why));
     };
     (rule.cfa, rule.cfa_offset) = (cfa, cfa_offset);
     let ra = match row.register(RIP) {
@@ -80,7 +89,7 @@ where
         _ => None,
     };
     let Some((ra, ra_offset)) = ra else {
-        return UNSUPPORTED;
+        return (UNSUPPORTED, Some(Unsupported::ReturnAddress));
     };
     (rule.ra, rule.ra_offset) = (ra, ra_offset);
     let fp = match row.register(RBP) {
@@ -103,7 +112,7 @@ where
     };
     // A caller that keeps no frame pointer never misses it.
     (rule.fp, rule.fp_offset) = fp.unwrap_or((FP_LOST, 0));
-    rule
+    (rule, fp.is_none().then_some(Unsupported::FramePointer))
 }
 
 fn small(kind: u8, offset: i64) -> Option<(u8, i32)> {

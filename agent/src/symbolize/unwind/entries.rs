@@ -8,7 +8,8 @@ use gimli::{
 use super::super::cpu_time::CpuTime;
 use super::cfi::rule;
 use super::functions::{Found, Limits, Row, Stopped};
-use super::rules::{Rules, UNSUPPORTED};
+use super::rules::Rules;
+use super::unsupported::{self, UnsupportedRows};
 
 pub(super) type Bytes<'a> = EndianSlice<'a, LittleEndian>;
 
@@ -113,13 +114,15 @@ impl<'a> Decoder<'a> {
             0
         };
         let encoding = fde.cie().encoding();
-        let mut unsupported = 0;
+        let mut unsupported = UnsupportedRows::default();
         let whole = (|| {
             let mut table = fde.rows(section, bases, &mut self.context)?;
             while let Some(row) = table.next_row()? {
-                let mut rule = rule(section, encoding, row);
+                let (mut rule, missing) = rule(section, encoding, row);
                 rule.flags |= flags;
-                unsupported += u64::from(rule.cfa == UNSUPPORTED.cfa);
+                if let Some(why) = missing {
+                    why.count(&mut unsupported, 1);
+                }
                 self.rows
                     .push(Row::new(row.start_address(), self.rules.number(rule)));
                 if self.rows.len() > self.left {
@@ -131,7 +134,7 @@ impl<'a> Decoder<'a> {
         match whole {
             Ok(true) => {
                 self.left -= self.rows.len();
-                self.found.unsupported += unsupported;
+                unsupported::add(&mut self.found.unsupported, &unsupported);
                 Ok(Some(&self.rows))
             }
             Ok(false) => Err(Stopped::TooMany),

@@ -16,6 +16,7 @@ use super::entries::{Bytes, Clock, Decoder, EACH_COSTS, Sections};
 use super::merge::Merge;
 use super::rules::{NONE, Rules, UNSUPPORTED};
 use super::table::Table;
+use super::unsupported::{Unsupported, UnsupportedRows};
 
 /// From an address on, a rule holds. Eight bytes, because a browser has millions: the address above, the rule in the low bits,
 /// so that rows are in the order of their addresses.
@@ -47,8 +48,8 @@ pub(super) struct Found {
     pub(super) functions: u64,
     /// Functions whose rules cannot be read.
     pub(super) broken: u64,
-    /// Rows with a rule that cannot be expressed.
-    pub(super) unsupported: u64,
+    /// Rows with a rule that cannot be expressed, by reason.
+    pub(super) unsupported: UnsupportedRows,
 }
 
 /// Why not all functions were read.
@@ -204,9 +205,11 @@ impl Functions {
                     ra_offset: -8,
                     ..NONE
                 },
-                None => UNSUPPORTED,
+                None => {
+                    Unsupported::Depth.count(&mut self.found.unsupported, 1);
+                    UNSUPPORTED
+                }
             };
-            self.found.unsupported += u64::from(rule.cfa == UNSUPPORTED.cfa);
             self.rows.push(Row::new(address, rules.number(rule)));
             if self.rows.len() > max {
                 return Err(Stopped::TooMany);

@@ -14,7 +14,7 @@ use super::ahead::Ahead;
 use super::files::{FileKey, Files};
 use super::large::{Job, Large, Made};
 use super::tables::{Mapped, Sink, Tables};
-use super::{Built, Refused, Rules, build, python};
+use super::{Built, Refused, Rules, UnsupportedRows, build, python, unsupported};
 
 /// The least time between the first two looks at the mappings of a process: a program that starts loads its libraries one by
 /// one, and with each later look it is twice as long, up to the second.
@@ -44,8 +44,8 @@ pub struct LoaderStats {
     pub refused: HashMap<Refused, u64>,
     /// Functions whose information could not be read.
     pub broken_functions: u64,
-    /// Rows with rules that the kernel side does not know.
-    pub unsupported_rows: u64,
+    /// Rows with rules that the kernel side does not know, by reason.
+    pub unsupported_rows: UnsupportedRows,
     /// Tables and mappings that found no room.
     pub full: u64,
     /// CPU time spent on building.
@@ -359,7 +359,7 @@ impl<S: Sink> Loader<S> {
         };
         self.stats.built += 1;
         self.stats.broken_functions += built.broken;
-        self.stats.unsupported_rows += built.unsupported;
+        unsupported::add(&mut self.stats.unsupported_rows, &built.unsupported);
         self.stats.build_time += built.took;
         self.tables.rules(&mut self.sink, self.rules.all())?;
         let placed = self.tables.place(&mut self.sink, key.clone(), &built.table)?;

@@ -19,6 +19,7 @@ mod table;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod unsupported;
 
 pub(super) use files::Files;
 pub use large::{Job, Made};
@@ -27,3 +28,4 @@ pub use read::{Built, Refused, build};
 pub use rules::Rules;
 pub use table::Table;
 pub use tables::{Mapped, Sink, Tables};
+pub use unsupported::{Unsupported, UnsupportedRows};

@@ -17,6 +17,7 @@ use super::frames::Frames;
 use super::functions::{Functions, Limits, Stopped};
 use super::rules::Rules;
 use super::table::Table;
+use super::unsupported::{Unsupported, UnsupportedRows};
 use crate::host::Limited;
 
 /// Bytes of a file that are read at most: what a table is made from, and the symbols. Chromium's call frame information is 30 MB.
@@ -71,8 +72,8 @@ pub struct Built {
     pub functions: u64,
     /// Functions whose information cannot be read.
     pub broken: u64,
-    /// Places with a rule that the kernel side does not know.
-    pub unsupported: u64,
+    /// Places with a rule that the kernel side does not know, by reason.
+    pub unsupported: UnsupportedRows,
     /// CPU time that making it took.
     pub took: Duration,
 }
@@ -97,17 +98,18 @@ fn make(file: &File, rules: &mut Rules, until: CpuTime) -> Result<Built, Refused
     let kept = Limited::new(file, MAX_READ);
     // Symbols and what else was read besides is let go before the rows are decoded.
     let (frames, functions) = collect(file, &kept, rules, limits)?;
-    let (table, found) = functions
+    let (table, mut found) = functions
         .table(&frames.sections(), rules, limits)
         .map_err(refused)?;
     let table = table.ok_or(Refused::TooLarge)?;
     if table.pages.is_empty() {
         return Err(Refused::NoInformation);
     }
+    Unsupported::RulesFull.count(&mut found.unsupported, table.refused);
     Ok(Built {
         functions: found.functions,
         broken: found.broken,
-        unsupported: found.unsupported + table.refused,
+        unsupported: found.unsupported,
         table,
         took: Duration::ZERO,
     })
