@@ -54,7 +54,8 @@ struct Service<'a> {
     /// What tells of leaks: `live allocations`, which `leaks` are from, or `growth by code`, because windows do not see what is freed.
     leaks_from: &'static str,
     leaks: Vec<LeakEntry>,
-    /// Anonymous memory by the code that grew it since the agent started and that is still there, the most first.
+    /// Anonymous memory that is still there, by the code that was the first to touch it since the agent started (which need not be who leaks
+    /// what is in it), the most first.
     growth: Vec<GrowthEntry>,
 }
 

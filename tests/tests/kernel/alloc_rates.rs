@@ -79,6 +79,11 @@ fn watch_for_a_while(name: &'static str, plan: [&str; 3], seconds: f64) -> Resul
     assert_eq!(service["estimated"], true);
     assert_eq!(service["live_bytes"], Value::Null);
     assert_eq!(service["leaks"], Value::Array(Vec::new()));
+    assert_eq!(service["leaks_from"], "growth by code");
+    let growth = service["growth"].as_array().context("no growth")?;
+    // By whoever was the first to touch a page, which need not be who leaks.
+    let own = |entry: &Value| entry["file"] == "alloc.c";
+    ensure!(growth.iter().any(own), "no growth by the program: {growth:?}");
     Ok(found.into_iter().zip(wanted).collect())
 }
 
