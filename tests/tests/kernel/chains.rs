@@ -115,9 +115,16 @@ impl Programs {
     }
 }
 
-/// Whether frames, from the root on, are what a chain says; `+` is one or more frames of the C library.
+/// Frames that a stack has room for.
+const ROOM: usize = 127;
+
+/// Whether frames, from the root on, are what a chain says; `+` is one or more frames of the C library, `f..` one or
+/// more of `f`. A stack that is cut off is as long as there is room.
 fn fits(frames: &[&str], case: &Case) -> bool {
     let library = |frame: &str| !OWN.contains(&frame);
+    if case.chain.first() == Some(&"[truncated]") && frames.len() != 1 + ROOM {
+        return false;
+    }
     let mut at = 0;
     for want in &case.chain {
         match *want {
@@ -137,10 +144,14 @@ fn fits(frames: &[&str], case: &Case) -> bool {
                 at += 1;
             }
             want => {
-                if frames.get(at) != Some(&want) {
+                let function = want.strip_suffix("..");
+                if frames.get(at) != Some(&function.unwrap_or(want)) {
                     return false;
                 }
                 at += 1;
+                while function.is_some() && frames.get(at) == function.as_ref() {
+                    at += 1;
+                }
             }
         }
     }

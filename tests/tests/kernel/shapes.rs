@@ -26,12 +26,8 @@ pub(super) fn shape(shape: &str) -> Vec<&'static str> {
             chain.push("deep");
             chain.extend([const { "recurse" }; 100]);
         }
-        // All that a stack has room for: 127 frames, the leaf among them.
-        "bottomless" => {
-            let mut chain = vec!["[truncated]"];
-            chain.extend([const { "dive" }; 126]);
-            return chain;
-        }
+        // As many as there is room for: fewer where the leaf has called something.
+        "bottomless" => return vec!["[truncated]", "dive.."],
         "alloca" => chain.push("with_alloca"),
         "setjmp" => chain.push("with_setjmp"),
         "signal" | "altstack" => {
