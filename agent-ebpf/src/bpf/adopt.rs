@@ -32,15 +32,17 @@ fn left(conn: *mut Conn, slot: u32) {
     }
 }
 
-/// Takes up a socket that is open in a process: one that is older than the agent, or whose owner changed.
+/// Takes up a socket that is open in a process: one that is older than the agent, or whose owner changed. What listens comes
+/// first: a connection is taken for an outgoing one where nothing is known to listen at its address.
 #[inline(always)]
-pub(crate) fn adopt(sock: Sock, slot: u32) {
+pub(crate) fn adopt(sock: Sock, slot: u32, listeners_only: bool) {
     if !sock.is_tcp() {
         return;
     }
     let state = sock.state();
     match state {
         LISTEN => listens(sock, slot, true),
+        _ if listeners_only => {}
         ESTABLISHED | CLOSE_WAIT => {
             if let Some(conn) = CONNS.get_ptr_mut(sock.0.0 as u64) {
                 // SAFETY: a map value.

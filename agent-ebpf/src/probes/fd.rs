@@ -128,7 +128,7 @@ pub(crate) mod bpf {
             s.fds[kind] += 1;
         }
         if let Some(sock) = sock {
-            adopt::adopt(sock, id);
+            adopt::adopt(sock, id, tuning.listeners_only != 0);
         }
         if opener::bpf::watched(tuning, pid) {
             opener::bpf::visited(tuning, pid, fd, file.0, kind as u32);

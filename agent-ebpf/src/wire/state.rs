@@ -328,6 +328,8 @@ pub struct Tuning {
     pub round: u32,
     /// Nanoseconds that one CPU sample stands for.
     pub cpu_period_ns: u32,
+    /// Whether a visit to all descriptors takes up what listens, and nothing else.
+    pub listeners_only: u32,
     /// Processes whose descriptors are watched, 0 for none.
     pub watched: [u32; WATCHED],
 }

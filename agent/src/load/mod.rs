@@ -80,6 +80,7 @@ impl Loaded {
         window: 0,
         round: 0,
         cpu_period_ns: 1_000_000_000 / 19,
+        listeners_only: 0,
         watched: [0; WATCHED],
     };
 

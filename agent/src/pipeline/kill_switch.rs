@@ -49,8 +49,11 @@ impl Reader {
 
     /// Takes up all that runs already.
     pub(super) fn find(&mut self) -> Result<()> {
-        // Twice: listening sockets must be known before the connections that they accepted.
-        for _ in 0..2 {
+        // Twice: listening sockets must be known before the connections that they accepted, and may be those of a younger
+        // process, or of a higher descriptor.
+        for listeners_only in [1, 0] {
+            self.loaded
+                .set_tuning(|tuning| tuning.listeners_only = listeners_only)?;
             let programs: Vec<&str> = self.loaded.iterators().collect();
             for program in programs {
                 self.loaded.visit(program, &mut Vec::new())?;

@@ -141,6 +141,11 @@ enum Command {
     },
     /// Listens and connects to itself, then becomes another program that goes on with it.
     HandOver,
+    /// Connects to itself, then moves its listener to a higher descriptor.
+    MoveListener {
+        #[arg(long)]
+        v6: bool,
+    },
     /// Listens and leaves it to a child, the service of this name, to accept.
     Launch { service: String },
     /// What takes over.
@@ -273,6 +278,7 @@ fn main() -> Result<()> {
         } => fds::open(files, pipes, sockets),
         Command::Serve { mode, v6, count } => conn::serve(mode, v6, count),
         Command::HandOver => handover::hand_over(),
+        Command::MoveListener { v6 } => handover::move_listener(v6),
         Command::Launch { service } => handover::launch(&service),
         Command::TakeOver { listener, held } => handover::take_over(listener, &held),
         Command::Connect {

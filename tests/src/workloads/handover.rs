@@ -1,12 +1,12 @@
 //! Programs that leave a listener to another one: to the one that they become, with its connections, as servers do that start
-//! their new version in place; or to a child, as service managers do.
+//! their new version in place; or to a child, as service managers do. And one that moves its listener.
 
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 
 use anyhow::{Context, Result, ensure};
-use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use serde_json::json;
 
 use super::gate;
@@ -42,6 +42,19 @@ pub fn hand_over() -> Result<()> {
         command.arg(inherited(fd)?);
     }
     Err(command.exec()).context("becoming the other program")
+}
+
+/// Its listener gets a higher descriptor than the connections that it has accepted.
+pub fn move_listener(v6: bool) -> Result<()> {
+    let listener = TcpListener::bind(if v6 { "[::1]:0" } else { "127.0.0.1:0" })?;
+    let held = connect(&listener, EACH[0])?;
+    let moved = fcntl_dupfd_cloexec(&listener, 500)?;
+    drop(listener);
+    gate::step("ready", &json!({ "open": EACH[0] }))?;
+    drop(held);
+    gate::step("closed", &json!({}))?;
+    drop(moved);
+    gate::truth(&json!({}))
 }
 
 /// A service manager: it listens, keeps the socket and never accepts. `service` does.

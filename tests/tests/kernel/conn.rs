@@ -226,6 +226,47 @@ fn what_a_program_leaves_to_the_next_goes_on() -> Result<()> {
     Ok(())
 }
 
+/// In whatever order they are found, and in every network namespace.
+#[test]
+fn connections_older_than_the_agent_have_the_direction_that_they_had() -> Result<()> {
+    let mut programs = Vec::new();
+    for family in FAMILIES {
+        let args = [&["move-listener"], family].concat();
+        programs.push(Program::start(&args)?.0);
+        programs.push(Program::start_in_netns(None, &args)?.0);
+    }
+    let agent = Agent::start(&[])?;
+    for program in &programs {
+        agent.wait_for_service(&program.service)?;
+    }
+    let open = agent.settled()?;
+    for program in &mut programs {
+        program.go()?;
+        program.expect("closed")?;
+    }
+    let closed = agent.settled()?;
+    for program in &programs {
+        let both = |scrape: &Scrape, name: &str| {
+            ["in", "out"].map(|way| conn(scrape, name, &program.service, "direction", way))
+        };
+        assert_eq!(both(&open, "tieback_connections"), [5.0; 2]);
+        assert_eq!(both(&closed, "tieback_connections"), [0.0; 2]);
+        assert_eq!(both(&closed, "tieback_connections_opened_total"), [0.0; 2]);
+        // Each end is a pool of what the program has with itself: no peer is a port that the kernel chose.
+        assert_eq!(
+            conn(
+                &open,
+                "tieback_pool_connections",
+                &program.service,
+                "peer",
+                &program.service
+            ),
+            10.0
+        );
+    }
+    Ok(())
+}
+
 /// A listener that a service manager keeps open for a service is the service's, from the first connection on that it accepts.
 #[test]
 fn what_a_service_manager_listens_for_is_of_the_service_that_accepts() -> Result<()> {
