@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use super::{Aggregator, AttributedTick, Limits, OpenFd, Snapshot};
+use super::{Aggregator, AttributedTick, GrownBytes, Limits, OpenFd, Snapshot};
 use crate::symbolize::{
     Cause, ConnEnd, ConnFailure, Direction, DiskOp, FdForecast, FdKind, Frame, ListenTotals, OomVictim,
     Owner, Peer, PoolPeer, PoolTotals, Service, ServiceInfo, SharedStack, Stack, StackDetail, StackKind,
@@ -203,7 +203,12 @@ pub(crate) fn snapshot() -> Arc<Snapshot> {
             length_ns: 10 * SECOND,
             services: vec![(Arc::clone(&shop), everything()), (Arc::clone(&odd), small())],
         };
-        let net = vec![(Arc::clone(&shop), stack("shop::grow", false), 524_288.0)];
+        let net = vec![GrownBytes {
+            service: Arc::clone(&shop),
+            stack: stack("shop::grow", false),
+            bytes: 524_288.0,
+            at_unix_ns: tick.at_unix_ns,
+        }];
         aggregator.set_net_growth(net);
         aggregator.tick(tick, samples, &infos);
     }

@@ -37,7 +37,7 @@ mod window;
 pub use group::CodeScope;
 pub use live::{Leak, LiveView};
 pub use metric::Metric;
-pub use net::NetGrowth;
+pub use net::{GrownBytes, NetGrowth};
 pub use oom::OomKill;
 pub use openers::{OpenFd, Opener};
 pub use pools::{RecentPool, RecentPools};

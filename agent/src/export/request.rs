@@ -29,6 +29,8 @@ pub(super) struct ProfileRequest {
     since: Duration,
     idle: bool,
     net: bool,
+    /// `since` was asked for.
+    timed: bool,
 }
 
 impl ProfileRequest {
@@ -56,17 +58,12 @@ impl ProfileRequest {
             since: DEFAULT_SINCE,
             idle: false,
             net: false,
+            timed: false,
         };
-        let mut timed = false;
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             request.set(name, &decode(value))?;
-            timed |= matches!(name, "since" | "seconds");
-        }
-        if request.net && timed {
-            return Err(
-                "net=true is what is there now of all growth: leave out since and seconds".to_owned(),
-            );
+            request.timed |= matches!(name, "since" | "seconds");
         }
         Ok(request)
     }
@@ -114,7 +111,7 @@ impl ProfileRequest {
             idle: self.idle,
         };
         if self.net {
-            snapshot.net_profile(&query)
+            snapshot.net_profile(&query, self.timed.then_some(self.since))
         } else {
             snapshot.profile(&query)
         }
@@ -256,7 +253,6 @@ mod tests {
             ("wait", "idle=maybe", "true or false"),
             ("wait", "net=true", "for memory also net"),
             ("memory", "net=maybe", "net is true or false"),
-            ("memory", "since=5m&net=true", "leave out since"),
         ] {
             let error = parse(kind, query).expect_err(query);
             assert!(error.contains(expected), "{error}");

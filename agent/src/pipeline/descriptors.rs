@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use anyhow::Result;
-use rustix::time::{ClockId, clock_gettime};
 
+use super::clock::monotonic_ns;
 use crate::aggregate::OpenFd;
 use crate::attribute::{Service, SlotId, StackSample};
 use crate::decode::descriptors::{Sampled, sampled};
@@ -112,8 +112,7 @@ impl Names {
     pub(super) fn open(&mut self, open: &[Sampled]) -> Vec<OpenFd> {
         let ids: HashSet<u64> = open.iter().map(|fd| fd.id).collect();
         self.0.retain(|id, _| ids.contains(id));
-        let time = clock_gettime(ClockId::Monotonic);
-        let now_ns = u64::try_from(time.tv_sec * 1_000_000_000 + time.tv_nsec).unwrap_or(0);
+        let now_ns = monotonic_ns();
         let mut found: BTreeMap<(u64, FdKind), OpenFd> = BTreeMap::new();
         for fd in open {
             let Some((service, stack)) = self.0.get(&fd.id) else {

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use super::clock::{monotonic_ns, unix_ns};
+use crate::aggregate::GrownBytes;
 use crate::attribute::{Service, StackSample};
 use crate::decode::model::{Growth, Range};
 use crate::host::Host;
@@ -52,10 +54,18 @@ impl NetGrowth {
         self.held.check(host);
     }
 
-    /// What is there: whose, by which code, how many bytes.
-    pub(super) fn all(&self) -> Vec<(Arc<Service>, SharedStack, f64)> {
-        let each = self.held.all();
-        each.map(|((service, stack), bytes)| (Arc::clone(service), Arc::clone(stack), bytes))
-            .collect()
+    /// What is there.
+    pub(super) fn all(&self) -> Vec<GrownBytes> {
+        let boot_unix_ns = unix_ns().saturating_sub(monotonic_ns());
+        let each = self
+            .held
+            .all()
+            .map(|((service, stack), bytes, at_ns)| GrownBytes {
+                service: Arc::clone(service),
+                stack: Arc::clone(stack),
+                bytes,
+                at_unix_ns: boot_unix_ns + at_ns,
+            });
+        each.collect()
     }
 }

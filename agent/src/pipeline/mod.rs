@@ -3,6 +3,7 @@
 
 mod alarm;
 mod alloc;
+mod clock;
 mod descriptors;
 mod drain;
 mod environment;

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use rustix::time::{ClockId, clock_gettime};
 
+use super::clock::{monotonic_ns, thread_cpu};
 use crate::decode::listeners::Listeners;
 use crate::decode::model::Tick;
 use crate::decode::sockets::Sockets;
@@ -20,18 +20,6 @@ pub(super) fn wait_mean(mean: u32, rate: f64, budget: f64) -> Option<u32> {
     }
     let wanted = (f64::from(mean) * factor).clamp(977.0, 9_765_625.0) as u32;
     (wanted != mean).then_some(wanted)
-}
-
-fn clock(id: ClockId) -> Duration {
-    let time = clock_gettime(id);
-    Duration::new(
-        u64::try_from(time.tv_sec).unwrap_or(0),
-        u32::try_from(time.tv_nsec).unwrap_or(0),
-    )
-}
-
-fn monotonic_ns() -> u64 {
-    u64::try_from(clock(ClockId::Monotonic).as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// When samples of one kind are taken, and how often that failed.
@@ -52,7 +40,7 @@ impl Paced {
 
     /// Takes a sample by `read`, which returns of how many things there are.
     fn sample(&mut self, read: impl FnOnce() -> Result<usize>) {
-        let began = clock(ClockId::ThreadCPUTime);
+        let began = thread_cpu();
         let count = read().unwrap_or_else(|error| {
             if self.failures == 0 {
                 tracing::warn!(%error, "{} cannot be read", self.what);
@@ -60,7 +48,7 @@ impl Paced {
             self.failures += 1;
             0
         });
-        let cost = clock(ClockId::ThreadCPUTime).saturating_sub(began);
+        let cost = thread_cpu().saturating_sub(began);
         tracing::debug!(count, ?cost, "sampled {}", self.what);
         self.pace.took(Instant::now(), cost, count == 0);
     }

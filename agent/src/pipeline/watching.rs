@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use anyhow::Result;
 
 use super::alloc::{Allocations, Counted, WatchedProcess};
+use super::clock::monotonic_ns;
 use crate::attribute::{Attributor, SlotId, StackDetail, StackKind, StackSample};
 use crate::config::Config;
 use crate::decode::model::Tick;
@@ -226,9 +227,4 @@ impl Both {
             }
         }
     }
-}
-
-fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }

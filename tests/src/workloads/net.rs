@@ -116,7 +116,15 @@ fn net_read(len: usize, huge: HugePages) -> Result<()> {
     Ok(())
 }
 
-/// Does all of it, then shares what is kept with a child, then gives it back.
+/// Keeps all of it, too, much later.
+#[inline(never)]
+fn net_late(len: usize, huge: HugePages) -> Result<()> {
+    let start = map(len, huge)?;
+    touch!(start, len);
+    Ok(())
+}
+
+/// Does all of it, then shares what is kept with a child, then gives it back, then grows once more.
 pub fn net(huge: HugePages) -> Result<()> {
     let before = anonymous()?;
     gate::step("ready", &json!({}))?;
@@ -152,6 +160,8 @@ pub fn net(huge: HugePages) -> Result<()> {
     gate::step("shared", &json!({ "anonymous": anonymous()? - before }))?;
     unmap(kept, 96 * MIB)?;
     gate::step("released", &json!({ "anonymous": anonymous()? - before }))?;
+    net_late(48 * MIB, huge)?;
+    gate::step("late", &json!({ "net_late": mib(48) }))?;
     gate::truth(&json!({}))
 }
 

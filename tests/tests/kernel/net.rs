@@ -1,11 +1,20 @@
 //! Net growth of memory: what is left of it, by code.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result};
 use tieback_tests::agent::Agent;
 use tieback_tests::assert_within;
 use tieback_tests::program::Program;
 
 const MIB: f64 = (1u64 << 20) as f64;
+
+/// Weight of the stacks with a function.
+fn weight(folded: &str, function: &str) -> f64 {
+    let stacks = folded.lines().filter(|line| line.contains(function));
+    let values = stacks.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+    values.sum()
+}
 
 #[test]
 fn net_growth_by_code_is_what_smaps_says() -> Result<()> {
@@ -61,11 +70,7 @@ fn net_growth_by_code_is_what_smaps_says() -> Result<()> {
             );
         }
         let path = format!("/services/-/{service}/profile/memory?format=folded&net=true");
-        let folded = agent.get(&path)?;
-        let weighed = folded.lines().filter(|line| line.contains("net_moved"));
-        let weighed: f64 = weighed
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum();
+        let weighed = weight(&agent.get(&path)?, "net_moved");
         assert_within!(weighed, code("net_moved"), 0.001, "the profile");
 
         // A child has the same pages: nothing grows, not even where it writes to them.
@@ -87,6 +92,20 @@ fn net_growth_by_code_is_what_smaps_says() -> Result<()> {
             0.0
         );
         assert!(after.code("tieback_code_memory_net_bytes", &labels, "net_moved") > 48.0 * MIB);
+
+        // What came before is no part of what came since.
+        let settled = Instant::now();
+        agent.settled()?;
+        program.go()?;
+        let late = program.expect("late")?["net_late"]
+            .as_f64()
+            .context("no net_late")?;
+        agent.settled()?;
+        let recent = agent.get(&format!("{path}&since={}ms", settled.elapsed().as_millis()))?;
+        let weighed = weight(&recent, "net_late");
+        assert!((weighed - late).abs() <= 4.0 * MIB, "{} MiB", weighed / MIB);
+        assert_eq!(weight(&recent, "net_moved"), 0.0);
+        assert!(weight(&agent.get(&path)?, "net_moved") > 48.0 * MIB);
     }
     Ok(())
 }

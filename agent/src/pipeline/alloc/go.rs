@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use super::super::clock::monotonic_ns;
 use super::Watcher;
 use super::process::{Counted, Process};
 use crate::attribute::{PythonStack, SlotId, StackDetail, StackKind, StackSample, UnwindResult};
@@ -319,9 +320,4 @@ fn period(bytes: u64) -> String {
         bytes if bytes >= 1024 && bytes % 1024 == 0 => format!("{} KiB", bytes / 1024),
         bytes => format!("{bytes} bytes"),
     }
-}
-
-pub(super) fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use agent_ebpf::wire::{LiveKey, LiveValue, MAX_ALLOC_TARGETS};
 use anyhow::Result;
 
+use super::super::clock::monotonic_ns;
 use super::Watcher;
 use super::ended::Ended;
-use super::go::{GoFiles, GoNews, monotonic_ns};
+use super::go::{GoFiles, GoNews};
 use super::process::{Costs, Counted};
 use crate::attribute::SlotId;
 use crate::config::{AllocMode, Config};

@@ -24,6 +24,7 @@ use self::ended::Ended;
 use self::go::GoFiles;
 use self::handle::{Order, Taken};
 use self::process::{Costs, Process, Target};
+use super::clock::monotonic_ns;
 use crate::attribute::SlotId;
 use crate::config::AllocMode;
 use crate::host::{Host, MappedFile};
@@ -87,7 +88,7 @@ impl Watcher {
                     pid.into_iter().for_each(|pid| self.warm(pid));
                     let _ = reply.send(());
                 }
-                Ok(Order::Forget) => self.begun_ns = go::monotonic_ns(),
+                Ok(Order::Forget) => self.begun_ns = monotonic_ns(),
                 Ok(Order::Take(reply)) => {
                     // Who asked may have given up.
                     let _ = reply.send(self.take());

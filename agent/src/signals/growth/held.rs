@@ -153,12 +153,12 @@ impl<T> Held<T> {
         self.len = self.processes.values().map(|process| process.samples.len()).sum();
     }
 
-    /// What is there, and for how many bytes each sample stands.
-    pub fn all(&self) -> impl Iterator<Item = (&T, f64)> {
+    /// What is there, for how many bytes each sample stands, and when they came (by the monotonic clock).
+    pub fn all(&self) -> impl Iterator<Item = (&T, f64, u64)> {
         self.processes
             .values()
             .flat_map(|process| &process.samples)
-            .map(|sample| (&sample.what, sample.bytes))
+            .map(|sample| (&sample.what, sample.bytes, sample.at_ns))
     }
 }
 
@@ -185,7 +185,7 @@ mod tests {
     }
 
     fn there(held: &Held<&'static str>) -> Vec<&'static str> {
-        let mut all: Vec<&str> = held.all().map(|(what, _)| *what).collect();
+        let mut all: Vec<&str> = held.all().map(|(what, ..)| *what).collect();
         all.sort_unstable();
         all
     }
@@ -238,8 +238,8 @@ mod tests {
         assert!(held.len <= MAX_OF_ONE);
         let sum = |wanted: &str| -> f64 {
             held.all()
-                .filter(|(what, _)| **what == wanted)
-                .map(|(_, bytes)| bytes)
+                .filter(|(what, ..)| **what == wanted)
+                .map(|(_, bytes, _)| bytes)
                 .sum()
         };
         // About 2,500 samples of 16 each: five standard errors.
