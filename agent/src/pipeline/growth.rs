@@ -15,6 +15,8 @@ use crate::symbolize::{SharedStack, SymbolizedSample};
 pub(super) struct GrowthNews {
     touched: Vec<Touched>,
     pub(super) ranges: Vec<Range>,
+    /// Those are all that were noted until then.
+    pub(super) known_ns: u64,
     pub(super) exited: Vec<u32>,
     /// Samples whose address could not be told: net growth lacks them.
     unlocated: u64,
@@ -51,7 +53,7 @@ impl NetGrowth {
         for pid in news.exited {
             self.held.exited(pid);
         }
-        self.held.check(host);
+        self.held.check(host, news.known_ns, monotonic_ns());
     }
 
     /// What is there.

@@ -51,6 +51,7 @@ use crate::symbolize::SymbolizerConfig;
 use crate::telemetry::Telemetry;
 
 use self::alarm::Alarm;
+use self::clock::monotonic_ns;
 use self::descriptors::Following;
 use self::first_stack::Waiting;
 use self::growth::GrowthNews;
@@ -260,6 +261,7 @@ impl Reader {
         self.pools.finish(&mut self.loaded, &mut tick);
         self.listeners.finish(&mut self.loaded, &mut tick);
         // Before the last look at the ring: a sample is there before what it stands for is given back.
+        self.growth.known_ns = monotonic_ns();
         self.growth.ranges = take_ranges(&mut self.loaded)?;
         self.watching.finish(&mut tick, &mut self.samples);
         self.drain(now);

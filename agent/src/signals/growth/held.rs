@@ -34,6 +34,8 @@ struct Sample<T> {
     /// Where it may be as well, after a move.
     or: Option<u64>,
     at_ns: u64,
+    /// When it was first found missing.
+    missing_ns: Option<u64>,
     bytes: f64,
     what: T,
 }
@@ -69,6 +71,7 @@ impl<T> Held<T> {
             address: touched.address & !4095,
             or: None,
             at_ns: touched.at_ns,
+            missing_ns: None,
             bytes: bytes * process.every as f64,
             what,
         });
@@ -114,18 +117,25 @@ impl<T> Held<T> {
             let Some(process) = self.processes.get_mut(&range.pid) else {
                 continue;
             };
-            let within = |sample: &Sample<T>| {
-                (range.start..range.end).contains(&sample.address) && sample.at_ns < range.at_ns
-            };
+            let within =
+                |address: u64, at_ns: u64| (range.start..range.end).contains(&address) && at_ns < range.at_ns;
             let Some(to) = range.to else {
                 let before = process.samples.len();
-                process.samples.retain(|sample| !within(sample));
+                process
+                    .samples
+                    .retain(|sample| !within(sample.address, sample.at_ns));
                 self.len -= before - process.samples.len();
                 continue;
             };
-            for sample in process.samples.iter_mut().filter(|sample| within(sample)) {
-                let offset = sample.address - range.start;
+            for sample in &mut process.samples {
+                // Where it is of two places may not have been looked up yet.
+                let of = [Some(sample.address), sample.or];
+                let Some(at) = of.into_iter().flatten().find(|at| within(*at, sample.at_ns)) else {
+                    continue;
+                };
+                let offset = at - range.start;
                 sample.address = to.saturating_add(offset);
+                sample.missing_ns = None;
                 sample.or = to
                     .checked_next_multiple_of(HUGE)
                     .map(|to| to.saturating_add(offset));
@@ -133,17 +143,18 @@ impl<T> Held<T> {
         }
     }
 
-    /// Forgets what is not there any more.
-    pub fn check(&mut self, host: &Host) {
+    /// Forgets what is not there any more. `known_ns`: ranges that were noted until then have been applied. What is missing `now_ns`
+    /// may have been moved since, so it is kept until that is known, too.
+    pub fn check(&mut self, host: &Host, known_ns: u64, now_ns: u64) {
         self.processes.retain(|pid, process| {
             let Ok(pages) = host.pages(*pid) else { return false };
             process.samples.retain_mut(|sample| {
-                if let Some(or) = sample.or.take()
-                    && !pages.holds(sample.address)
-                {
-                    sample.address = or;
+                let at = [Some(sample.address), sample.or];
+                if let Some(at) = at.into_iter().flatten().find(|at| pages.holds(*at)) {
+                    (sample.address, sample.or, sample.missing_ns) = (at, None, None);
+                    return true;
                 }
-                pages.holds(sample.address)
+                *sample.missing_ns.get_or_insert(now_ns) >= known_ns
             });
             if process.samples.len() < MAX_OF_ONE / 4 {
                 process.every = (process.every / 2).max(1);
@@ -224,6 +235,23 @@ mod tests {
         assert_eq!((there(&held), held.len), (vec!["other program"], 1));
     }
 
+    /// The agent may look at the pages before it has heard of the last move.
+    #[test]
+    fn what_moves_while_it_is_looked_for_is_still_there() {
+        let there_now = vec![1u8; 4096];
+        let (start, pid) = (there_now.as_ptr() as u64, std::process::id());
+        let host = Host::new("/");
+        let mut held = Held::default();
+        held.add(&touched(pid, 0x1_0000, 1), 1.0, "moved");
+        held.check(&host, 5, 10);
+        held.apply(&[Range {
+            pid,
+            ..range(0x1_0000, 0x1_1000, Some(start & !4095), 8)
+        }]);
+        held.check(&host, 11, 20);
+        assert_eq!(there(&held), ["moved"]);
+    }
+
     #[test]
     fn the_list_is_bounded_and_stays_without_bias() {
         let mut held = Held::default();
@@ -274,15 +302,19 @@ mod tests {
         for (at, name) in [(0, "first"), (1, "second"), (2, "never touched")] {
             held.add(&touched(pid, start as u64 + (at * page) as u64 + 7, 1), 1.0, name);
         }
-        held.check(&host);
+        held.check(&host, 1, 0);
         assert_eq!(there(&held), ["first", "second"]);
         // SAFETY: the page is of no use to anybody.
         unsafe { rustix::mm::madvise(start, page, rustix::mm::Advice::LinuxDontNeed) }.unwrap();
-        held.check(&host);
+        held.check(&host, 20, 30);
+        assert_eq!(there(&held), ["first", "second"], "it may have moved before 30");
+        held.check(&host, 30, 40);
+        assert_eq!(there(&held), ["first", "second"]);
+        held.check(&host, 31, 40);
         assert_eq!(there(&held), ["second"]);
         // SAFETY: the mapping is ours.
         unsafe { rustix::mm::munmap(start, 4 * page) }.unwrap();
-        held.check(&host);
+        held.check(&host, 50, 40);
         assert_eq!(held.len, 0);
     }
 }
