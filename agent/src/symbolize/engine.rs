@@ -92,6 +92,19 @@ impl Engine {
         found
     }
 
+    /// A name as blazesym writes it that is of no symbol with an address.
+    pub(super) fn demangled(&self, name: &str) -> Option<String> {
+        let demangled = catch_unwind(|| {
+            if let Ok(rust) = rustc_demangle::try_demangle(name) {
+                return Some(format!("{rust:#}"));
+            }
+            cpp_demangle::Symbol::new(name).ok()?.demangle().ok()
+        });
+        demangled
+            .ok()
+            .map(|readable| readable.unwrap_or_else(|| name.to_owned()))
+    }
+
     /// Drops what was parsed of a file.
     pub(super) fn forget(&mut self, path: &Path) {
         let evict = Evict::from(EvictElf::new(path));

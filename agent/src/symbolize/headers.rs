@@ -1,6 +1,7 @@
 //! The headers of an ELF file: its segments, its sections and its build id.
 
 use std::fs::{File, Metadata};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use super::Outcome;
@@ -15,6 +16,8 @@ const MAX_SEGMENTS: usize = 256;
 const MAX_NAMES: u64 = 8 << 20;
 const SHT_NOTE: u32 = 7;
 pub(super) const SHT_NOBITS: u32 = 8;
+const SHF_ALLOC: u64 = 2;
+const SHF_TLS: u64 = 0x400;
 const PT_LOAD: u32 = 1;
 const NT_GNU_BUILD_ID: u32 = 3;
 
@@ -36,6 +39,8 @@ pub(super) fn identity(metadata: &Metadata) -> FileIdentity {
 #[derive(Clone, Debug)]
 pub(super) struct Headers {
     pub(super) segments: Segments,
+    /// `e_machine`: what its code is for.
+    pub(super) machine: u16,
     pub(super) build_id: Option<String>,
     pub(super) names: Vec<String>,
     pub(super) sections: Vec<Section>,
@@ -95,6 +100,7 @@ impl Headers {
         }
         let mut headers = Self {
             segments: Segments::new(segments),
+            machine: u16_at(&header, 18),
             build_id: None,
             names: Vec::new(),
             sections: Vec::new(),
@@ -165,6 +171,16 @@ impl Headers {
             size: section.size,
             address: section.address,
         })
+    }
+
+    /// Where in memory its sections are. What each thread has of its own is not there: that of the file only says what is in it
+    /// at first, and where there is nothing in it, other sections have its addresses.
+    pub(super) fn in_memory(&self) -> impl Iterator<Item = Range<u64>> {
+        let sections = self
+            .sections
+            .iter()
+            .filter(|section| section.flags & (SHF_ALLOC | SHF_TLS) == SHF_ALLOC && section.size > 0);
+        sections.map(|section| section.address..section.address.saturating_add(section.size))
     }
 
     /// Offset and size of what is in the file of a section from an address on.

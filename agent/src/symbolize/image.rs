@@ -53,6 +53,11 @@ impl Image {
     pub(super) fn path(&self, proc: &std::path::Path) -> PathBuf {
         proc.join(format!("self/fd/{}", self.file.as_raw_fd()))
     }
+
+    /// Reads what is at an offset of the file, where that was copied; zeros elsewhere.
+    pub(super) fn read(&self, offset: u64, bytes: &mut [u8]) -> Option<()> {
+        self.file.read_exact_at(bytes, offset).ok()
+    }
 }
 
 impl Headers {

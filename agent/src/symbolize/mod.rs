@@ -35,9 +35,11 @@ mod process;
 mod python;
 mod reading;
 mod resolver;
+mod sections;
 mod seen;
 mod segments;
 mod stats;
+mod stubs;
 #[cfg(test)]
 mod tests;
 

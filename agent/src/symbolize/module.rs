@@ -19,6 +19,7 @@ use super::lru::Lru;
 use super::maps::Mapping;
 use super::open::{open_in_root, open_regular};
 use super::reading::{Reading, Wanted};
+use super::sections::Sections;
 use super::segments::Segments;
 use super::{Outcome, SymbolizerConfig};
 
@@ -159,9 +160,9 @@ impl Modules {
             let headers = Headers::read(&file)?;
             let until = CpuTime::now() + config.max_parse;
             let image = headers.copy(&file, metadata.len(), config.max_image_bytes, until)?;
+            let layers = Layers::new(image, Sections::of(&headers));
             let id = self.add((headers::identity(&metadata), "[vdso]".into()), headers);
-            self.image_bytes += image.bytes;
-            let layers = Layers::new(vec![image]);
+            self.image_bytes += layers.bytes();
             self.images.insert(id, (layers, Instant::now()));
             Ok(id)
         });
@@ -319,8 +320,9 @@ fn load(
     if &*via.mapping.path == "[vdso]" {
         let file = own_vdso(&config.proc)?;
         let len = file.metadata().map_err(|_| Outcome::ElfError)?.len();
-        let image = Headers::read(&file)?.copy(&file, len, max, until)?;
-        return Ok(Layers::new(vec![image]));
+        let headers = Headers::read(&file)?;
+        let image = headers.copy(&file, len, max, until)?;
+        return Ok(Layers::new(image, Sections::of(&headers)));
     }
     let (file, found) = open(config, via)?;
     if found != identity {

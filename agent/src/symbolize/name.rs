@@ -8,6 +8,9 @@ use super::pool::Pool;
 /// Longest name kept, in bytes; C++ templates reach tens of kilobytes.
 const MAX_LEN: usize = 512;
 
+/// What the name of a stub ends with.
+pub(super) const STUB: &str = "@plt";
+
 /// Names seen, each kept once.
 #[derive(Debug, Default)]
 pub(super) struct Names {
@@ -18,6 +21,12 @@ impl Names {
     /// The shared form of a name, `None` when it is empty.
     pub(super) fn share(&mut self, name: &str) -> Option<Arc<str>> {
         self.share_as_is(&mangled::readable(name))
+    }
+
+    /// The shared name of the stub of a function.
+    pub(super) fn share_stub(&mut self, function: &str) -> Option<Arc<str>> {
+        let name = clean(&mangled::readable(function));
+        (!name.is_empty()).then(|| self.known.share(name + STUB))
     }
 
     /// The same of a name that no compiler made.

@@ -69,8 +69,7 @@ impl Programs {
             },
             callee,
             seen: match (program, work) {
-                // A stub has no symbol, and what is before it has one without an end.
-                ("chain", "plt") => &["_init", "[chain]"],
+                (_, "plt") => &["abs@plt"],
                 ("chain", "vdso") => &["clock_gettime"],
                 // Where its symbols are not installed, its copies have no name.
                 ("chain", "libc") => &["[libc.so.6]", "mem"],

@@ -42,6 +42,13 @@ fn stacks_without_frame_pointers_are_exact() -> Result<()> {
 }
 
 #[test]
+fn stubs_are_named_however_a_program_was_built() -> Result<()> {
+    let programs = Programs::build()?;
+    let cases = ["chain-no-pie", "chain-cxx", "chain-linked"];
+    run(&cases.map(|program| programs.case(program, "plain", "plt")))
+}
+
+#[test]
 fn stacks_of_127_frames_are_whole() -> Result<()> {
     let programs = Programs::build()?;
     let cases = ["cpu", "pipe", "fault", "syscall"].map(|work| programs.case("chain", "deepest", work));

@@ -26,6 +26,8 @@ use super::headers::Headers;
 use super::image::Image;
 use super::layers::Layers;
 use super::module::Via;
+use super::sections::Sections;
+use super::stubs::Stubs;
 use super::{DebugFile, Fetched, Outcome, SymbolizerConfig};
 
 /// Finds what belongs to a file, and counts.
@@ -74,29 +76,29 @@ impl DebugFiles {
             symbols: !headers.has(".symtab"),
             lines: !headers.has(".debug_info"),
         };
-        let mut images = Vec::with_capacity(3);
+        let mut layers = Layers::new(own, Sections::of(headers));
+        layers.add_stubs(Stubs::read(file, headers, until));
         let mut symbols = !wanted.symbols;
         if wanted.symbols || wanted.lines {
             match separate::find(self, config, via, file, headers, wanted, until) {
                 Some((image, has_symbols)) => {
                     symbols |= has_symbols;
-                    images.push(image);
+                    layers.add_first(image);
                 }
                 None => self.count(DebugFile::None),
             }
         }
-        images.push(own);
         if !symbols {
             match minimal::read(config, file, headers, until) {
                 Ok(Some(image)) => {
                     self.count(DebugFile::DebugData);
-                    images.push(image);
+                    layers.add_last(image);
                 }
                 Ok(None) => {}
                 Err(why) => self.count(DebugFile::of(why)),
             }
         }
-        Layers::new(images)
+        layers
     }
 
     /// Counts what the search for a table of Go's came to.

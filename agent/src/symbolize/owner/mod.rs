@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::name::STUB;
 use super::{Frame, Owner, python};
 
 mod glob;
@@ -96,7 +97,8 @@ impl Owners {
         let first_own = own.peek().copied();
         let user = || user().map(|(_, frame)| frame);
         // A nameless frame of one's own is less of an answer than its named caller.
-        let in_executable = |frame: &&Frame| executable.is_some_and(|path| path == &*frame.module);
+        let in_executable =
+            |frame: &&Frame| executable.is_some_and(|path| path == &*frame.module) && !is_stub(frame);
         let found = own
             .find_map(|(_, frame)| Some((function_of(frame)?, Ground::Own)))
             .or_else(|| {
@@ -122,11 +124,21 @@ impl Owners {
     }
 
     fn is_own(&self, frame: &Frame, go: bool) -> bool {
+        // The linker's, whatever is said of the module that it is in.
+        if is_stub(frame) {
+            return false;
+        }
         if let Some(rule) = self.user.iter().find(|rule| rule.matches(frame)) {
             return rule.own;
         }
         runtime_of(frame, go).is_none()
     }
+}
+
+/// Whether a frame is a stub between a call and the function that is called: its caller is what does something.
+fn is_stub(frame: &Frame) -> bool {
+    let function = frame.function.as_deref();
+    function.is_some_and(|name| name.ends_with(STUB))
 }
 
 /// The runtime or library that a frame belongs to by the built-in table.

@@ -18,6 +18,7 @@ mod owned;
 mod programs;
 mod reading;
 mod separate;
+mod stubs;
 
 // On one line: with optimization, the first instruction is of the body.
 const LINE: u32 = line!() + 3;
