@@ -54,7 +54,7 @@ pub(super) fn generated(
     let outcome = if found.is_some() {
         Outcome::Ok
     } else {
-        Outcome::NoModule
+        Outcome::Generated
     };
     let (function, file) = found.map_or((None, None), |found| (Some(found.name), found.file));
     frames.push(Frame {

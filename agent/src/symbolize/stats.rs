@@ -9,6 +9,8 @@ pub enum Outcome {
     NoSymbol,
     /// No file or JIT code is mapped at the address.
     NoModule,
+    /// Code that a runtime made, and that its perf map does not name.
+    Generated,
     /// The process ended before its memory map was read, or the file can no longer be reached.
     ProcessGone,
     /// The module's file could not be opened or read as ELF.
@@ -29,10 +31,11 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of the counters.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Ok,
         Self::NoSymbol,
         Self::NoModule,
+        Self::Generated,
         Self::ProcessGone,
         Self::ElfError,
         Self::TooLarge,
@@ -50,6 +53,7 @@ impl Outcome {
             Self::Ok => "ok",
             Self::NoSymbol => "no_symbol",
             Self::NoModule => "no_module",
+            Self::Generated => "generated",
             Self::ProcessGone => "process_gone",
             Self::ElfError => "elf_error",
             Self::TooLarge => "too_large",
@@ -181,7 +185,7 @@ pub enum Owned {
 
 impl Owned {
     /// Every result, in the order of the counters.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Own,
         Self::Executable,
         Self::OnlyLibraries,
@@ -189,6 +193,7 @@ impl Owned {
         Self::KernelOnly,
         Self::Nameless(Outcome::NoSymbol),
         Self::Nameless(Outcome::NoModule),
+        Self::Nameless(Outcome::Generated),
         Self::Nameless(Outcome::ProcessGone),
         Self::Nameless(Outcome::ElfError),
         Self::Nameless(Outcome::TooLarge),

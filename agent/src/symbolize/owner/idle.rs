@@ -51,7 +51,7 @@ const ROWS: &[(&[&str], Says)] = &[
     // JVM
     (&["ObjectMonitor::enter*", "ObjectMonitor::EnterI*", "ObjectMonitor::ReenterI*", "Mutex::lock*", "Monitor::lock*", "ObjectSynchronizer::*enter*"], Says::Lock),
     (&["ObjectMonitor::wait*", "Monitor::wait*", "MonitorLocker::wait*", "Unsafe_Park*", "Parker::park*", "JVM_Sleep*", "JavaThread::sleep*",
-       "WatcherThread::*", "GCTaskManager::*", "WorkerThread::run*", "WorkGang::*"], Says::Idle),
+       "WatcherThread::*", "GCTaskManager::*", "WorkerThread::run*", "WorkGang::*", "PosixSemaphore::*wait*"], Says::Idle),
     // CPython
     (&["take_gil*", "PyEval_RestoreThread"], Says::Lock),
     (&["PyThread_acquire_lock*", "acquire_timed*", "lock_PyThread_acquire_lock*", "_PyMutex_Lock*"], Says::LockUnless),
@@ -89,6 +89,10 @@ pub(super) fn is_idle(frames: &[Frame]) -> bool {
         } else if asked {
             // A queue in C, of which only the taking end waits.
             if !known && glob::matches("*/_queue.cpython-*", &frame.module) {
+                return true;
+            }
+            // A virtual machine's own semaphore: its threads wait for work by it.
+            if frame.function.as_deref().and_then(says) == Some(Says::Idle) {
                 return true;
             }
             continue;
@@ -278,6 +282,14 @@ mod tests {
                     "pthread_cond_timedwait",
                     "Parker::park(bool, long)",
                     "Unsafe_Park",
+                ],
+                true,
+            ),
+            (
+                &[
+                    "__new_sem_wait_slow64",
+                    "PosixSemaphore::wait()",
+                    "GangWorker::loop()",
                 ],
                 true,
             ),

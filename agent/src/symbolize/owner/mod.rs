@@ -89,11 +89,9 @@ impl Owners {
     }
 
     fn owner(&self, frames: &[Frame], executable: Option<&str>) -> (Owner, Ground) {
-        let go = frames
-            .iter()
-            .any(|f| f.function.as_deref().is_some_and(|f| f.starts_with("runtime.")));
+        let around = Around::new(frames);
         let user = || frames.iter().enumerate().filter(|(_, frame)| !frame.kernel);
-        let mut own = user().filter(|(_, frame)| self.is_own(frame, go)).peekable();
+        let mut own = user().filter(|(_, frame)| self.is_own(frame, &around)).peekable();
         let first_own = own.peek().copied();
         let user = || user().map(|(_, frame)| frame);
         // A nameless frame of one's own is less of an answer than its named caller.
@@ -118,12 +116,12 @@ impl Owners {
         let frame = frame.or_else(|| frames.first());
         let owner = Owner {
             function: Arc::clone(&self.unknown),
-            file: frame.map_or_else(|| "".into(), file_of),
+            file: frame.map_or_else(|| "".into(), |frame| base(&frame.module)),
         };
         (owner, ground)
     }
 
-    fn is_own(&self, frame: &Frame, go: bool) -> bool {
+    fn is_own(&self, frame: &Frame, around: &Around<'_>) -> bool {
         // The linker's, whatever is said of the module that it is in.
         if is_stub(frame) {
             return false;
@@ -131,7 +129,35 @@ impl Owners {
         if let Some(rule) = self.user.iter().find(|rule| rule.matches(frame)) {
             return rule.own;
         }
-        runtime_of(frame, go).is_none()
+        runtime_of(frame, around).is_none()
+    }
+}
+
+/// What the other frames of a stack say about each of them.
+#[derive(Debug)]
+struct Around<'a> {
+    /// It is a stack of Go.
+    go: bool,
+    /// The interpreter's executable: the code that it runs is elsewhere.
+    interpreter: Option<&'a str>,
+}
+
+impl<'a> Around<'a> {
+    fn new(frames: &'a [Frame]) -> Self {
+        let of_go = |function: &str| function.starts_with("runtime.") || function.starts_with("runtime/");
+        // Its name alone says little: somebody's own program may be called `node`.
+        let interprets = |frame: &&Frame| {
+            let name = frame.module.rsplit('/').next().unwrap_or_default();
+            let function = frame.function.as_deref().unwrap_or_default();
+            let any = |patterns: &[&str], text| patterns.iter().any(|p| glob::matches(p, text));
+            rules::INTERPRETERS
+                .iter()
+                .any(|(names, functions)| any(names, name) && any(functions, function))
+        };
+        Self {
+            go: frames.iter().filter_map(|f| f.function.as_deref()).any(of_go),
+            interpreter: frames.iter().find(interprets).map(|frame| &*frame.module),
+        }
     }
 }
 
@@ -142,15 +168,18 @@ fn is_stub(frame: &Frame) -> bool {
 }
 
 /// The runtime or library that a frame belongs to by the built-in table.
-fn runtime_of(frame: &Frame, go: bool) -> Option<&'static str> {
+fn runtime_of(frame: &Frame, around: &Around<'_>) -> Option<&'static str> {
     let function = frame.function.as_deref().unwrap_or_default();
     if &*frame.module == python::MODULE {
         let file = frame.file.as_deref().unwrap_or_default();
         let library = rules::PYTHON_LIBRARY.iter().any(|p| glob::matches(p, file));
         return library.then_some(rules::PYTHON);
     }
-    if go && is_go_standard(function) {
+    if around.go && is_go_standard(function) {
         return Some("Go standard library");
+    }
+    if around.interpreter == Some(&*frame.module) {
+        return Some("interpreter");
     }
     let generated = rules::GENERATED
         .iter()
@@ -183,7 +212,7 @@ fn method(function: &str) -> &str {
 /// is a parameter or a primitive type.
 fn subject(function: &str) -> &str {
     let Some(inner) = function.strip_prefix('<') else {
-        return function;
+        return without_result(function);
     };
     let (subject, of_trait) = split_as(inner);
     let subject = subject
@@ -196,6 +225,26 @@ fn subject(function: &str) -> &str {
     } else {
         of_trait.unwrap_or(subject)
     }
+}
+
+/// `shop::load<int>(int)` of `std::string shop::load<int>(int)`: names of C++ have the type of the result where the function comes
+/// from a template.
+fn without_result(function: &str) -> &str {
+    let (mut depth, mut start) = (0u32, 0);
+    for (at, c) in function.char_indices() {
+        let rest = &function[at..];
+        match c {
+            // An operator's own signs are no brackets, and `operator new` has a space.
+            'o' if rest.starts_with("operator") => return &function[start..],
+            '(' if depth == 0 && !rest.starts_with("(anonymous namespace)") => return &function[start..],
+            '<' | '(' | '[' | '{' => depth += 1,
+            '>' | ')' | ']' | '}' => depth = depth.saturating_sub(1),
+            ' ' if depth == 0 => start = at + 1,
+            _ => {}
+        }
+    }
+    // No list of parameters: no name of C++.
+    function
 }
 
 /// Splits `T as Trait>::f` at the ` as ` outside of angle brackets.
@@ -239,9 +288,12 @@ fn function_of(frame: &Frame) -> Option<Owner> {
 
 /// The base name of the source file, else of the module.
 fn file_of(frame: &Frame) -> Arc<str> {
-    let base = |path: &Arc<str>| match path.rsplit_once('/') {
+    base(frame.file.as_ref().unwrap_or(&frame.module))
+}
+
+fn base(path: &Arc<str>) -> Arc<str> {
+    match path.rsplit_once('/') {
         Some((_, base)) if !base.is_empty() => Arc::from(base),
         _ => Arc::clone(path),
-    };
-    base(frame.file.as_ref().unwrap_or(&frame.module))
+    }
 }

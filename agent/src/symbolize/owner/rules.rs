@@ -53,6 +53,16 @@ pub(super) const PYTHON_LIBRARY: &[&str] = &[
     "*/dist-packages/*",
 ];
 
+/// Executables that run code which is not in them, and functions of theirs: an executable of such a name with such a function on the
+/// stack is not the service's own, whatever else is in it (OpenSSL in Node, for example).
+pub(super) const INTERPRETERS: &[(&[&str], &[&str])] = &[
+    (&["node", "nodejs"], &["node::*", "v8::*", "Builtins_*", "uv_*"]),
+    (
+        &["python", "python2", "python3", "python2.*", "python3.*"],
+        &["_Py*", "Py*"],
+    ),
+];
+
 /// All rows; the first that matches makes a frame foreign, a frame that none matches is the service's own.
 #[rustfmt::skip]
 pub(super) const ROWS: &[Row] = &[
@@ -132,7 +142,8 @@ pub(super) const ROWS: &[Row] = &[
     ]),
     files("Rust standard library", &["/rustc/*/library/*", "*/lib/rustlib/src/rust/library/*", "library/std/src/*", "library/core/src/*", "library/alloc/src/*"]),
     files("Rust packages", &["*/.cargo/registry/*", "*/cargo/registry/src/*", "*/.cargo/git/checkouts/*"]),
-    files("Go packages", &["*/pkg/mod/*@*", "*/usr/local/go/src/*", "*/go/src/runtime/*"]),
+    // In the cache of modules, the same with `-trimpath`, and vendored.
+    files("Go packages", &["*/pkg/mod/*@*", "*@v*/*.go", "*/vendor/*.go", "*/usr/local/go/src/*", "*/go/src/runtime/*"]),
     functions("Go, assembly and cgo", &[
         "runtime.*", "runtime/*", "_cgo_*", "_cgoexp_*", "crosscall*", "x_cgo_*", "_rt0_*", "gogo", "callRet", "gosave_systemstack_switch",
         "setg_gcc", "aeshashbody", "memeqbody", "cmpbody", "indexbytebody", "type:.*", "go:*", "type..*", "go.*",

@@ -2,6 +2,8 @@
 
 use super::*;
 
+mod interpreters;
+
 fn frame(module: &str, function: &str, file: &str) -> Frame {
     let some = |text: &str| (!text.is_empty()).then(|| Arc::from(text));
     Frame {
@@ -181,85 +183,6 @@ fn go() {
 }
 
 #[test]
-fn interpreters_as_far_as_native_frames_allow() {
-    let python = "/usr/bin/python3.11";
-    let stack = [
-        (LIBC, "read", ""),
-        (python, "_Py_read", ""),
-        (python, "_PyEval_EvalFrameDefault", ""),
-        (python, "Py_RunMain", ""),
-    ];
-    assert_eq!(owner_in(python, &stack), is("_Py_read", "python3.11"));
-    let extension = [stack[0], ("/app/venv/shop_native.so", "parse_rows", ""), stack[2]];
-    assert_eq!(owner_in(python, &extension), is("parse_rows", "shop_native.so"));
-    let node = "/usr/local/bin/node";
-    let stack = [
-        (node, "uv__read", ""),
-        (
-            node,
-            "node::StreamBase::WriteString(v8::FunctionCallbackInfo<v8::Value> const&)",
-            "",
-        ),
-        (node, "Builtins_InterpreterEntryTrampoline", ""),
-        ("[jit]", "LazyCompile:*emit node:events:513", ""),
-        ("[jit]", "LazyCompile:*checkout /app/cart.js:12", ""),
-    ];
-    assert_eq!(
-        owner_in(node, &stack),
-        is("LazyCompile:*checkout /app/cart.js:12", "[jit]")
-    );
-    let java = "/opt/jdk/bin/java";
-    let stack = [
-        ("/opt/jdk/lib/libnet.so", "NET_Read", ""),
-        ("/opt/jdk/lib/server/libjvm.so", "JavaCalls::call", ""),
-        ("[jit]", "Ljava/net/SocketInputStream;::read", ""),
-        ("[jit]", "Lcom/shop/Orders;::load", ""),
-    ];
-    assert_eq!(owner_in(java, &stack), is("Lcom/shop/Orders;::load", "[jit]"));
-    // As the virtual machine itself writes them (`jcmd PID Compiler.perfmap`).
-    let stack = [
-        (
-            "[jit]",
-            "java.util.List java.util.Collections.sort(java.util.List)",
-            "",
-        ),
-        (
-            "[jit]",
-            "java.sql.ResultSet org.postgresql.jdbc.PgStatement.executeQuery(java.lang.String)",
-            "",
-        ),
-        (
-            "[jit]",
-            "com.shop.Order com.shop.Orders.load(org.postgresql.Driver)",
-            "",
-        ),
-    ];
-    assert_eq!(owner_in(java, &stack).0, stack[2].1);
-}
-
-#[test]
-fn python_with_a_perf_map_owns_by_its_functions() {
-    let python = "/usr/local/bin/python3.12";
-    let stack = [
-        (LIBC, "open64", ""),
-        (python, "os_open", ""),
-        (python, "_PyEval_EvalFrameDefault", ""),
-        ("[jit]", "open", "/usr/local/lib/python3.12/pathlib.py"),
-        (python, "_PyEval_EvalFrameDefault", ""),
-        (
-            "[jit]",
-            "get",
-            "/srv/shop/venv/lib/python3.12/site-packages/client/api.py",
-        ),
-        (python, "_PyEval_EvalFrameDefault", ""),
-        ("[jit]", "Orders.load", "/srv/shop/orders.py"),
-        (python, "_PyEval_EvalFrameDefault", ""),
-        ("[jit]", "<module>", "/srv/shop/main.py"),
-    ];
-    assert_eq!(owner_in(python, &stack), is("Orders.load", "orders.py"));
-}
-
-#[test]
 fn drivers_of_databases_are_libraries() {
     let python = "/srv/shop/venv/bin/python3";
     for (module, function) in [
@@ -300,6 +223,54 @@ fn drivers_of_databases_are_libraries() {
 }
 
 #[test]
+fn packages_of_go_wherever_they_are() {
+    for file in [
+        "/root/go/pkg/mod/example.com/ledger@v1.2.3/ledger.go",
+        // Built with -trimpath.
+        "example.com/ledger@v1.2.3/ledger.go",
+        "/src/shop/vendor/example.com/ledger/ledger.go",
+    ] {
+        let stack = [
+            (APP, "syscall.read", ""),
+            (APP, "example.com/ledger.(*conn).Exec", file),
+            (APP, "database/sql.(*DB).exec", ""),
+            (APP, "main.load", "/src/shop/orders.go"),
+            (APP, "runtime.main", ""),
+        ];
+        assert_eq!(owner(&stack), is("main.load", "orders.go"), "{file}");
+    }
+    // Of a stack that is broken off nothing but assembly may tell what it is.
+    let stack = [
+        (APP, "runtime/internal/syscall.Syscall6", ""),
+        (APP, "syscall.read", ""),
+        (APP, "main.load", ""),
+    ];
+    assert_eq!(owner(&stack).0, "main.load");
+}
+
+#[test]
+fn results_of_templates_say_nothing() {
+    for (function, own) in [
+        (
+            "std::vector<int, std::allocator<int> > shop::load<int>(int)",
+            true,
+        ),
+        ("std::string (anonymous namespace)::name<int>(int const&)", true),
+        (
+            "shop::Order const* std::find<shop::Order const*>(shop::Order)",
+            false,
+        ),
+        ("unsigned long std::accumulate<int*>(int*, int*)", false),
+        ("shop::run(int)::{lambda(int)#1}::operator()(int) const", true),
+        ("bool operator==<int>(std::pair<int, int>)", true),
+    ] {
+        let stack = [(LIBC, "read", ""), (APP, function, ""), (APP, "caller", "")];
+        let expected = if own { function } else { "caller" };
+        assert_eq!(owner(&stack), is(expected, "shop"));
+    }
+}
+
+#[test]
 fn without_a_name() {
     // Stripped executable under libc: its file is all there is.
     assert_eq!(
@@ -312,6 +283,9 @@ fn without_a_name() {
         is("shop::f", "shop")
     );
     assert_eq!(owner(&[(LIBC, "read", "")]), is("(unknown)", "libc.so.6"));
+    // Its module, also where the debug information of the library is installed.
+    let stack = [(LIBC, "read", "../sysdeps/unix/sysv/linux/read.c")];
+    assert_eq!(owner(&stack), is("(unknown)", "libc.so.6"));
     assert_eq!(
         owner(&[("[unknown]", "", ""), (LIBC, "read", "")]),
         is("(unknown)", "libc.so.6")
@@ -365,30 +339,5 @@ fn names_of_one_runtime_are_own_code_elsewhere() {
             owner(&[(LIBC, "read", ""), (APP, function, "")]),
             is(function, "shop")
         );
-    }
-}
-
-#[test]
-fn python_code_is_judged_by_its_file_alone() {
-    // Names that are the C library's, allocators' or runtimes' elsewhere.
-    for function in ["open", "malloc", "PyThing", "main", "runtime.main"] {
-        let frames = [
-            (LIBC, "open64", ""),
-            ("/usr/bin/python3.11", "os_open", ""),
-            ("[python]", function, "/srv/shop/orders.py"),
-        ];
-        assert_eq!(owner(&frames), is(function, "orders.py"));
-    }
-    for file in [
-        "/usr/lib/python3.11/threading.py",
-        "/usr/lib/python3/dist-packages/psycopg2/pool.py",
-        "/srv/venv/lib/python3.12/site-packages/flask/app.py",
-        "<frozen importlib._bootstrap>",
-    ] {
-        let frames = [
-            ("[python]", "get", file),
-            ("[python]", "Pool.get", "/srv/pool.py"),
-        ];
-        assert_eq!(owner(&frames), is("Pool.get", "pool.py"), "{file}");
     }
 }
