@@ -157,6 +157,8 @@ pub(super) const ROWS: &[Row] = &[
         modules: GENERATED,
         functions: &[
             "Interpreter", "interpreter", "StubRoutines*", "call_stub", "*stub*[*", "vtable stub", "itable stub", "*Stub", "I2C/C2I*",
+            "*Runtime1 stub", "*_stub", "*throw_exception", "_*_Java", "g1_*_barrier_slow", "shenandoah_*_slow", "load_barrier_on_*",
+            "resolve_*_call", "*Blob", "jni_fast_*", "*adapters", "vtable chunks", "*ignature *andler*", "InlineCacheBuffer",
             "java.*", "javax.*", "jdk.*", "sun.*", "com.sun.*", "Ljava/*", "Ljavax/*", "Ljdk/*", "Lsun/*", "Lcom/sun/*",
             "void java.*", "int java.*", "long java.*", "boolean java.*", "void jdk.*", "int jdk.*", "long jdk.*", "void sun.*",
             "java.lang.* java.*", "java.lang.* jdk.*",

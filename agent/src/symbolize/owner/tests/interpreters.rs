@@ -143,3 +143,28 @@ fn python_code_is_judged_by_its_file_alone() {
         assert_eq!(owner(&frames), is("Pool.get", "pool.py"), "{file}");
     }
 }
+
+#[test]
+fn stubs_of_the_java_virtual_machine_are_its_own() {
+    for stub in [
+        "monitorenter Runtime1 stub",
+        "_complete_monitor_locking_Java",
+        "g1_post_barrier_slow",
+        "resolve_opt_virtual_call",
+        "I2C/C2I adapters",
+        "Interpreter",
+        "SafepointBlob",
+        "NullPointerException at call throw_exception",
+    ] {
+        let stack = [
+            (
+                "/opt/jdk/lib/server/libjvm.so",
+                "ObjectMonitor::enter(JavaThread*)",
+                "",
+            ),
+            ("[jit]", stub, ""),
+            ("[jit]", "double Orders.take(int)", ""),
+        ];
+        assert_eq!(owner(&stack).0, "double Orders.take(int)", "{stub}");
+    }
+}
