@@ -93,15 +93,9 @@ impl Runtime {
         self.process.0.id()
     }
 
-    /// Lets a Java virtual machine write the names of its generated code to `/tmp/perf-PID.map`, where tools look for them.
+    /// [`PerfMap::write`].
     pub fn write_perf_map(&self) -> Result<PerfMap> {
-        let pid = self.pid().to_string();
-        let map = PerfMap::of(self.pid());
-        let output = Command::new("jcmd").args([&pid, "Compiler.perfmap"]).output();
-        let output = output.context("start jcmd: cargo xtask setup --tests")?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        ensure!(output.status.success() && map.0.exists(), "jcmd: {text}");
-        Ok(map)
+        PerfMap::write(self.pid())
     }
 }
 
@@ -113,6 +107,18 @@ impl PerfMap {
     #[must_use]
     pub fn of(pid: u32) -> Self {
         Self(format!("/tmp/perf-{pid}.map").into())
+    }
+
+    /// Lets a Java virtual machine write the names of its generated code to `/tmp/perf-PID.map`, where tools look for them.
+    pub fn write(pid: u32) -> Result<Self> {
+        let map = Self::of(pid);
+        let output = Command::new("jcmd")
+            .args([&pid.to_string(), "Compiler.perfmap"])
+            .output();
+        let output = output.context("start jcmd: cargo xtask setup --tests")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success() && map.0.exists(), "jcmd: {text}");
+        Ok(map)
     }
 }
 

@@ -6,10 +6,14 @@ mod calls;
 mod containers;
 #[path = "real/descriptors.rs"]
 mod descriptors;
+#[path = "real/go_packages.rs"]
+mod go_packages;
 #[path = "real/massif.rs"]
 mod massif;
 #[path = "real/names.rs"]
 mod names;
+#[path = "real/owned.rs"]
+mod owned;
 #[path = "real/owners.rs"]
 mod owners;
 #[path = "real/pools.rs"]
