@@ -14,6 +14,8 @@ mod massif;
 mod names;
 #[path = "real/owned.rs"]
 mod owned;
+#[path = "real/owner_rules.rs"]
+mod owner_rules;
 #[path = "real/owners.rs"]
 mod owners;
 #[path = "real/pools.rs"]
