@@ -22,6 +22,8 @@ mod descriptors;
 mod full;
 #[path = "kernel/go_heap.rs"]
 mod go_heap;
+#[path = "kernel/kernel_names.rs"]
+mod kernel_names;
 #[path = "kernel/life.rs"]
 mod life;
 #[path = "kernel/link.rs"]
