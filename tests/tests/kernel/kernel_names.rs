@@ -60,10 +60,10 @@ fn sampled(folded: &str, caller: &str) -> Vec<Vec<String>> {
     let stack = |line: &str| {
         let frames: Vec<&str> = line.rsplit_once(' ')?.0.split(';').collect();
         let from = frames.iter().position(|frame| frame.ends_with("_[k]"))?;
+        // Where a thread waits for a CPU is not where it blocks.
+        let interrupted = |frame: &&str| frame.starts_with("asm_") || frame.starts_with("exit_to_user_mode");
         // Of a system call that is inlined, or made by a function of its own.
-        frames[..from]
-            .iter()
-            .any(|frame| frame.contains(caller))
+        (frames[..from].iter().any(|frame| frame.contains(caller)) && !frames[from..].iter().any(interrupted))
             .then(|| {
                 frames[from..]
                     .iter()

@@ -143,8 +143,8 @@ impl Running {
                 let all = after.sum(wanted.metric, &labels) - before.sum(wanted.metric, &labels);
                 got >= 0.1 * want && expected >= 0.9 * (all - more(&["(other)"], ""))
             } else {
-                // 0.7 s at 199 samples a second have a standard error of 8 %.
-                (0.75 * want..=1.25 * want).contains(&got)
+                // 0.7 s at 199 samples a second have a standard error of 8 %; of twenty of these nobody is wrong by chance.
+                (0.6 * want..=1.4 * want).contains(&got)
             };
             ensure!(
                 right,
