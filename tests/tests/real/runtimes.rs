@@ -38,7 +38,8 @@ fn bare(frame: &str) -> &str {
 
 fn profile(agent: &Agent, service: &str, kind: &str, since: Duration) -> Result<Profile> {
     let since = since.as_secs();
-    let path = format!("/services/-/{service}/profile/{kind}?format=folded&since={since}s");
+    // Threads that wait for work, too: what else a virtual machine waits for may be next to nothing.
+    let path = format!("/services/-/{service}/profile/{kind}?format=folded&idle=true&since={since}s");
     let mut found = Profile::default();
     for line in agent.get(&path)?.lines() {
         let (stack, value) = line.rsplit_once(' ').context("no value")?;
