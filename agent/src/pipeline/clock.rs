@@ -1,6 +1,6 @@
 //! Clocks.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -20,10 +20,4 @@ pub(super) fn monotonic_ns() -> u64 {
 /// CPU time of this thread.
 pub(super) fn thread_cpu() -> Duration {
     clock(ClockId::ThreadCPUTime)
-}
-
-/// Unix time in nanoseconds now.
-pub(super) fn unix_ns() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use super::clock::{monotonic_ns, unix_ns};
+use super::clock::monotonic_ns;
 use crate::aggregate::GrownBytes;
 use crate::attribute::{Service, StackSample};
+use crate::decode::harvest::unix_ns;
 use crate::decode::model::{Growth, Range};
 use crate::host::Host;
 use crate::signals::growth::{Held, Touched, touched};

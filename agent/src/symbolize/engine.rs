@@ -92,19 +92,6 @@ impl Engine {
         found
     }
 
-    /// A name as blazesym writes it that is of no symbol with an address.
-    pub(super) fn demangled(&self, name: &str) -> Option<String> {
-        let demangled = catch_unwind(|| {
-            if let Ok(rust) = rustc_demangle::try_demangle(name) {
-                return Some(format!("{rust:#}"));
-            }
-            cpp_demangle::Symbol::new(name).ok()?.demangle().ok()
-        });
-        demangled
-            .ok()
-            .map(|readable| readable.unwrap_or_else(|| name.to_owned()))
-    }
-
     /// Drops what was parsed of a file.
     pub(super) fn forget(&mut self, path: &Path) {
         let evict = Evict::from(EvictElf::new(path));
@@ -134,6 +121,19 @@ impl Engine {
             Err(Outcome::Panic)
         })
     }
+}
+
+/// A name as blazesym writes it that is of no symbol with an address.
+pub(super) fn demangled(name: &str) -> Option<String> {
+    let demangled = catch_unwind(|| {
+        if let Ok(rust) = rustc_demangle::try_demangle(name) {
+            return Some(format!("{rust:#}"));
+        }
+        cpp_demangle::Symbol::new(name).ok()?.demangle().ok()
+    });
+    demangled
+        .ok()
+        .map(|readable| readable.unwrap_or_else(|| name.to_owned()))
 }
 
 /// Whether a function's name says where it is: `shop::cart::add<u64>`, `<shop::Cart as Drop>::drop`; not `add<shop::Item>`.

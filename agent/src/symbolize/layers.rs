@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::Outcome;
-use super::engine::{Engine, Found, Part};
+use super::engine::{self, Engine, Found, Part};
 use super::go::GoTable;
 use super::image::Image;
 use super::sections::Sections;
@@ -94,10 +94,10 @@ impl Layers {
         let mut best: Result<Found, Outcome> = Err(Outcome::NoSymbol);
         for image in &self.images {
             match engine.elf(&image.path(proc), debug && image.debug, address) {
+                // Where its section ends, so does a symbol without a size.
+                Ok(found) if found.unsure && !self.sections.share(address, found.start) => {}
                 // Each file leaves out what another has (the packed symbols leave out the exported ones), so the nearest
                 // of two guesses is the right one.
-                // Where its section ends, so does it.
-                Ok(found) if found.unsure && !self.sections.share(address, found.start) => {}
                 Ok(found) if found.unsure => {
                     if best.as_ref().map_or(true, |best| best.start < found.start) {
                         best = Ok(found);
@@ -119,7 +119,7 @@ impl Layers {
     fn stub(&self, engine: &mut Engine, proc: &Path, target: Target) -> Option<Part> {
         let name = match target {
             Target::Symbol(symbol) => {
-                engine.demangled(&self.stubs.name(self.images.get(self.own)?, symbol)?)?
+                engine::demangled(&self.stubs.name(self.images.get(self.own)?, symbol)?)?
             }
             Target::Chosen(by) => self.images.iter().find_map(|image| {
                 let found = engine.elf(&image.path(proc), false, by).ok()?;

@@ -52,7 +52,9 @@ struct View {
     stime: u64,
 }
 
-pub(super) fn unix_ns() -> u64 {
+/// Unix time in nanoseconds now.
+#[must_use]
+pub fn unix_ns() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0))

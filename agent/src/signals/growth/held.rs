@@ -252,6 +252,25 @@ mod tests {
         assert_eq!(there(&held), ["moved"]);
     }
 
+    /// Of two places where a sample may be after a move, nobody has looked up which, and it moves on from the second.
+    #[test]
+    fn what_moves_again_before_it_is_looked_for_is_followed_from_either_place() {
+        let there_now = vec![1u8; 4096];
+        let (start, pid) = (there_now.as_ptr() as u64, std::process::id());
+        let mut held = Held::default();
+        held.add(&touched(pid, 0x1_0000, 1), 1.0, "moved twice");
+        let moves = [
+            (0x1_0000, 0x30_1000, 5),
+            (0x30_1000u64.next_multiple_of(HUGE), start & !4095, 8),
+        ];
+        held.apply(&moves.map(|(from, to, at)| Range {
+            pid,
+            ..range(from, from + 0x1000, Some(to), at)
+        }));
+        held.check(&Host::new("/"), 20, 10);
+        assert_eq!(there(&held), ["moved twice"]);
+    }
+
     #[test]
     fn the_list_is_bounded_and_stays_without_bias() {
         let mut held = Held::default();
