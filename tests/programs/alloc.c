@@ -22,6 +22,31 @@ static const char *names[KINDS] = {"small", "middle", "zeroed", "grown", "aligne
 static unsigned long long bytes[KINDS], objects[KINDS], lives[KINDS];
 static void *volatile sink;
 
+// Of what is never freed: when the first object came at the earliest and the last one at the latest, and for the means of the times
+// before and after each call their sums, since the program began; with the squares of those before.
+static struct {
+    double first, last, before, after, squares;
+} born[KINDS];
+static double began;
+
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec + now.tv_nsec / 1e9;
+}
+
+static double since(void) { return seconds() - began; }
+
+// An object that stays was allocated after `before`.
+static void stays(int kind, double before) {
+    double after = since();
+    if (!objects[kind]) born[kind].first = before;
+    born[kind].last = after;
+    born[kind].before += before;
+    born[kind].after += after;
+    born[kind].squares += before * before;
+}
+
 static void count(int kind, unsigned long long size) {
     bytes[kind] += size;
     objects[kind]++;
@@ -71,7 +96,9 @@ __attribute__((noinline)) void aligned(void) {
 }
 
 __attribute__((noinline)) void leak(void) {
+    double before = since();
     sink = ALLOCATE(700);
+    stays(LEAK, before);
     count(LEAK, 700);
     lives[LEAK] += 700;
 }
@@ -79,7 +106,9 @@ __attribute__((noinline)) void leak(void) {
 // Fills and stops.
 __attribute__((noinline)) void cache(void) {
     if (objects[CACHE] < 300) {
+        double before = since();
         sink = ALLOCATE(4096);
+        stays(CACHE, before);
         count(CACHE, 4096);
         lives[CACHE] += 4096;
     }
@@ -119,16 +148,17 @@ __attribute__((noinline)) void churn(void) {
     if (!old) lives[CHURN] += 2000;
 }
 
-static double seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec + now.tv_nsec / 1e9;
-}
-
 static void tell(const char *step, unsigned long rounds) {
     printf("{\"step\":\"%s\",\"facts\":{\"rounds\":%lu", step, rounds);
     for (int kind = 0; kind < KINDS; kind++)
         printf(",\"%s\":{\"bytes\":%llu,\"objects\":%llu,\"live\":%llu}", names[kind], bytes[kind], objects[kind], lives[kind]);
+    // Times of the monotonic clock, and the variance of those at which objects came.
+    for (int kind = LEAK; kind <= CACHE; kind++) {
+        double many = objects[kind] ? objects[kind] : 1, before = born[kind].before / many;
+        printf(",\"born_%s\":{\"first\":%.6f,\"last\":%.6f,\"before\":%.6f,\"after\":%.6f,\"variance\":%.6f}", names[kind],
+               began + born[kind].first, began + born[kind].last, began + before, began + born[kind].after / many,
+               born[kind].squares / many - before * before);
+    }
     printf("}}\n");
     fflush(stdout);
 }
@@ -138,6 +168,7 @@ int main(int argc, char **argv) {
     double length = atof(argv[1]);
     long batch = atol(argv[2]), pause = atol(argv[3]);
     char line[16];
+    began = seconds();
     static char buffer[4096];
     setvbuf(stdin, 0, _IONBF, 0);
     setvbuf(stdout, buffer, _IOFBF, sizeof buffer);

@@ -2,6 +2,8 @@
 
 #[path = "kernel/alloc.rs"]
 mod alloc;
+#[path = "kernel/alloc_live.rs"]
+mod alloc_live;
 #[path = "kernel/alloc_rates.rs"]
 mod alloc_rates;
 #[path = "kernel/basics.rs"]

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::{Aggregator, AttributedTick, GrownBytes, Limits, OpenFd, Snapshot};
 use crate::symbolize::{
-    Cause, ConnEnd, ConnFailure, Direction, DiskOp, FdForecast, FdKind, Frame, ListenTotals, OomVictim,
-    Owner, Peer, PoolPeer, PoolTotals, Service, ServiceInfo, SharedStack, Stack, StackDetail, StackKind,
-    SymbolizedSample, SyscallTotals, Totals,
+    Cause, ConnEnd, ConnFailure, Direction, DiskOp, FdForecast, FdKind, Frame, ListenTotals, Living,
+    OomVictim, Owner, Peer, PoolPeer, PoolTotals, Service, ServiceInfo, SharedStack, Stack, StackDetail,
+    StackKind, SymbolizedSample, SyscallTotals, Totals,
 };
 
 pub(crate) const SECOND: u64 = 1_000_000_000;
@@ -172,7 +172,13 @@ pub(crate) fn snapshot() -> Arc<Snapshot> {
             sample(
                 &shop,
                 StackKind::AllocLive,
-                StackDetail::Live(3),
+                StackDetail::Live(Living {
+                    class: 3,
+                    objects: 4,
+                    youngest: 450,
+                    mean: 525,
+                    oldest: 650,
+                }),
                 2048.0,
                 stack("shop::keep", false),
             ),

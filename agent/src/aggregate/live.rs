@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::group::CodeScope;
 use super::snapshot::CodeSeries;
-use super::window::{StackValue, address};
-use crate::symbolize::{Owner, SharedStack, StackDetail, SymbolizedSample};
+use super::window::address;
+use crate::symbolize::{Living, Owner, SharedStack, StackDetail, SymbolizedSample};
 
 /// Classes of ages: up to 2^20 seconds.
 const AGES: usize = 21;
@@ -29,17 +29,59 @@ const STILL_GROWS: f64 = 0.4;
 /// Part of what lived half a window ago that must live now.
 const OUTLIVES: f64 = 0.5;
 
+/// Live objects of a stack and how old they are; estimates.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LiveAges {
+    /// How many.
+    pub objects: u64,
+    /// Age of the youngest object that was sampled.
+    pub youngest_seconds: f64,
+    /// Mean age of the bytes that live.
+    pub mean_seconds: f64,
+    /// Age of the oldest object that was sampled.
+    pub oldest_seconds: f64,
+}
+
+impl LiveAges {
+    /// Adds what has so many bytes to what had so many.
+    fn add(&mut self, had: u64, living: Living, bytes: u64) {
+        let seconds = |hundredths: u32| f64::from(hundredths) / 100.0;
+        let (youngest, mean) = (seconds(living.youngest), seconds(living.mean));
+        self.youngest_seconds = if had == 0 {
+            youngest
+        } else {
+            self.youngest_seconds.min(youngest)
+        };
+        self.oldest_seconds = self.oldest_seconds.max(seconds(living.oldest));
+        let all = (had as f64 + bytes as f64).max(1.0);
+        self.mean_seconds = (self.mean_seconds * had as f64 + mean * bytes as f64) / all;
+        self.objects = self.objects.saturating_add(u64::from(living.objects));
+    }
+}
+
+/// What of a stack lives.
+#[derive(Clone, Debug)]
+pub struct LiveCode {
+    /// The stack.
+    pub stack: SharedStack,
+    /// Bytes.
+    pub bytes: u64,
+    /// Objects and ages.
+    pub ages: LiveAges,
+}
+
 #[derive(Debug)]
 struct LiveStack {
     stack: SharedStack,
-    ages: [u64; AGES],
+    classes: [u64; AGES],
+    ages: LiveAges,
     /// Clock and bytes at ticks.
     history: VecDeque<(u64, u64)>,
 }
 
 impl LiveStack {
     fn bytes(&self) -> u64 {
-        self.ages
+        self.classes
             .iter()
             .fold(0, |sum: u64, bytes| sum.saturating_add(*bytes))
     }
@@ -52,6 +94,8 @@ pub struct Leak {
     pub stack: SharedStack,
     /// Bytes that live.
     pub live_bytes: u64,
+    /// In how many objects, and for how long.
+    pub ages: LiveAges,
     /// Growth in bytes a second.
     pub bytes_per_second: f64,
     /// Length of the history in seconds.
@@ -62,7 +106,7 @@ pub struct Leak {
 #[derive(Clone, Debug, Default)]
 pub struct LiveView {
     /// By stack, largest first.
-    pub stacks: Vec<StackValue>,
+    pub stacks: Vec<LiveCode>,
     /// By owning frame; the rest is `None`.
     pub code: Vec<CodeSeries>,
     /// Leaks, fastest first.
@@ -85,22 +129,29 @@ impl LiveStacks {
         top: usize,
     ) -> LiveView {
         for stack in self.stacks.values_mut() {
-            stack.ages = [0; AGES];
+            stack.classes = [0; AGES];
+            stack.ages = LiveAges::default();
         }
         for sample in samples {
-            let StackDetail::Live(age) = sample.detail else {
+            let StackDetail::Live(living) = sample.detail else {
                 continue;
             };
+            let bytes = sample.weight.round() as u64;
+            if bytes == 0 {
+                continue;
+            }
             let entry = self
                 .stacks
                 .entry(address(&sample.stack))
                 .or_insert_with(|| LiveStack {
                     stack: sample.stack,
-                    ages: [0; AGES],
+                    classes: [0; AGES],
+                    ages: LiveAges::default(),
                     history: VecDeque::new(),
                 });
-            let bytes = &mut entry.ages[usize::from(age).min(AGES - 1)];
-            *bytes = bytes.saturating_add(sample.weight.round() as u64);
+            entry.ages.add(entry.bytes(), living, bytes);
+            let class = &mut entry.classes[usize::from(living.class).min(AGES - 1)];
+            *class = class.saturating_add(bytes);
         }
         let oldest = clock_ns.saturating_sub(retention_ns);
         for stack in self.stacks.values_mut() {
@@ -125,16 +176,16 @@ impl LiveStacks {
 
     fn view(&self, clock_ns: u64, period: f64, top: usize) -> LiveView {
         let living = || self.stacks.values().filter(|stack| stack.bytes() > 0);
-        let mut stacks: Vec<StackValue> = living()
-            .map(|stack| StackValue {
-                detail: StackDetail::None,
+        let mut stacks: Vec<LiveCode> = living()
+            .map(|stack| LiveCode {
                 stack: SharedStack::clone(&stack.stack),
-                value: stack.bytes(),
+                bytes: stack.bytes(),
+                ages: stack.ages,
             })
             .collect();
         stacks.sort_by(|a, b| {
-            Reverse(a.value)
-                .cmp(&Reverse(b.value))
+            Reverse(a.bytes)
+                .cmp(&Reverse(b.bytes))
                 .then_with(|| a.stack.owner.cmp(&b.stack.owner))
         });
         let mut owners: BTreeMap<&Owner, u64> = BTreeMap::new();
@@ -197,6 +248,7 @@ fn leak(stack: &LiveStack, clock_ns: u64, period: f64) -> Option<Leak> {
     Some(Leak {
         stack: SharedStack::clone(&stack.stack),
         live_bytes: stack.bytes(),
+        ages: stack.ages,
         bytes_per_second: growth / (end - begin).max(1e-9),
         seconds: points.last()?.0 - points.first()?.0,
     })
@@ -218,7 +270,7 @@ fn outlives(stack: &LiveStack, clock_ns: u64) -> bool {
         .take_while(|(at, _)| *at <= then_ns)
         .last()
         .map_or(0, |(_, bytes)| *bytes);
-    let old: u64 = stack.ages.iter().skip(class as usize + 1).sum();
+    let old: u64 = stack.classes.iter().skip(class as usize + 1).sum();
     old as f64 >= OUTLIVES * then as f64
 }
 
@@ -246,11 +298,19 @@ mod tests {
             for (stack, (_, bytes)) in stacks.iter().zip(lives) {
                 for age in 0..now {
                     let class = (u64::BITS - age.leading_zeros()) as u8;
+                    let age = u32::try_from(100 * age).unwrap();
+                    let living = Living {
+                        class,
+                        objects: 2,
+                        youngest: age,
+                        mean: age + 10,
+                        oldest: age + 20,
+                    };
                     samples.push(SymbolizedSample {
                         service: service("shop"),
                         kind: StackKind::AllocLive,
-                        detail: StackDetail::Live(class),
-                        weight: bytes(now, age),
+                        detail: StackDetail::Live(living),
+                        weight: bytes(now, u64::from(age / 100)),
                         own: 0.0,
                         stack: Arc::clone(stack),
                     });
@@ -287,6 +347,20 @@ mod tests {
         let rate = view.leaks[1].bytes_per_second;
         assert!((rate / MIB - 1.0).abs() < 1e-6, "{rate}");
         assert_eq!(view.leaks[1].live_bytes, 40 << 20);
+    }
+
+    #[test]
+    fn objects_and_ages_are_of_what_lives_now() {
+        // One MiB is a second old, two are two, and three are three, in two objects each; of the last tick there is nothing.
+        let view = run(4, &[("keep", |_, age| age as f64 * MIB)]);
+        let [keep] = &*view.stacks else {
+            panic!("{:?}", view.stacks)
+        };
+        assert_eq!((keep.bytes, keep.ages.objects), (6 << 20, 6));
+        let ages = keep.ages;
+        assert_eq!((ages.youngest_seconds, ages.oldest_seconds), (1.0, 3.2));
+        // (1 * 1.1 + 2 * 2.1 + 3 * 3.1) / 6
+        assert!((ages.mean_seconds - 14.6 / 6.0).abs() < 1e-9, "{ages:?}");
     }
 
     #[test]

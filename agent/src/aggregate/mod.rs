@@ -35,7 +35,7 @@ mod state;
 mod window;
 
 pub use group::CodeScope;
-pub use live::{Leak, LiveView};
+pub use live::{Leak, LiveAges, LiveCode, LiveView};
 pub use metric::Metric;
 pub use net::{GrownBytes, NetGrowth};
 pub use oom::OomKill;

@@ -113,6 +113,7 @@ impl Snapshot {
             start_unix_ns,
             duration_ns,
             samples,
+            objects: Vec::new(),
         })
     }
 }

@@ -40,6 +40,17 @@ pub struct WindowProfile {
     pub duration_ns: u64,
     /// Largest first. The unit is nanoseconds for waits and CPU, bytes for memory, and a number for the others.
     pub samples: Vec<StackValue>,
+    /// Of live allocations, objects by stack; else none.
+    pub objects: Vec<StackValue>,
+}
+
+impl WindowProfile {
+    /// All of it, and its objects.
+    #[must_use]
+    pub fn sums(&self) -> (u64, u64) {
+        let sum = |values: &[StackValue]| values.iter().map(|value| value.value).sum();
+        (sum(&self.samples), sum(&self.objects))
+    }
 }
 
 /// Merges the windows that a query asks for. `None` when no window is there yet.
@@ -80,5 +91,6 @@ pub(super) fn profile(windows: &[Arc<Window>], query: &ProfileQuery<'_>) -> Opti
         start_unix_ns,
         duration_ns,
         samples,
+        objects: Vec::new(),
     })
 }

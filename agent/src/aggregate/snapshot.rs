@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::group::CodeScope;
-use super::live::LiveView;
+use super::live::{LiveCode, LiveView};
 use super::metric::{Metric, MetricSet};
 use super::net::NetGrowth;
 use super::oom::OomKill;
 use super::openers::Opener;
 use super::pools::RecentPools;
 use super::profile::{self, ProfileQuery, WindowProfile};
-use super::window::Window;
-use crate::symbolize::{Owner, Service, ServiceInfo, StackKind, Totals};
+use super::window::{StackValue, Window};
+use crate::symbolize::{Owner, Service, ServiceInfo, StackDetail, StackKind, Totals};
 
 /// One code series.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,10 +98,19 @@ impl Snapshot {
         let mut profile = profile::profile(&self.windows, query)?;
         if query.kind == StackKind::AllocLive {
             // A gauge: as it is now, whatever was then.
+            profile.samples.clear();
             let of_version =
                 |service: &&ServiceSnapshot| query.version.is_none_or(|v| service.service.version == v);
             let services = self.find(query.namespace, query.name).filter(of_version);
-            profile.samples = services.flat_map(|service| service.live.stacks.clone()).collect();
+            let value = |live: &LiveCode, value| StackValue {
+                detail: StackDetail::None,
+                stack: Arc::clone(&live.stack),
+                value,
+            };
+            for live in services.flat_map(|service| &service.live.stacks) {
+                profile.samples.push(value(live, live.bytes));
+                profile.objects.push(value(live, live.ages.objects));
+            }
         }
         Some(profile)
     }

@@ -23,7 +23,7 @@ pub use service::{Service, ServiceInfo};
 /// What later stages need of `decode`: stages import only their neighbour.
 pub use crate::decode::model::{
     AGES, CapturedCode, CapturedFile, CapturedModule, Cause, ConnEnd, ConnFailure, ConnTotals, Direction,
-    DiskOp, DiskTotals, FdForecast, FdKind, HISTOGRAM_BUCKETS, Histogram, Lifecycle, ListenTotals,
+    DiskOp, DiskTotals, FdForecast, FdKind, HISTOGRAM_BUCKETS, Histogram, Lifecycle, ListenTotals, Living,
     MemoryKind, OomVictim, Peer, PoolPeer, PoolTotals, PythonFrame, PythonStack, SlotId, StackDetail,
     StackKind, StackSample, Stall, SyscallTotals, Tick, Totals, UnwindResult,
 };

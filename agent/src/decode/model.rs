@@ -120,10 +120,25 @@ pub enum StackDetail {
         /// Its size in bytes.
         size: u64,
     },
-    /// Of live allocations: their age, class `n` being less than `2^n` seconds.
-    Live(u8),
+    /// Of live allocations.
+    Live(Living),
     /// Nothing more.
     None,
+}
+
+/// Live allocations of one stack and of one class of age, beside their bytes. Ages are in hundredths of a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Living {
+    /// Class `n` is younger than `2^n` seconds and not of a lower class.
+    pub class: u8,
+    /// How many, estimated.
+    pub objects: u32,
+    /// Age of the youngest that was sampled.
+    pub youngest: u32,
+    /// Mean age of the bytes.
+    pub mean: u32,
+    /// Age of the oldest that was sampled.
+    pub oldest: u32,
 }
 
 /// A frame of CPython, as the kernel side found it.

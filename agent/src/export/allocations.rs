@@ -9,11 +9,13 @@ use serde::Serialize;
 
 use super::descriptors::place;
 use super::profile::frame_name;
-use crate::aggregate::{Leak, MemoryKind, Owner, ServiceSnapshot, Snapshot};
+use crate::aggregate::{Leak, LiveAges, LiveCode, MemoryKind, Owner, ServiceSnapshot, Snapshot, Stack};
 use crate::telemetry::{AllocSource, AllocTelemetry, Telemetry};
 
 /// Leaks of a service that are listed, and functions that grew its memory.
 const MOST_LEAKS: usize = 20;
+/// Stacks of a service whose live allocations are listed.
+const MOST_LIVE: usize = 100;
 
 /// The document.
 #[derive(Debug, Serialize)]
@@ -47,8 +49,12 @@ struct Service<'a> {
     /// Not freed: of what was allocated since the processes are watched (`probes`), of all (`runtime profile`); `null` where nobody
     /// knows, which are probes in mode `duty`.
     live_bytes: Option<u64>,
+    /// The same in objects; estimated.
+    live_objects: Option<u64>,
     /// Where that is from.
     live_from: Vec<&'static str>,
+    /// What lives by the stack that allocated it, the most bytes first; all estimates.
+    live: Vec<LiveEntry>,
     /// Lowest memory limit of the processes: their cgroup's, else the host's memory.
     memory_limit_bytes: Option<u64>,
     /// What tells of leaks: `live allocations`, which `leaks` are from, or `growth by code`, because windows do not see what is freed.
@@ -57,6 +63,29 @@ struct Service<'a> {
     /// Anonymous memory that is still there, by the code that was the first to touch it since the agent started (which need not be who leaks
     /// what is in it), the most first.
     growth: Vec<GrowthEntry>,
+}
+
+#[derive(Debug, Serialize)]
+struct LiveEntry {
+    function: String,
+    file: String,
+    /// Innermost first.
+    stack: Vec<String>,
+    bytes: u64,
+    #[serde(flatten)]
+    ages: Ages,
+}
+
+/// Objects that live, and how long they have lived at the last tick.
+#[derive(Debug, Serialize)]
+struct Ages {
+    objects: u64,
+    /// Of the youngest that was sampled.
+    youngest_seconds: f64,
+    /// Mean of the bytes: what is large counts for more.
+    mean_age_seconds: f64,
+    /// Of the oldest that was sampled.
+    oldest_seconds: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -73,6 +102,8 @@ struct LeakEntry {
     /// Innermost first.
     stack: Vec<String>,
     live_bytes: u64,
+    #[serde(flatten)]
+    ages: Ages,
     bytes_per_hour: f64,
     /// Length of the time that this is told from.
     seconds: f64,
@@ -113,6 +144,7 @@ fn service<'a>(watched: &'a AllocTelemetry, found: &[&ServiceSnapshot]) -> Servi
             .collect()
     };
     let live_from = names(&|source| full || *source == AllocSource::Runtime);
+    let known = full || !live_from.is_empty();
     Service {
         service: &watched.service,
         namespace: &watched.namespace,
@@ -127,7 +159,12 @@ fn service<'a>(watched: &'a AllocTelemetry, found: &[&ServiceSnapshot]) -> Servi
         estimated: !full || watched.from.contains(&AllocSource::Runtime),
         allocated_bytes: sum(|service| service.totals.alloc_bytes),
         allocations: sum(|service| service.totals.alloc_objects),
-        live_bytes: (full || !live_from.is_empty()).then(|| sum(|service| service.totals.alloc_live_bytes)),
+        live_bytes: known.then(|| sum(|service| service.totals.alloc_live_bytes)),
+        live_objects: known.then(|| {
+            let stacks = found.iter().flat_map(|service| &service.live.stacks);
+            stacks.map(|live| live.ages.objects).sum()
+        }),
+        live: live(found),
         leaks_from: if live_from.is_empty() {
             "growth by code"
         } else {
@@ -141,6 +178,36 @@ fn service<'a>(watched: &'a AllocTelemetry, found: &[&ServiceSnapshot]) -> Servi
             .take(MOST_LEAKS)
             .map(|leak| entry(leak, watched.memory_limit_bytes, resident))
             .collect(),
+    }
+}
+
+fn live(found: &[&ServiceSnapshot]) -> Vec<LiveEntry> {
+    let mut live: Vec<&LiveCode> = found.iter().flat_map(|service| &service.live.stacks).collect();
+    // Those of one version are in this order; the sort is stable.
+    live.sort_by_key(|live| Reverse(live.bytes));
+    let most = live.into_iter().take(MOST_LIVE);
+    most.map(|live| LiveEntry {
+        function: live.stack.owner.function.to_string(),
+        file: live.stack.owner.file.to_string(),
+        stack: names(&live.stack),
+        bytes: live.bytes,
+        ages: ages(&live.ages),
+    })
+    .collect()
+}
+
+fn names(stack: &Stack) -> Vec<String> {
+    stack.frames.iter().map(|frame| frame_name(frame)).collect()
+}
+
+fn ages(of: &LiveAges) -> Ages {
+    // As precise as it is known; the mean of them is not more.
+    let rounded = |seconds: f64| (seconds * 100.0).round() / 100.0;
+    Ages {
+        objects: of.objects,
+        youngest_seconds: rounded(of.youngest_seconds),
+        mean_age_seconds: rounded(of.mean_seconds),
+        oldest_seconds: rounded(of.oldest_seconds),
     }
 }
 
@@ -166,10 +233,11 @@ fn entry(leak: &Leak, limit: Option<u64>, resident: u64) -> LeakEntry {
     let per_hour = leak.bytes_per_second * 3600.0;
     let limit_in = limit.map(|limit| limit.saturating_sub(resident) as f64 / leak.bytes_per_second);
     let mut finding = format!(
-        "leaks {}/h from {}: {} live, none of it freed for long",
+        "leaks {}/h from {}: {} live in {} objects, none of it freed for long",
         bytes(per_hour),
         place(owner, leak.stack.owner_line()),
-        bytes(leak.live_bytes as f64)
+        bytes(leak.live_bytes as f64),
+        leak.ages.objects
     );
     if let (Some(seconds), Some(limit)) = (limit_in, limit) {
         finding += &format!(
@@ -181,8 +249,9 @@ fn entry(leak: &Leak, limit: Option<u64>, resident: u64) -> LeakEntry {
     LeakEntry {
         function: owner.function.to_string(),
         file: owner.file.to_string(),
-        stack: leak.stack.frames.iter().map(|frame| frame_name(frame)).collect(),
+        stack: names(&leak.stack),
         live_bytes: leak.live_bytes,
+        ages: ages(&leak.ages),
         bytes_per_hour: per_hour,
         seconds: leak.seconds,
         limit_in_seconds: limit_in,
@@ -225,14 +294,21 @@ mod tests {
         let leak = Leak {
             stack: stack("cache::remember", false),
             live_bytes: 300 << 20,
+            ages: LiveAges {
+                objects: 4_700,
+                youngest_seconds: 0.1,
+                mean_seconds: 150.004,
+                oldest_seconds: 301.0,
+            },
             bytes_per_second: 1024.0 * 1024.0,
             seconds: 300.0,
         };
         let found = entry(&leak, Some(1 << 30), 512 << 20);
         assert_eq!(found.limit_in_seconds, Some(512.0));
+        assert_eq!((found.ages.objects, found.ages.mean_age_seconds), (4_700, 150.0));
         assert_eq!(
             found.finding,
-            "leaks 3.5 GiB/h from `cache::remember` (shop.rs): 300 MiB live, none of it freed for long; \
+            "leaks 3.5 GiB/h from `cache::remember` (shop.rs): 300 MiB live in 4700 objects, none of it freed for long; \
              the limit of 1.0 GiB is reached in 9 min"
         );
     }

@@ -117,7 +117,7 @@ impl Recorded<'_> {
         })
     }
 
-    fn profile(&self, kind: StackKind) -> Option<Profile> {
+    fn profiles(&self, kind: StackKind) -> Vec<Profile> {
         let of_version = self.found();
         let version = match of_version.as_slice() {
             [one] => one.service.version.clone(),
@@ -128,15 +128,16 @@ impl Recorded<'_> {
             namespace: String::new(),
             version,
         };
-        Some(Profile::new(service, &self.windows(kind)?))
+        let windows = self.windows(kind).into_iter();
+        windows.flat_map(|one| Profile::all(&service, &one)).collect()
     }
 
     /// The file's content; `signal` is what a format shows that shows one only.
     pub fn file(&self, format: FileFormat, signal: StackKind) -> Result<Vec<u8>> {
-        let one = || self.profile(signal).into_iter();
+        let one = || self.profiles(signal).into_iter().take(1);
         match format {
             FileFormat::Pprof => {
-                let all: Vec<Profile> = self.kinds().filter_map(|kind| self.profile(kind)).collect();
+                let all: Vec<Profile> = self.kinds().flat_map(|kind| self.profiles(kind)).collect();
                 profile::pprof(&all)
             }
             FileFormat::Folded => Ok(one()
@@ -215,8 +216,9 @@ impl Recorded<'_> {
         }
         if mode == "full" || self.by_runtime() {
             let live = self.windows(StackKind::AllocLive);
-            let live = live.map_or(0, |live| live.samples.iter().map(|sample| sample.value).sum());
-            line(out, "not freed", &format!("about {}", of(live)));
+            let (size, objects) = live.map_or((0, 0), |live| live.sums());
+            let lives = format!("about {} in {objects} objects", of(size));
+            line(out, "not freed", &lives);
             self.code(out, StackKind::AllocLive, of);
         }
         match watched {
@@ -388,7 +390,7 @@ mod tests {
         };
         assert!(without.kinds().all(|kind| kind != StackKind::Alloc));
         let folded = without.file(FileFormat::Folded, StackKind::Cpu).unwrap();
-        let want = profile::folded(&without.profile(StackKind::Cpu).unwrap());
+        let want = profile::folded(&without.profiles(StackKind::Cpu)[0]);
         assert_eq!(String::from_utf8(folded).unwrap(), want);
         assert!(!want.is_empty());
     }

@@ -142,11 +142,10 @@ impl ProfileRequest {
             namespace: profile.namespace.clone(),
             version: self.version.clone().unwrap_or_default(),
         };
-        let profile = Profile::new(service, profile);
         match self.format {
-            Format::Svg => profile::svg(&profile),
-            Format::Pprof => profile::pprof(&[profile]),
-            Format::Folded => Ok(profile::folded(&profile).into_bytes()),
+            Format::Svg => profile::svg(&Profile::new(service, profile)),
+            Format::Pprof => profile::pprof(&Profile::all(&service, profile)),
+            Format::Folded => Ok(profile::folded(&Profile::new(service, profile)).into_bytes()),
         }
     }
 

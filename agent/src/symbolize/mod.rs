@@ -55,8 +55,9 @@ pub use stats::{DebugFile, Fetched, Outcome, Owned, SymbolizeStats};
 pub use crate::attribute::{
     AGES, AttributedTick, CapturedCode, CapturedFile, CapturedModule, Cause, ConnEnd, ConnFailure,
     ConnTotals, Direction, DiskOp, DiskTotals, FdForecast, FdKind, HISTOGRAM_BUCKETS, Histogram,
-    ListenTotals, MemoryKind, OomVictim, Peer, PoolPeer, PoolTotals, PythonFrame, PythonStack, Service,
-    ServiceInfo, SlotId, StackDetail, StackKind, StackSample, Stall, SyscallTotals, Totals, UnwindResult,
+    ListenTotals, Living, MemoryKind, OomVictim, Peer, PoolPeer, PoolTotals, PythonFrame, PythonStack,
+    Service, ServiceInfo, SlotId, StackDetail, StackKind, StackSample, Stall, SyscallTotals, Totals,
+    UnwindResult,
 };
 
 /// A shared, resolved stack.

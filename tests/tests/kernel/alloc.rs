@@ -14,9 +14,9 @@ pub(super) const FUNCTIONS: [&str; 8] = [
     "small", "middle", "zeroed", "grown", "aligned", "leak", "cache", "churn",
 ];
 /// Bytes that a sample stands for in these tests.
-const PERIOD: f64 = 16384.0;
+pub(super) const PERIOD: f64 = 16384.0;
 /// Deviations that a single estimate may be off: some hundred are looked at.
-const SINGLE: f64 = 4.5;
+pub(super) const SINGLE: f64 = 4.5;
 
 pub(super) struct Watched {
     pub(super) program: Program,

@@ -1,6 +1,6 @@
 //! One profile of one service in the formats of other tools: pprof, folded stacks, a flame graph.
 
-use crate::aggregate::{Frame, Service, SharedStack, StackDetail, StackKind, WindowProfile};
+use crate::aggregate::{Frame, Service, SharedStack, StackDetail, StackKind, StackValue, WindowProfile};
 
 mod folded;
 mod pprof;
@@ -18,6 +18,8 @@ pub struct Profile {
     pub service: Service,
     /// What the values are: see [`sample_type`].
     pub kind: StackKind,
+    /// Of live allocations: objects, not bytes.
+    pub objects: bool,
     /// Unix time of the beginning, in nanoseconds.
     pub start_unix_ns: u64,
     /// Length in nanoseconds.
@@ -59,26 +61,38 @@ impl Profile {
     /// Merged windows as the profile of a service.
     #[must_use]
     pub fn new(service: Service, windows: &WindowProfile) -> Self {
-        let value = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         Self {
             service,
             kind: windows.kind,
+            objects: false,
             start_unix_ns: windows.start_unix_ns,
             duration_ns: windows.duration_ns,
             // Weights differ from sample to sample: there is no period.
             period: 0,
-            samples: windows
-                .samples
-                .iter()
-                .map(|sample| Sample {
-                    stack: sample.stack.clone(),
-                    cause: match sample.detail {
-                        StackDetail::Wait(cause, _) => cause.as_str(),
-                        _ => "",
-                    },
-                    value: value(sample.value),
-                })
-                .collect(),
+            samples: samples(&windows.samples),
+        }
+    }
+
+    /// What pprof files have of these windows: of live allocations objects, too, as Go's heap profiles do.
+    #[must_use]
+    pub fn all(service: &Service, windows: &WindowProfile) -> Vec<Self> {
+        let mut all = vec![Self::new(service.clone(), windows)];
+        if windows.kind == StackKind::AllocLive {
+            all.push(Self {
+                objects: true,
+                samples: samples(&windows.objects),
+                ..Self::new(service.clone(), windows)
+            });
+        }
+        all
+    }
+
+    /// Name and unit of the values.
+    const fn sample_type(&self) -> (&'static str, &'static str) {
+        if self.objects {
+            ("inuse_objects", "count")
+        } else {
+            sample_type(self.kind)
         }
     }
 
@@ -95,6 +109,18 @@ impl Profile {
         }
         title
     }
+}
+
+fn samples(values: &[StackValue]) -> Vec<Sample> {
+    let sample = |sample: &StackValue| Sample {
+        stack: sample.stack.clone(),
+        cause: match sample.detail {
+            StackDetail::Wait(cause, _) => cause.as_str(),
+            _ => "",
+        },
+        value: i64::try_from(sample.value).unwrap_or(i64::MAX),
+    };
+    values.iter().map(sample).collect()
 }
 
 /// A frame's name for people: its function, else its module in brackets.

@@ -10,7 +10,7 @@ use flate2::write::GzEncoder;
 use prost::Message;
 
 use super::proto;
-use super::{Profile, Sample, frame_name, sample_type};
+use super::{Profile, Sample, frame_name};
 use crate::aggregate::{Frame, StackKind};
 
 /// Profiles of the same thing and time as gzipped protobuf: each has a value of its own in every sample.
@@ -38,7 +38,7 @@ pub(super) fn message(profiles: &[Profile]) -> proto::Profile {
     let mut builder = Builder::default();
     builder.string("");
     for profile in profiles {
-        let (name, unit) = sample_type(profile.kind);
+        let (name, unit) = profile.sample_type();
         let value_type = proto::ValueType {
             r#type: builder.string(name),
             unit: builder.string(unit),

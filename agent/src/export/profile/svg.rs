@@ -4,12 +4,12 @@ use anyhow::{Context, Result};
 use inferno::flamegraph::color::{MultiPalette, Palette};
 use inferno::flamegraph::{self, Options};
 
-use super::{Profile, folded, sample_type};
+use super::{Profile, folded};
 
 /// The flame graph as an SVG document, values in milliseconds, KiB or counts. Kernel frames, inlined frames and others
 /// have colours of their own.
 pub fn svg(profile: &Profile) -> Result<Vec<u8>> {
-    let (name, unit) = sample_type(profile.kind);
+    let (name, unit) = profile.sample_type();
     let (count_name, factor) = match unit {
         "nanoseconds" => ("ms", 1e-6),
         "bytes" => ("KiB", 1.0 / 1024.0),

@@ -72,6 +72,7 @@ pub(super) fn profile() -> Profile {
             version: "1.2".into(),
         },
         kind: StackKind::Wait,
+        objects: false,
         start_unix_ns: 1_700_000_000_000_000_000,
         duration_ns: 60_000_000_000,
         period: 50_000_000,

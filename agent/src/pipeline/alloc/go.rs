@@ -8,7 +8,7 @@ use super::Watcher;
 use super::process::{Counted, Process};
 use crate::attribute::{PythonStack, SlotId, StackDetail, StackKind, StackSample, UnwindResult};
 use crate::host::{FileId, Host};
-use crate::signals::alloc::age_class;
+use crate::signals::alloc::{Lives, age_class};
 use crate::signals::go_heap::{Amount, Layout, News, Refused, Since};
 
 /// A profile is read no more often.
@@ -123,14 +123,19 @@ impl GoNews {
             self.allocated
                 .push(sample(StackKind::Alloc, stack, StackDetail::None, amount.bytes));
         }
-        let aged = news
-            .in_use
-            .into_iter()
-            .map(|(stack, age_ns, amount)| ((stack, age_class(age_ns)), amount));
-        let (in_use, all) = largest(aged);
-        self.in_use_bytes = HashMap::from([(slot, all.bytes)]);
-        let live = in_use.into_iter().map(|((stack, age), amount)| {
-            sample(StackKind::AllocLive, stack, StackDetail::Live(age), amount.bytes)
+        let mut in_use: HashMap<(Vec<u64>, u8), Lives> = HashMap::new();
+        let mut bytes = 0.0;
+        for (stack, age_ns, amount) in news.in_use {
+            let lives = in_use.entry((stack, age_class(age_ns))).or_default();
+            lives.add(amount.bytes, amount.objects, age_ns);
+            bytes += amount.bytes;
+        }
+        self.in_use_bytes = HashMap::from([(slot, bytes)]);
+        let mut in_use: Vec<_> = in_use.into_iter().collect();
+        in_use.sort_by(|(_, a), (_, b)| b.bytes.total_cmp(&a.bytes));
+        in_use.truncate(MOST_STACKS);
+        let live = in_use.into_iter().map(|((stack, class), lives)| {
+            sample(StackKind::AllocLive, stack, lives.detail(class), lives.bytes)
         });
         self.in_use = live.collect();
     }

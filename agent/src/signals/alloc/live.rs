@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::ages::{Lives, age_class};
 use crate::decode::model::{LiveKey, LiveValue, SlotId, StackDetail, StackKind, StackSample};
 
 /// Samples that are kept at most; the kernel side keeps half as many.
@@ -24,21 +25,16 @@ type StackKey<'a> = (SlotId, u32, &'a [u64], u8);
 struct Kept {
     sample: Arc<StackSample>,
     bytes: f64,
+    /// Objects that it stands for.
+    objects: f64,
     /// In which round it came: its call may not have returned when the table was read.
     round: u64,
-}
-
-/// Age of an allocation as a class: class `n` is younger than `2^n` seconds and not of a lower class.
-#[must_use]
-pub fn age_class(age_ns: u64) -> u8 {
-    let seconds = age_ns / 1_000_000_000;
-    (u64::BITS - seconds.leading_zeros()) as u8
 }
 
 impl Live {
     /// An allocation was sampled.
     pub fn sampled(&mut self, sample: &StackSample) {
-        let StackDetail::Alloc { id, .. } = sample.detail else {
+        let StackDetail::Alloc { id, size } = sample.detail else {
             return;
         };
         if self.kept.len() >= MOST {
@@ -48,13 +44,14 @@ impl Live {
         let kept = Kept {
             sample: Arc::new(sample.clone()),
             bytes: sample.weight,
+            objects: sample.weight / size.max(1) as f64,
             round: self.round,
         };
         self.kept.insert(id, kept);
     }
 
-    /// What lives by the kernel side's table as it is at `now_ns` of the monotonic clock: a sample for each stack and age, and the
-    /// bytes of each slot.
+    /// What lives by the kernel side's table as it is at `now_ns` of the monotonic clock: a sample for each stack and class of age, and
+    /// the bytes of each slot.
     pub fn read(
         &mut self,
         table: &[(LiveKey, LiveValue)],
@@ -67,21 +64,22 @@ impl Live {
         self.kept
             .retain(|id, kept| alive.contains_key(id) || kept.round + 1 >= round);
         let mut slots: HashMap<SlotId, f64> = HashMap::new();
-        let mut stacks: HashMap<StackKey<'_>, (&Arc<StackSample>, f64)> = HashMap::new();
+        let mut stacks: HashMap<StackKey<'_>, (&Arc<StackSample>, Lives)> = HashMap::new();
         for (id, kept) in &self.kept {
             let Some(since) = alive.get(id) else { continue };
-            let age = age_class(now_ns.saturating_sub(*since));
+            let age_ns = now_ns.saturating_sub(*since);
             let sample = &kept.sample;
             *slots.entry(sample.slot).or_default() += kept.bytes;
-            let key = (sample.slot, sample.pid, sample.user.as_slice(), age);
-            stacks.entry(key).or_insert((sample, 0.0)).1 += kept.bytes;
+            let key = (sample.slot, sample.pid, sample.user.as_slice(), age_class(age_ns));
+            let lives = &mut stacks.entry(key).or_insert((sample, Lives::default())).1;
+            lives.add(kept.bytes, kept.objects, age_ns);
         }
         let samples = stacks
             .into_iter()
-            .map(|((.., age), (sample, bytes))| StackSample {
+            .map(|((.., class), (sample, lives))| StackSample {
                 kind: StackKind::AllocLive,
-                detail: StackDetail::Live(age),
-                weight: bytes,
+                detail: lives.detail(class),
+                weight: lives.bytes,
                 ..StackSample::clone(sample)
             });
         (samples.collect(), slots)
@@ -91,7 +89,7 @@ impl Live {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decode::model::{PythonStack, UnwindResult};
+    use crate::decode::model::{Living, PythonStack, UnwindResult};
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -101,7 +99,7 @@ mod tests {
             pid: 7,
             tid: 7,
             kind: StackKind::Alloc,
-            detail: StackDetail::Alloc { id, size: 1 },
+            detail: StackDetail::Alloc { id, size: 10 },
             weight: bytes,
             own: 0.0,
             user: vec![address],
@@ -130,19 +128,29 @@ mod tests {
         }
         let table = [
             entry(1, 9 * SECOND),
-            entry(2, 9 * SECOND),
+            entry(2, 8 * SECOND + SECOND / 2),
             entry(3, SECOND),
             entry(4, SECOND),
         ];
         let (mut stacks, slots) = live.read(&table, 9 * SECOND);
         stacks.sort_by(|a, b| b.weight.total_cmp(&a.weight));
         let found: Vec<_> = stacks.iter().map(|s| (s.user[0], s.detail, s.weight)).collect();
+        let of = |class, objects, [youngest, mean, oldest]: [u32; 3]| {
+            StackDetail::Live(Living {
+                class,
+                objects,
+                youngest,
+                mean,
+                oldest,
+            })
+        };
+        // Of the first 100 bytes are of no age, and 50 are half a second old: 0.17 s in the mean.
         assert_eq!(
             found,
             [
-                (0x10, StackDetail::Live(0), 150.0),
-                (0x10, StackDetail::Live(4), 7.0),
-                (0x20, StackDetail::Live(4), 1.0)
+                (0x10, of(0, 15, [0, 17, 50]), 150.0),
+                (0x10, of(4, 1, [800; 3]), 7.0),
+                (0x20, of(4, 0, [800; 3]), 1.0)
             ]
         );
         assert_eq!(slots, HashMap::from([(SlotId(5), 158.0)]));
@@ -158,10 +166,5 @@ mod tests {
         assert_eq!(live.read(&[], SECOND).0, []);
         assert_eq!(live.read(&[entry(1, SECOND)], SECOND).0, []);
         assert!(live.kept.is_empty());
-    }
-
-    #[test]
-    fn ages_are_classes() {
-        assert_eq!([0, 1, 3, 4, 900].map(|s| age_class(s * SECOND)), [0, 1, 2, 3, 10]);
     }
 }

@@ -1,5 +1,6 @@
 //! Allocations: which allocator a process has, where to probe it, how long the probes may stay, and what lives on.
 
+mod ages;
 mod code;
 mod duty;
 mod functions;
@@ -11,10 +12,11 @@ mod slowdown;
 #[cfg(test)]
 mod tests;
 
+pub use ages::{Lives, age_class};
 pub use code::Sites;
 pub use duty::{Duty, windows_cost};
 pub use functions::Family;
-pub use live::{Live, age_class};
+pub use live::Live;
 pub use module::{Allocator, Function};
 pub use scale::{Scale, Seen, Windows};
 pub use slowdown::Slowdown;

@@ -99,6 +99,7 @@ pub(super) const ROWS: &[Row] = &[
     ]),
     functions("allocators", &[
         "malloc", "calloc", "realloc", "free", "cfree", "posix_memalign", "aligned_alloc", "memalign", "valloc", "pvalloc", "reallocarray",
+        "__malloc", "__calloc", "__realloc", "__free", "__cfree", "__memalign", "__valloc", "__pvalloc", "__aligned_alloc", "__reallocarray",
         "__posix_memalign", "__libc_memalign", "__libc_malloc", "__libc_calloc", "__libc_realloc", "__libc_free", "_mid_memalign*", "default_malloc", "__libc_malloc_impl",
         "_int_malloc", "_int_free*", "_int_realloc", "_int_memalign", "malloc_consolidate", "sysmalloc*", "systrim*",
         "tcache_*", "unlink_chunk*", "arena_get*", "new_heap*", "grow_heap*", "alloc_new_heap*", "ptmalloc_*", "__malloc_*",

@@ -56,6 +56,7 @@ fn c_and_cpp() {
     assert_eq!(
         owner(&[
             (APP, "__libc_write", ""),
+            (APP, "__calloc", ""),
             (APP, "je_malloc", ""),
             (APP, "save", "")
         ]),
