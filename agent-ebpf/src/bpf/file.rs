@@ -1,9 +1,9 @@
 //! What a descriptor refers to, from the kernel's own structures.
 
-use aya_ebpf::{Global, btf_maps::Array, macros::btf_map};
+use aya_ebpf::{btf_maps::Array, macros::btf_map};
 
-use super::task::{Kernel, field, offset};
-use crate::wire::{Cause, FdKind};
+use super::task::{Kernel, current, field, offset};
+use crate::wire::{Cause, FdKind, FileOps};
 
 const S_IFMT: u16 = 0o170_000;
 const S_IFSOCK: u16 = 0o140_000;
@@ -18,22 +18,27 @@ const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
-/// Addresses of the file operations of eventfd, epoll, timerfd, inotify and signalfd, which tell anonymous inodes
-/// apart; 0 where kallsyms hides them.
-#[unsafe(no_mangle)]
-static ANON_FOPS: Global<[u64; 5]> = Global::new([0; 5]);
-
-/// Addresses of the file operations of sockets and of pipes, learnt from the first of each that the iterator over
-/// descriptors sees: they tell these two kinds sooner than the inode does.
+/// Addresses of the file operations of [`FileOps`]: they tell a file's kind sooner than its inode does, and they alone tell
+/// anonymous inodes apart. 0 where the agent could open no file of that kind.
 #[btf_map]
-static COMMON_FOPS: Array<u64, 2> = Array::new();
-const SOCKET_FOPS: u32 = 0;
-const PIPE_FOPS: u32 = 1;
+static FILE_OPS: Array<[u64; FileOps::COUNT], 1> = Array::new();
 
-/// Whether `op` is the known address of this kind.
-#[inline(always)]
-fn is_known(op: u64, kind: u32) -> bool {
-    op != 0 && COMMON_FOPS.get(kind).is_some_and(|known| *known == op)
+/// Looks at an open file of each of [`FileOps`], whose descriptors the agent hands over. (Kernels name their data to nobody unless
+/// they have CONFIG_KALLSYMS_ALL.)
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tp/learn_files")]
+extern "C" fn learn_files(ctx: *const u64) -> i32 {
+    let Some(learnt) = FILE_OPS.get_ptr_mut(0) else {
+        return 0;
+    };
+    for at in 0..FileOps::COUNT {
+        // SAFETY: the verifier allows twelve arguments; a map value that only this program writes, which the agent runs once.
+        unsafe {
+            let file = File::of(current(), *ctx.add(at));
+            (*learnt)[at] = file.and_then(|file| file.0.read(offset!(file_op))).unwrap_or(0);
+        }
+    }
+    0
 }
 
 /// An open file.
@@ -87,47 +92,30 @@ impl File {
         self.0.deref(offset!(file_private))?.deref(offset!(socket_sk))
     }
 
+    /// Its kind, where the file operations tell it.
     #[inline(always)]
-    fn anon(self) -> FdKind {
-        let Some(op) = self.0.read::<u64>(offset!(file_op)) else {
-            return FdKind::Other;
-        };
-        let [eventfd, epoll, timerfd, inotify, _signalfd] = ANON_FOPS.load();
-        if op == eventfd {
-            FdKind::Eventfd
-        } else if op == epoll {
-            FdKind::Epoll
-        } else if op == timerfd {
-            FdKind::Timerfd
-        } else if op == inotify {
-            FdKind::Inotify
-        } else {
-            FdKind::Other
-        }
+    fn learnt(self) -> Option<FileOps> {
+        let op = self.0.read::<u64>(offset!(file_op))?;
+        let known = FILE_OPS.get(0)?;
+        let is = |kind: &&FileOps| op != 0 && op == known[kind.index()];
+        FileOps::ALL.iter().find(is).copied()
     }
 
     /// Why a blocked call on this file waits.
     #[inline(always)]
     pub(crate) fn cause(self) -> Cause {
-        let op = self.0.read::<u64>(offset!(file_op)).unwrap_or(0);
-        if is_known(op, PIPE_FOPS) {
-            return Cause::Ipc;
-        }
-        if is_known(op, SOCKET_FOPS) {
-            return self.socket_cause();
-        }
-        match self.mode() {
-            Some(S_IFREG | S_IFBLK | S_IFDIR) => Cause::Disk,
-            Some(S_IFIFO) => Cause::Ipc,
-            Some(S_IFSOCK) => self.socket_cause(),
-            Some(0) => match self.anon() {
-                FdKind::Eventfd => Cause::Ipc,
-                FdKind::Timerfd => Cause::Sleep,
-                FdKind::Epoll | FdKind::Inotify => Cause::Idle,
-                // Without kallsyms nothing tells them apart; eventfd is by far the most common to block on.
-                _ => Cause::Ipc,
+        match self.learnt() {
+            Some(FileOps::Socket) => self.socket_cause(),
+            Some(FileOps::Pipe | FileOps::Eventfd) => Cause::Ipc,
+            Some(FileOps::Timerfd) => Cause::Sleep,
+            Some(FileOps::Epoll | FileOps::Inotify | FileOps::Signalfd) => Cause::Idle,
+            None => match self.mode() {
+                Some(S_IFREG | S_IFBLK | S_IFDIR) => Cause::Disk,
+                Some(S_IFIFO) => Cause::Ipc,
+                // Few sockets have operations of their own.
+                Some(S_IFSOCK) => self.socket_cause(),
+                _ => Cause::Other,
             },
-            _ => Cause::Other,
         }
     }
 
@@ -148,38 +136,24 @@ impl File {
             .read(offset!(sk_family))
     }
 
-    /// Remembers the file operations of this kind. (Few sockets have operations of their own; they are told by their
-    /// inode, as before.)
-    #[inline(always)]
-    fn learn(self, kind: u32) {
-        if let Some(known) = COMMON_FOPS.get_ptr_mut(kind)
-            && let Some(op) = self.0.read::<u64>(offset!(file_op))
-        {
-            // SAFETY: a map value; only the iterator writes it.
-            unsafe {
-                if *known == 0 {
-                    *known = op;
-                }
-            }
-        }
-    }
-
     /// Kind for the gauge of open descriptors.
     #[inline(always)]
     pub(crate) fn kind(self) -> FdKind {
-        match self.mode() {
-            Some(S_IFREG | S_IFDIR) => FdKind::File,
-            Some(S_IFSOCK) => {
-                self.learn(SOCKET_FOPS);
-                FdKind::Socket
-            }
-            Some(S_IFIFO) => {
-                self.learn(PIPE_FOPS);
-                FdKind::Pipe
-            }
-            Some(S_IFCHR | S_IFBLK) => FdKind::Device,
-            Some(0) => self.anon(),
-            _ => FdKind::Other,
+        match self.learnt() {
+            Some(FileOps::Socket) => FdKind::Socket,
+            Some(FileOps::Pipe) => FdKind::Pipe,
+            Some(FileOps::Eventfd) => FdKind::Eventfd,
+            Some(FileOps::Epoll) => FdKind::Epoll,
+            Some(FileOps::Timerfd) => FdKind::Timerfd,
+            Some(FileOps::Inotify) => FdKind::Inotify,
+            Some(FileOps::Signalfd) => FdKind::Other,
+            None => match self.mode() {
+                Some(S_IFREG | S_IFDIR) => FdKind::File,
+                Some(S_IFSOCK) => FdKind::Socket,
+                Some(S_IFIFO) => FdKind::Pipe,
+                Some(S_IFCHR | S_IFBLK) => FdKind::Device,
+                _ => FdKind::Other,
+            },
         }
     }
 }

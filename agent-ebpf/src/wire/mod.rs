@@ -169,12 +169,32 @@ index_enum! {
         Epoll = "epoll",
         /// timerfd.
         Timerfd = "timerfd",
-        /// inotify or fanotify.
+        /// inotify.
         Inotify = "inotify",
         /// Character or block device.
         Device = "device",
         /// Anything else (signalfd, perf events, BPF objects, ...).
         Other = "other",
+    }
+}
+
+index_enum! {
+    /// Kinds of files that have file operations of their own, of which the kernel side learns the addresses.
+    FileOps {
+        /// Most sockets.
+        Socket = "socket",
+        /// Pipe or FIFO.
+        Pipe = "pipe",
+        /// eventfd.
+        Eventfd = "eventfd",
+        /// epoll instance.
+        Epoll = "epoll",
+        /// timerfd.
+        Timerfd = "timerfd",
+        /// inotify.
+        Inotify = "inotify",
+        /// signalfd.
+        Signalfd = "signalfd",
     }
 }
 

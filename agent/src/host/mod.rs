@@ -108,22 +108,15 @@ impl Host {
         Ok(cpus)
     }
 
-    /// Addresses of kernel symbols, 0 for those that are missing or hidden by `kptr_restrict`.
-    pub fn kernel_symbols<const N: usize>(&self, names: [&str; N]) -> io::Result<[u64; N]> {
-        let mut found = [0; N];
-        for line in self.read("proc/kallsyms", 64 << 20)?.split(|byte| *byte == b'\n') {
-            let Ok(line) = std::str::from_utf8(line) else {
-                continue;
-            };
-            let mut words = line.split_ascii_whitespace();
-            let (Some(address), Some(_), Some(name)) = (words.next(), words.next(), words.next()) else {
-                continue;
-            };
-            if let Some(at) = names.iter().position(|wanted| *wanted == name) {
-                found[at] = u64::from_str_radix(address, 16).unwrap_or(0);
-            }
-        }
-        Ok(found)
+    /// Address of a kernel symbol, 0 if it is missing or hidden by `kptr_restrict`.
+    pub fn kernel_symbol(&self, wanted: &str) -> io::Result<u64> {
+        let text = self.read("proc/kallsyms", 64 << 20)?;
+        let address = text.split(|byte| *byte == b'\n').find_map(|line| {
+            let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
+            let address = words.next()?;
+            (words.nth(1)? == wanted).then(|| u64::from_str_radix(address, 16).unwrap_or(0))
+        });
+        Ok(address.unwrap_or(0))
     }
 
     /// Resident bytes of the agent itself.

@@ -35,9 +35,7 @@ impl Host {
             capabilities: u64::from_str_radix(capabilities, 16).map_err(io::Error::other)?,
             seccomp: field("Seccomp").is_some_and(|mode| mode != "0"),
             lockdown: chosen.to_owned(),
-            symbols_hidden: self
-                .kernel_symbols(["_stext"])
-                .is_ok_and(|[address]| address == 0),
+            symbols_hidden: self.kernel_symbol("_stext").is_ok_and(|address| address == 0),
         })
     }
 }

@@ -37,7 +37,7 @@ pub const NEEDED: &[Capability] = &[
     Capability {
         name: "CAP_SYSLOG",
         bits: &[34],
-        without: "kernel functions have no names, and waits on eventfd, epoll and timerfd are not told apart",
+        without: "kernel functions have no names",
     },
 ];
 

@@ -18,8 +18,6 @@ pub struct Environment {
     pub cpus: Vec<u32>,
     /// Offsets.
     pub layout: Layout,
-    /// Addresses of the file operations of eventfd, epoll, timerfd, inotify, signalfd; 0 where hidden.
-    pub anon_fops: [u64; 5],
     /// Names of system calls by number.
     pub syscalls: Vec<(u16, &'static str)>,
     /// Probes that the configuration switches off.

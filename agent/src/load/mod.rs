@@ -4,6 +4,7 @@ mod account;
 mod attach;
 mod elements;
 mod environment;
+mod files;
 pub mod maps;
 mod measure;
 mod object;
@@ -92,6 +93,9 @@ impl Loaded {
         )?;
         let mut ebpf = open(&env, &btf)?;
         tables::fill(&mut ebpf, &env)?;
+        if let Err(error) = files::learn(&mut ebpf) {
+            tracing::warn!("some kinds of descriptors are not told apart: {error:#}");
+        }
         let tuning = Tuning {
             cpu_period_ns: 1_000_000_000 / env.cpu_hz.max(1),
             ..Self::DEFAULT_TUNING
@@ -360,7 +364,6 @@ fn open(env: &Environment, btf: &Btf) -> Result<Ebpf> {
         .btf(Some(btf))
         .override_global("AGENT_TGID", &agent, true)
         .override_global("RSS_STRIDE", &env.layout.rss_stride, true)
-        .override_global("ANON_FOPS", &env.anon_fops, true)
         .map_max_entries("THREADS", if direct { env.pid_max } else { 1 })
         .map_max_entries("THREADS_HASH", if direct { 1 } else { 65_536 });
     if !env.alloc {

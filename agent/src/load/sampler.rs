@@ -103,7 +103,7 @@ impl Sampler {
     }
 
     fn run(&self, count: usize) -> io::Result<u64> {
-        sys::run(self.program.as_fd(), [count as u64, 0])?;
+        sys::run(self.program.as_fd(), &[count as u64, 0])?;
         Ok(self.written.count())
     }
 

@@ -1,7 +1,8 @@
-//! The bpf(2) calls that aya lacks.
+//! The bpf(2) calls that aya lacks, and one that rustix lacks.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
@@ -65,11 +66,11 @@ struct Run {
 }
 
 /// Runs a program of a raw tracepoint once, here and now.
-pub(super) fn run(program: BorrowedFd<'_>, arguments: [u64; 2]) -> io::Result<()> {
+pub(super) fn run(program: BorrowedFd<'_>, arguments: &[u64]) -> io::Result<()> {
     let mut run = Run {
         prog_fd: program.as_raw_fd() as u32,
-        ctx_size_in: size_of_val(&arguments) as u32,
-        ctx_in: (&raw const arguments) as u64,
+        ctx_size_in: size_of_val(arguments) as u32,
+        ctx_in: arguments.as_ptr() as u64,
         ..Run::default()
     };
     // SAFETY: the kernel reads `arguments`, and reads and writes `run`; both live until the call returns.
@@ -79,6 +80,21 @@ pub(super) fn run(program: BorrowedFd<'_>, arguments: [u64; 2]) -> io::Result<()
     } else {
         Ok(())
     }
+}
+
+/// A descriptor that signals can be read from, of which it takes none. (rustix 1 has no such call.)
+pub(super) fn signalfd() -> io::Result<OwnedFd> {
+    // SAFETY: the set of signals is emptied before it is used, and lives until the call returns.
+    let fd = unsafe {
+        let mut none = MaybeUninit::uninit();
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::signalfd(-1, none.as_ptr(), libc::SFD_CLOEXEC)
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is new, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The part of `union bpf_attr` that reads or deletes many elements.

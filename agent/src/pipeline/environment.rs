@@ -44,13 +44,6 @@ pub(super) fn environment(host: &Host, config: &Config) -> Result<Environment> {
     if config.syscall_mode == SyscallMode::Off {
         disabled.insert("syscall".to_owned());
     }
-    let fops = [
-        "eventfd_fops",
-        "eventpoll_fops",
-        "timerfd_fops",
-        "inotify_fops",
-        "signalfd_fops",
-    ];
     let mut layout = layout(&btf, bogus);
     if host.interprets_bpf() {
         // The interpreter cannot call functions of the kernel.
@@ -65,7 +58,6 @@ pub(super) fn environment(host: &Host, config: &Config) -> Result<Environment> {
         pid_max: host.pid_max().context("read pid_max")?,
         cpus: host.online_cpus().context("read the list of online CPUs")?,
         layout,
-        anon_fops: host.kernel_symbols(fops).unwrap_or_default(),
         syscalls: names::syscalls().collect(),
         disabled,
         cpu_hz: config.sample_cpu_hz,

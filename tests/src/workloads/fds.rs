@@ -14,7 +14,7 @@ use rustix::net::{
 };
 use serde_json::json;
 
-use super::gate;
+use super::{anon, gate};
 
 /// Files without a name, by kind: so many of each.
 fn nameless() -> Result<Vec<(&'static str, Vec<OwnedFd>)>> {
@@ -41,6 +41,10 @@ fn nameless() -> Result<Vec<(&'static str, Vec<OwnedFd>)>> {
             many(2, &|| fs::inotify::init(fs::inotify::CreateFlags::CLOEXEC))?,
         ),
         ("device", many(6, &null)?),
+        (
+            "other",
+            vec![anon::signalfd()?, anon::signalfd()?, anon::signalfd()?],
+        ),
     ])
 }
 

@@ -16,7 +16,7 @@ use clap::ValueEnum;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use serde_json::json;
 
-use super::{gate, raw};
+use super::{anon, gate, raw};
 
 /// What to wait for.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -33,6 +33,12 @@ pub enum Kind {
     Reused,
     /// A read of an eventfd at zero.
     Eventfd,
+    /// A read of a timerfd.
+    Timerfd,
+    /// A read of an inotify descriptor.
+    Inotify,
+    /// A read of a signalfd.
+    Signalfd,
     /// `epoll_wait`.
     Epoll,
     /// `accept`.
@@ -92,6 +98,9 @@ fn one(kind: Kind, length: Duration) -> Result<Duration> {
             let writer = reader.try_clone()?;
             read_after(length, reader.as_fd(), writer, wait_eventfd)
         }
+        Kind::Timerfd => anon::timerfd_after(length),
+        Kind::Inotify => anon::inotify_after(length),
+        Kind::Signalfd => anon::signalfd_after(length),
         Kind::Epoll => epoll_after(length),
         Kind::Accept => {
             let listener = TcpListener::bind("127.0.0.1:0")?;
@@ -183,14 +192,17 @@ pub(super) fn timed(call: impl FnOnce() -> isize) -> Result<Duration> {
 }
 
 /// Runs `action` in a thread after `length`.
-fn after(length: Duration, action: impl FnOnce() -> Result<()> + Send + 'static) -> JoinHandle<Result<()>> {
+pub(super) fn after(
+    length: Duration,
+    action: impl FnOnce() -> Result<()> + Send + 'static,
+) -> JoinHandle<Result<()>> {
     std::thread::spawn(move || {
         raw::nanosleep(length);
         action()
     })
 }
 
-fn joined(helper: JoinHandle<Result<()>>) -> Result<()> {
+pub(super) fn joined(helper: JoinHandle<Result<()>>) -> Result<()> {
     helper.join().map_err(|_| anyhow!("the helper thread panicked"))?
 }
 
