@@ -35,6 +35,16 @@ struct Sample {
     locations: Vec<u64>,
     #[prost(int64, repeated, tag = "2")]
     values: Vec<i64>,
+    #[prost(message, repeated, tag = "3")]
+    labels: Vec<Label>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct Label {
+    #[prost(int64, tag = "1")]
+    key: i64,
+    #[prost(int64, tag = "2")]
+    value: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -111,6 +121,15 @@ impl Profile {
             .filter(counts)
             .map(|sample| sample.values[at] as f64)
             .sum())
+    }
+
+    /// The same profile with samples of this label only.
+    #[must_use]
+    pub fn labelled(mut self, key: &str, value: &str) -> Self {
+        let mut samples = std::mem::take(&mut self.samples);
+        let is = |label: &Label| self.text(label.key) == key && self.text(label.value) == value;
+        samples.retain(|sample| sample.labels.iter().any(is));
+        Self { samples, ..self }
     }
 
     /// What a signal has by stack, each as its functions' names, innermost first.

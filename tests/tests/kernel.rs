@@ -36,6 +36,8 @@ mod listen;
 mod memory;
 #[path = "kernel/net.rs"]
 mod net;
+#[path = "kernel/openers.rs"]
+mod openers;
 #[path = "kernel/pool.rs"]
 mod pool;
 #[path = "kernel/record.rs"]

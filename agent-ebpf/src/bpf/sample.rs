@@ -19,8 +19,8 @@ use super::{
     unwind::{self, Room},
 };
 use crate::wire::{
-    EVENT_STACK, GROWTH_WORDS, KERNEL_FRAMES, Lost, Program, SLOT_KERNEL, StackHeader, StackKind,
-    USER_FRAMES, python::PYTHON_WORDS, unwind::UnwindResult,
+    CONN_WORDS, ConnKey, EVENT_STACK, GROWTH_WORDS, KERNEL_FRAMES, Lost, Program, SLOT_KERNEL, StackHeader,
+    StackKind, USER_FRAMES, python::PYTHON_WORDS, unwind::UnwindResult,
 };
 
 /// One record under construction, and the walk's working memory.
@@ -29,6 +29,7 @@ struct Scratch {
     header: StackHeader,
     room: Room,
     python: python::Walk,
+    conn: [u64; CONN_WORDS],
 }
 
 /// One element a kind of context: a perf event can interrupt a tracepoint on the same CPU.
@@ -80,6 +81,14 @@ pub(crate) fn room(level: Level) -> Option<*mut Room> {
     Some(unsafe { &raw mut (*scratch).room })
 }
 
+/// The key of the connection that the next sample of this level is of.
+#[inline(always)]
+pub(crate) fn conn(level: Level) -> Option<*mut ConnKey> {
+    let scratch = SAMPLE_SCRATCH.get_ptr_mut(level as u32)?;
+    // SAFETY: a field of a map value, as long as the key.
+    Some(unsafe { (&raw mut (*scratch).conn).cast() })
+}
+
 /// What a sample says beside its addresses.
 #[derive(Clone, Copy)]
 pub(crate) struct What {
@@ -117,6 +126,16 @@ pub(crate) fn take(ctx: *mut c_void, what: &What) -> bool {
                 kernel_len = GROWTH_WORDS as u32;
             }
         }
+    }
+    // Which it is of those over Unix sockets nobody asks.
+    if matches!(what.kind, StackKind::Conn) && what.nr < 0 {
+        let index = user_len as usize & USER_FRAMES;
+        // SAFETY: after at most 127 frames there is room for 64 more words; both are in a map value.
+        unsafe {
+            let at = (&raw mut (*room).frames).cast::<u64>().add(index);
+            at.cast::<[u64; CONN_WORDS]>().write((*scratch).conn);
+        }
+        kernel_len = CONN_WORDS as u32;
     }
     if what.kernel {
         let index = user_len as usize & USER_FRAMES;

@@ -181,7 +181,8 @@ mod bpf {
     fn connect(ctx: &BtfTracePointContext, sock: Sock) {
         let Some(slot) = own_slot() else { return };
         // Without room it is not counted: of those that connect nothing says later whose they are.
-        remember(sock, sock.key(slot, Direction::Out), 0);
+        let key = sock.key(slot, Direction::Out);
+        remember(sock, key, 0);
         let Some(tuning) = tuning() else { return };
         let Some(every) = chosen(slot, tuning) else { return };
         let task = current();
@@ -189,6 +190,9 @@ mod bpf {
         if !sampled(tgid) {
             return;
         }
+        let Some(of) = sample::conn(Level::Task) else { return };
+        // SAFETY: a map value of this program's level.
+        unsafe { of.write(key) };
         let what = What {
             program: Program::ConnState,
             level: Level::Task,

@@ -1,6 +1,6 @@
 //! Records of the ring buffer. Each starts with its kind.
 
-use super::{Cause, MemoryKind};
+use super::{Cause, ConnKey, MemoryKind};
 
 /// User frames of a sample at most.
 pub const USER_FRAMES: usize = 127;
@@ -82,6 +82,9 @@ pub const FRAME_UPPER: u64 = 0xff << 56;
 /// Words after the user half of a sample of growth, in place of kernel frames: the time in nanoseconds of the monotonic clock,
 /// then the thread's saved registers (`struct pt_regs` of x86-64), by which the agent finds the address that was touched.
 pub const GROWTH_WORDS: usize = 22;
+
+/// Words after the user half of a sample of a TCP connection, in place of kernel frames: its [`ConnKey`].
+pub const CONN_WORDS: usize = size_of::<ConnKey>() / 8;
 
 /// [`CapturedModule::flags`]: the file is the process's executable.
 pub const MODULE_EXECUTABLE: u32 = 1;

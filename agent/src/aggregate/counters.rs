@@ -150,6 +150,16 @@ impl PeerBound {
         }
     }
 
+    /// What a sample of a connection to this peer is of: it may come before the connection is counted.
+    pub(super) fn name(
+        &mut self,
+        total: &mut BTreeMap<(Direction, Peer), ConnTotals>,
+        peer: Peer,
+        now: u64,
+    ) -> Peer {
+        self.admit(total, (Direction::Out, peer), now).1
+    }
+
     fn admit(
         &mut self,
         total: &mut BTreeMap<(Direction, Peer), ConnTotals>,
@@ -228,6 +238,35 @@ mod tests {
         );
         add(&mut total, &Totals::default(), &mut peers, 3);
         assert_eq!((total.cpu_user_ns, total.processes, total.fds), (10, 0, [0; 9]));
+    }
+
+    #[test]
+    fn a_sample_may_come_first_and_past_the_bound_it_is_of_others() {
+        let mut total = Totals::default();
+        let mut peers = PeerBound::new(2);
+        let server = |port| Peer::Server(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+        assert_eq!(peers.name(&mut total.conns, server(1), 1), server(1));
+        add(
+            &mut total,
+            &opened((Direction::Out, server(2)), 1, 1),
+            &mut peers,
+            1,
+        );
+        assert_eq!(peers.name(&mut total.conns, server(3), 1), Peer::Other);
+        // So are its totals, but not those of the first.
+        for port in [1, 3] {
+            add(
+                &mut total,
+                &opened((Direction::Out, server(port)), 1, 1),
+                &mut peers,
+                2,
+            );
+        }
+        let of = |peer| total.conns.get(&(Direction::Out, peer)).map(|conn| conn.opened);
+        assert_eq!(
+            [server(1), server(3), Peer::Other].map(of),
+            [Some(1), None, Some(1)]
+        );
     }
 
     #[test]

@@ -12,6 +12,8 @@ use crate::symbolize::{
 
 pub(crate) const SECOND: u64 = 1_000_000_000;
 
+const REDIS: Peer = Peer::Server(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9)), 6379);
+
 /// A small generator with a seed (Knuth's MMIX constants, high bits).
 pub(crate) struct Random(pub(crate) u64);
 
@@ -185,7 +187,7 @@ pub(crate) fn snapshot() -> Arc<Snapshot> {
             sample(
                 &shop,
                 StackKind::Conn,
-                StackDetail::None,
+                StackDetail::Opened(REDIS),
                 2.0,
                 stack_at("shop::dial", 41),
             ),
@@ -346,7 +348,6 @@ fn everything() -> Totals {
             ..PoolTotals::default()
         },
     );
-    let redis = Peer::Server(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9)), 6379);
     let mut churn = PoolTotals {
         open_peak: 3,
         busy_peak: 2,
@@ -363,6 +364,6 @@ fn everything() -> Totals {
     churn.age.sum_ns = 4120 * 3_000_000;
     totals
         .pools
-        .insert((Direction::Out, PoolPeer::Address(redis)), churn);
+        .insert((Direction::Out, PoolPeer::Address(REDIS)), churn);
     totals
 }

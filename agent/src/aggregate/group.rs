@@ -132,23 +132,24 @@ pub(super) fn of_sample(sample: &SymbolizedSample) -> (Group, StackDetail) {
                 StackDetail::Syscall(number),
             )
         }
+        (StackKind::Conn, _) => (whole(kind), sample.detail),
         (
             StackKind::Cpu
             | StackKind::Memory
-            | StackKind::Conn
             | StackKind::Fd
             | StackKind::Alloc
             | StackKind::AllocObjects
             | StackKind::AllocLive,
             _,
-        ) => (
-            Group {
-                kind,
-                scope: CodeScope::Whole,
-                parked: false,
-            },
-            StackDetail::None,
-        ),
+        ) => (whole(kind), StackDetail::None),
+    }
+}
+
+const fn whole(kind: StackKind) -> Group {
+    Group {
+        kind,
+        scope: CodeScope::Whole,
+        parked: false,
     }
 }
 
@@ -179,11 +180,6 @@ pub(super) fn exact(totals: &Totals, moved: u64, idle_share: f64) -> Vec<(Group,
             _ => groups.push((group, ns, Rule::Ended(ended))),
         }
     }
-    let whole = |kind| Group {
-        kind,
-        scope: CodeScope::Whole,
-        parked: false,
-    };
     groups.push((
         whole(StackKind::Cpu),
         totals.cpu_user_ns.saturating_add(totals.cpu_system_ns),

@@ -16,7 +16,7 @@ use super::pools::{PoolBound, RecentPools};
 use super::ranking::{CodeKey, Ranking};
 use super::snapshot::{CodeSeries, ServiceCode, ServiceSnapshot};
 use super::window::{StackValue, WindowBuilder};
-use crate::symbolize::{Cause, Service, ServiceInfo, StackKind, SymbolizedSample, Totals};
+use crate::symbolize::{Cause, Service, ServiceInfo, StackDetail, StackKind, SymbolizedSample, Totals};
 
 /// Ticks for which exact amounts wait for their samples, and samples for them, where both come at the same moment: only the order of
 /// reading can differ.
@@ -99,7 +99,7 @@ impl ServiceState {
         window: &mut WindowBuilder,
     ) -> u64 {
         let is_live = |sample: &SymbolizedSample| sample.kind == StackKind::AllocLive;
-        let (live, samples): (Vec<_>, Vec<_>) = samples.into_iter().partition(is_live);
+        let (live, mut samples): (Vec<_>, Vec<_>) = samples.into_iter().partition(is_live);
         let (retention, top) = (self.retention_ns, self.top);
         let view = self
             .live
@@ -112,9 +112,15 @@ impl ServiceState {
         let idle_share = shares.idle_share();
         let moved = group::move_parked(&mut tick, idle_share);
         let exact = group::exact(&tick, moved, idle_share);
-        let dropped = self.settle(service, exact, samples, now.tick, window);
         let totals = Arc::make_mut(&mut self.totals);
         counters::add(totals, &tick, &mut self.peers, now.tick);
+        for sample in &mut samples {
+            if let StackDetail::Opened(peer) = &mut sample.detail {
+                *peer = self.peers.name(&mut totals.conns, *peer, now.tick);
+            }
+        }
+        let dropped = self.settle(service, exact, samples, now.tick, window);
+        let totals = Arc::make_mut(&mut self.totals);
         let recent = self.pools.add(
             &mut totals.pools,
             &tick.pools,

@@ -24,8 +24,8 @@ pub use service::{Service, ServiceInfo};
 pub use crate::decode::model::{
     AGES, CapturedCode, CapturedFile, CapturedModule, Cause, ConnEnd, ConnFailure, ConnTotals, Direction,
     DiskOp, DiskTotals, FdForecast, FdKind, HISTOGRAM_BUCKETS, Histogram, Lifecycle, ListenTotals, Living,
-    MemoryKind, OomVictim, Peer, PoolPeer, PoolTotals, PythonFrame, PythonStack, SlotId, StackDetail,
-    StackKind, StackSample, Stall, SyscallTotals, Tick, Totals, UnwindResult,
+    MOST_ADDRESSES, MemoryKind, OomVictim, Peer, PoolPeer, PoolTotals, PythonFrame, PythonStack, SlotId,
+    StackDetail, StackKind, StackSample, Stall, SyscallTotals, Tick, Totals, UnwindResult,
 };
 
 /// One tick, summed to services.

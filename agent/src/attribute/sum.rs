@@ -1,6 +1,6 @@
 //! Sums of totals: counters and gauges add up, except for the limit of descriptors, of which the lowest counts.
 
-use super::{ConnTotals, FdForecast, PoolTotals, Totals};
+use super::{ConnTotals, FdForecast, MOST_ADDRESSES, Peer, PoolTotals, Totals};
 
 fn add_array<const N: usize>(to: &mut [u64; N], from: &[u64; N]) {
     for (to, from) in to.iter_mut().zip(from) {
@@ -144,6 +144,7 @@ impl PoolTotals {
             exchanges,
             once,
             age,
+            addresses,
         } = other;
         self.open += open;
         self.busy += busy;
@@ -159,6 +160,16 @@ impl PoolTotals {
         self.exchanges += exchanges;
         self.once += once;
         self.age.add(age);
+        for address in addresses {
+            self.known_as(*address);
+        }
+    }
+
+    /// The peer has this address, too.
+    pub fn known_as(&mut self, address: Peer) {
+        if self.addresses.len() < MOST_ADDRESSES {
+            self.addresses.insert(address);
+        }
     }
 
     /// Forgets what is true of one tick only.

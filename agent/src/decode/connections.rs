@@ -1,5 +1,6 @@
 //! Connections as later stages see them: by peer, and how those with a peer are used.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -114,7 +115,12 @@ pub struct PoolTotals {
     pub once: u64,
     /// Ages at the end.
     pub age: Histogram,
+    /// Addresses of a peer that has a name; [`MOST_ADDRESSES`] at most.
+    pub addresses: BTreeSet<Peer>,
 }
+
+/// Addresses that are kept of a peer.
+pub const MOST_ADDRESSES: usize = 16;
 
 /// Classes of [`PoolTotals::ages`]: up to 1 ms, 2 ms, and so on; the last one is everything above 2^30 ms (12 days).
 pub const AGES: usize = 32;

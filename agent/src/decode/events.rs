@@ -1,15 +1,16 @@
 //! Records of the ring buffer.
 
 use agent_ebpf::wire::{
-    self, EVENT_CLOSED, EVENT_EXITED, EVENT_OOM, EVENT_OPENED, EVENT_STACK, EVENT_WAIT_DONE,
-    FRAME_INTERRUPTED, FRAME_UPPER, GROWTH_WORDS, SAMPLE_AGAIN, SAMPLE_FLAGS, SLOT_FIRST, SlotEvent,
-    StackHeader, alloc_sample,
+    self, CONN_WORDS, ConnKey, EVENT_CLOSED, EVENT_EXITED, EVENT_OOM, EVENT_OPENED, EVENT_STACK,
+    EVENT_WAIT_DONE, FRAME_INTERRUPTED, FRAME_UPPER, GROWTH_WORDS, SAMPLE_AGAIN, SAMPLE_FLAGS, SLOT_FIRST,
+    SlotEvent, StackHeader, alloc_sample,
     python::{PYTHON_ENTRY, PYTHON_RETURNED, PYTHON_WHOLE, PYTHON_WORDS},
 };
 
 use super::harvest::{PAGE, unix_ns};
+use super::keys;
 use super::model::{
-    CapturedModule, Cause, Growth, Lifecycle, OomVictim, PythonFrame, PythonStack, SlotId, StackDetail,
+    CapturedModule, Cause, Growth, Lifecycle, OomVictim, Peer, PythonFrame, PythonStack, SlotId, StackDetail,
     StackKind, StackSample, UnwindResult,
 };
 use super::modules::{self, Captured};
@@ -162,7 +163,7 @@ fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample, Vec<CapturedModule>)
     let modules = modules::decode(behind, header.modules.into())?;
     let mut user: Vec<u64> = addresses.by_ref().take(user).collect();
     let interrupted = take_marks(&mut user);
-    let kernel: Vec<u64> = addresses.by_ref().take(kernel).collect();
+    let mut kernel: Vec<u64> = addresses.by_ref().take(kernel).collect();
     let python = (0..python).map_while(|_| {
         let (code, place) = (addresses.next()?, addresses.next()?);
         Some(PythonFrame {
@@ -182,7 +183,14 @@ fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample, Vec<CapturedModule>)
     let detail = match kind {
         StackKind::Wait => StackDetail::Wait(Cause::from_index(header.cause)?, nr),
         StackKind::Syscall => StackDetail::Syscall(nr?),
-        StackKind::Conn => nr.map_or(StackDetail::None, StackDetail::Syscall),
+        StackKind::Conn => {
+            let words = std::mem::take(&mut kernel);
+            // The number is of the call that connected a Unix socket.
+            StackDetail::Opened(match nr {
+                Some(_) => Peer::Unix,
+                None => keys::peer(&conn_key(&words)?)?.1,
+            })
+        }
         StackKind::Alloc => StackDetail::Alloc {
             id: alloc_sample(header.tid, header.nr.cast_unsigned()),
             size: header.weight,
@@ -208,6 +216,13 @@ fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample, Vec<CapturedModule>)
         unwind: UnwindResult::from_index(header.unwind)?,
     };
     Some((header, sample, modules))
+}
+
+/// The key in a sample of a connection.
+fn conn_key(words: &[u64]) -> Option<ConnKey> {
+    let words: &[u64; CONN_WORDS] = words.first_chunk()?;
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    read(&bytes)
 }
 
 /// Takes the words out of a sample of growth that stand in place of kernel frames.
@@ -283,21 +298,35 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_a_window_saw_stands_for_those_outside() {
-        let weight = |nr: i32| {
+    fn a_connection_has_a_peer_and_one_that_a_window_saw_stands_for_those_outside() {
+        #[repr(C)]
+        struct Record {
+            header: StackHeader,
+            key: ConnKey,
+        }
+        let sample = |nr: i32, kernel_len: u16| {
             // SAFETY: a plain record.
-            let mut header: StackHeader = unsafe { std::mem::zeroed() };
-            header.stack_kind = StackKind::Conn as u32;
-            header.nr = nr;
-            header.weight = 3;
+            let mut record: Record = unsafe { std::mem::zeroed() };
+            record.header.stack_kind = StackKind::Conn as u32;
+            record.header.nr = nr;
+            record.header.weight = 3;
+            record.header.kernel_len = kernel_len;
+            record.key.family = 4;
+            record.key.port = 5432;
+            record.key.addr[..4].copy_from_slice(&[10, 0, 0, 7]);
             // SAFETY: as above.
-            let bytes = unsafe {
-                std::slice::from_raw_parts((&raw const header).cast::<u8>(), size_of::<StackHeader>())
-            };
-            let (_, mut sample, _) = stack(bytes).unwrap();
+            let bytes =
+                unsafe { std::slice::from_raw_parts((&raw const record).cast::<u8>(), size_of::<Record>()) };
+            let (_, mut sample, _) = stack(bytes)?;
             sample.stand_for_all(0.25);
-            sample.weight
+            assert!(sample.kernel.is_empty());
+            Some((sample.detail, sample.weight))
         };
-        assert_eq!([weight(42), weight(-1)], [12.0, 3.0]);
+        let server = Peer::Server("10.0.0.7".parse().unwrap(), 5432);
+        let tcp = sample(-1, 3);
+        assert_eq!(tcp, Some((StackDetail::Opened(server), 3.0)));
+        assert_eq!(sample(42, 0), Some((StackDetail::Opened(Peer::Unix), 12.0)));
+        // Cut.
+        assert_eq!(sample(-1, 0), None);
     }
 }

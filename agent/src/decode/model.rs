@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-pub use super::connections::{AGES, ConnTotals, Peer, PoolPeer, PoolTotals};
+pub use super::connections::{AGES, ConnTotals, MOST_ADDRESSES, Peer, PoolPeer, PoolTotals};
 pub use super::descriptors::{FdForecast, ProcessFds};
 pub use super::histogram::{HISTOGRAM_BUCKETS, Histogram};
 pub use super::listeners::ListenTotals;
@@ -111,8 +111,10 @@ pub struct Totals {
 pub enum StackDetail {
     /// Of a wait: its cause and the system call (`None` outside of one).
     Wait(Cause, Option<u16>),
-    /// Of a system call sample, or a connection that one has opened: its number.
+    /// Of a system call sample: its number.
     Syscall(u16),
+    /// Of a connection that it opened: to whom.
+    Opened(Peer),
     /// Of an allocation.
     Alloc {
         /// Which one.
@@ -210,7 +212,7 @@ impl StackSample {
     /// Connections over Unix sockets are sampled in the windows in which system calls are counted, which are this share of the
     /// time, and those over TCP always: as a part of both, a sample of the former stands for what came outside of windows, too.
     pub fn stand_for_all(&mut self, windows: f64) {
-        if self.kind == StackKind::Conn && self.detail != StackDetail::None && windows > 0.0 {
+        if self.detail == StackDetail::Opened(Peer::Unix) && windows > 0.0 {
             self.weight /= windows;
         }
     }

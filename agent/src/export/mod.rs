@@ -10,6 +10,7 @@ mod http;
 mod listeners;
 mod metrics;
 mod oom;
+mod opened;
 mod pages;
 mod pools;
 pub mod profile;

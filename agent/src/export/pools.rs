@@ -2,23 +2,17 @@
 //!
 //! The shape only ever grows: fields may be added, none changes its meaning.
 
-use std::time::Duration;
-
 use serde::Serialize;
 
-use super::descriptors::place;
 use super::listeners::{Listener, listeners};
-use super::metrics::pool_peer_name;
-use crate::aggregate::{
-    Direction, PoolTotals, ProfileQuery, RecentPool, ServiceSnapshot, Snapshot, StackKind, StackValue,
-};
+use super::metrics::{peer_name, pool_peer_name};
+use super::opened::{OpenedBy, Openers};
+use crate::aggregate::{Direction, PoolPeer, PoolTotals, RecentPool, ServiceSnapshot, Snapshot};
 
 /// Samples from which on something is said of a pool.
 const ENOUGH_SAMPLES: u64 = 20;
 /// Connections from which on holding too many is worth a word.
 const MANY: u64 = 10;
-/// Of which time the line is at which code opens connections.
-const RECENT: Duration = Duration::from_secs(300);
 
 /// The document.
 #[derive(Debug, Serialize)]
@@ -36,6 +30,10 @@ struct Pool<'a> {
     version: &'a str,
     direction: &'static str,
     peer: String,
+    /// Of a peer with a name, if connections are opened to it.
+    addresses: Vec<String>,
+    /// The code that opened connections to it, as far back as stacks are kept; from samples.
+    opened_by: Vec<OpenedBy>,
     /// Length of the recent past.
     seconds: f64,
     /// Samples in it.
@@ -69,12 +67,16 @@ struct Pool<'a> {
 /// The document for a snapshot.
 pub(super) fn pools(snapshot: &Snapshot) -> Pools<'_> {
     let pools = snapshot.services.iter().flat_map(|service| {
+        let openers = Openers::of(snapshot, service);
         let each = service.recent_pools.iter();
         each.map(move |((direction, peer), recent)| {
-            let name = pool_peer_name(peer).into_owned();
-            let mut pool = one(snapshot, service, *direction, name, recent);
+            let opened_by = match direction {
+                Direction::Out => openers.to(peer, &recent.totals.addresses),
+                Direction::In => Vec::new(),
+            };
+            let mut pool = one(service, *direction, peer, recent, opened_by);
             if peer.counted_only() {
-                pool.forget_use(snapshot, *direction, service);
+                pool.forget_use(*direction);
             }
             pool
         })
@@ -87,7 +89,7 @@ pub(super) fn pools(snapshot: &Snapshot) -> Pools<'_> {
 
 impl Pool<'_> {
     /// Over Unix sockets nothing is known but how many there are, and were.
-    fn forget_use(&mut self, snapshot: &Snapshot, direction: Direction, service: &ServiceSnapshot) {
+    fn forget_use(&mut self, direction: Direction) {
         (self.busy, self.quiet, self.busy_peak, self.busy_share) = (None, None, None, None);
         (self.exchanges, self.exchanges_per_connection) = (None, None);
         self.closed_after_one_exchange = None;
@@ -104,22 +106,21 @@ impl Pool<'_> {
                 self.peer,
                 digits(rate)
             );
-            if let Some(code) = opener(snapshot, service, &self.peer) {
-                text += &format!(", from {code}");
-            }
+            text += &from(&self.opened_by);
             self.findings.push(text);
         }
     }
 }
 
 fn one<'a>(
-    snapshot: &Snapshot,
     service: &'a ServiceSnapshot,
     direction: Direction,
-    peer: String,
+    peer: &PoolPeer,
     recent: &RecentPool,
+    opened_by: Vec<OpenedBy>,
 ) -> Pool<'a> {
     let pool = &recent.totals;
+    let peer = pool_peer_name(peer).into_owned();
     let seconds = recent.length_ns as f64 / 1e9;
     let existed = pool.opened.max(pool.open_peak);
     Pool {
@@ -143,7 +144,13 @@ fn one<'a>(
         median_life_seconds: median_life(pool),
         median_age_seconds: age(pool, 0.5),
         oldest_age_seconds_at_most: age(pool, 1.0),
-        findings: findings(snapshot, service, direction, &peer, pool, seconds),
+        findings: findings(direction, &peer, pool, seconds, &opened_by),
+        addresses: pool
+            .addresses
+            .iter()
+            .map(|at| peer_name(*at).into_owned())
+            .collect(),
+        opened_by,
         peer,
     }
 }
@@ -178,12 +185,11 @@ fn age(pool: &PoolTotals, at: f64) -> Option<f64> {
 
 /// What a person would say of a pool; only the side that opens connections can change anything.
 fn findings(
-    snapshot: &Snapshot,
-    service: &ServiceSnapshot,
     direction: Direction,
     peer: &str,
     pool: &PoolTotals,
     seconds: f64,
+    opened_by: &[OpenedBy],
 ) -> Vec<String> {
     let mut said = Vec::new();
     if direction == Direction::In {
@@ -195,15 +201,14 @@ fn findings(
         if let Some(life) = median_life(pool) {
             text += &format!(", median life {}", duration(life));
         }
-        if let Some(code) = opener(snapshot, service, peer) {
-            text += &format!(", from {code}");
-        }
+        text += &from(opened_by);
         said.push(text);
     } else if rate >= 1.0 && pool.closed >= MANY && pool.exchanges <= pool.opened * 5 {
         said.push(format!(
-            "opens a connection to {peer} for every {} requests: {}/s",
+            "opens a connection to {peer} for every {} requests: {}/s{}",
             digits(pool.exchanges as f64 / pool.opened as f64),
-            digits(rate)
+            digits(rate),
+            from(opened_by)
         ));
     }
     if pool.samples < ENOUGH_SAMPLES || pool.open == 0 {
@@ -233,42 +238,10 @@ fn findings(
     said
 }
 
-/// The code that opens most connections, where nearly all of the service's are to this peer: stacks do not tell peers apart.
-fn opener(snapshot: &Snapshot, service: &ServiceSnapshot, peer: &str) -> Option<String> {
-    let out = service
-        .totals
-        .pools
-        .iter()
-        .filter(|((d, _), _)| *d == Direction::Out);
-    let (mut here, mut all) = (0, 0);
-    for ((_, name), pool) in out {
-        all += pool.opened;
-        if pool_peer_name(name) == peer {
-            here += pool.opened;
-        }
-    }
-    let series = service.code_series(StackKind::Conn);
-    let total: u64 = series.iter().map(|code| code.value).sum();
-    let top = series
-        .iter()
-        .filter(|code| code.owner.is_some())
-        .max_by_key(|code| code.value)?;
-    if here * 10 < all * 9 || top.value * 2 < total {
-        return None;
-    }
-    let owner = top.owner.as_ref()?;
-    let recent = snapshot.profile(&ProfileQuery {
-        namespace: &service.service.namespace,
-        name: &service.service.name,
-        version: Some(&service.service.version),
-        kind: StackKind::Conn,
-        since: RECENT,
-        idle: false,
-    });
-    // Those with the highest values come first.
-    let of_owner = |sample: &&StackValue| sample.stack.owner == *owner;
-    let line = recent.and_then(|recent| Some(recent.samples.iter().find(of_owner)?.stack.owner_line()));
-    Some(place(owner, line.unwrap_or(0)))
+/// The code that opened most of them, if that is worth a word.
+fn from(opened_by: &[OpenedBy]) -> String {
+    let place = opened_by.first().and_then(OpenedBy::worth_a_word);
+    place.map_or_else(String::new, |place| format!(", from {place}"))
 }
 
 /// Three digits are enough to compare.
@@ -315,8 +288,6 @@ mod tests {
 
     #[test]
     fn a_pool_in_use_is_no_finding() {
-        let snapshot = fixture::snapshot();
-        let service = &snapshot.services[0];
         let pool = PoolTotals {
             open: 20,
             open_peak: 20,
@@ -330,17 +301,16 @@ mod tests {
             ..PoolTotals::default()
         };
         assert_eq!(
-            findings(&snapshot, service, Direction::Out, "db", &pool, 900.0),
+            findings(Direction::Out, "db", &pool, 900.0, &[]),
             Vec::<String>::new()
         );
         assert_eq!(
             findings(
-                &snapshot,
-                service,
                 Direction::In,
                 "db",
                 &PoolTotals { busy_peak: 0, ..pool },
-                900.0
+                900.0,
+                &[]
             ),
             Vec::<String>::new()
         );

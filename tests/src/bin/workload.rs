@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 use tieback_tests::workloads::{
-    confined, conn, cpu, crowd, disk, fds, handover, link, loops, memory, mixture, net, pool, process,
-    syscalls, unix, wait,
+    confined, conn, cpu, crowd, disk, fds, handover, link, loops, memory, mixture, net, openers, pool,
+    process, syscalls, unix, wait,
 };
 
 /// What to do; each prints the truth about itself as JSON lines and goes on when it reads a line.
@@ -198,6 +198,13 @@ enum Command {
     },
     /// Opens `count` connections to itself one after another, a quarter of them from another function.
     Flood { count: usize },
+    /// Opens connections to two ports, from functions of the one, of the other and of both.
+    Openers {
+        #[arg(num_args = 2)]
+        ports: Vec<u16>,
+        #[arg(long, default_value_t = 400)]
+        brief: u64,
+    },
     /// Answers requests on loopback after the time that each asks for.
     Answer {
         #[arg(long)]
@@ -303,6 +310,10 @@ fn main() -> Result<()> {
         } => crowd::connect(port, v6, count, half),
         Command::Crowd { count, progress } => crowd::hold(count, &progress),
         Command::Flood { count } => conn::flood(count),
+        Command::Openers { ports, brief } => {
+            let ports = ports.try_into().ok().context("two ports")?;
+            openers::run(ports, brief)
+        }
         Command::Answer { v6 } => pool::serve(v6),
         Command::UnixServe { path, count } => unix::serve(&path, count),
         Command::UnixConnect { path, count } => unix::connect(&path, count),

@@ -14,6 +14,7 @@ pub mod loops;
 pub mod memory;
 pub mod mixture;
 pub mod net;
+pub mod openers;
 pub mod pool;
 pub mod process;
 pub mod raw;

@@ -15,7 +15,8 @@ use self::slot::{Decided, Open, hold};
 pub use self::tree::{Only, RECORDED};
 use super::release::Releases;
 use super::{
-    AttributedTick, Lifecycle, Peer, PoolPeer, Service, ServiceInfo, ServiceRule, SlotId, Tick, Totals,
+    AttributedTick, Direction, Lifecycle, Peer, PoolPeer, Service, ServiceInfo, ServiceRule, SlotId, Tick,
+    Totals,
 };
 use crate::host::Host;
 
@@ -187,10 +188,13 @@ impl Attributor {
 
     /// Peers that are programs on this host become services.
     fn name_peers(&mut self, totals: &mut Totals) {
-        for ((direction, peer), pool) in std::mem::take(&mut totals.pools) {
+        for ((direction, peer), mut pool) in std::mem::take(&mut totals.pools) {
             let peer = match peer {
                 PoolPeer::Slot(slot, address) => match self.known(slot) {
                     Some(service) => {
+                        if direction == Direction::Out && address != Peer::Unix {
+                            pool.known_as(address);
+                        }
                         let name = match service.namespace.as_str() {
                             "" => service.name.clone(),
                             namespace => format!("{namespace}/{}", service.name),

@@ -1,5 +1,8 @@
 //! One profile of one service in the formats of other tools: pprof, folded stacks, a flame graph.
 
+use std::borrow::Cow;
+
+use super::metrics::peer_name;
 use crate::aggregate::{Frame, Service, SharedStack, StackDetail, StackKind, StackValue, WindowProfile};
 
 mod folded;
@@ -30,13 +33,16 @@ pub struct Profile {
     pub samples: Vec<Sample>,
 }
 
+/// Key and value: the `cause` of a wait, the `peer` of a connection.
+pub type Label = (&'static str, Cow<'static, str>);
+
 /// A stack and its value.
 #[derive(Clone, Debug)]
 pub struct Sample {
     /// Whose value.
     pub stack: SharedStack,
-    /// Of a wait, its cause; else empty.
-    pub cause: &'static str,
+    /// What tells it from others of this stack.
+    pub label: Option<Label>,
     /// In the unit of the kind, scaled to the exact total.
     pub value: i64,
 }
@@ -114,9 +120,10 @@ impl Profile {
 fn samples(values: &[StackValue]) -> Vec<Sample> {
     let sample = |sample: &StackValue| Sample {
         stack: sample.stack.clone(),
-        cause: match sample.detail {
-            StackDetail::Wait(cause, _) => cause.as_str(),
-            _ => "",
+        label: match sample.detail {
+            StackDetail::Wait(cause, _) => Some(("cause", cause.as_str().into())),
+            StackDetail::Opened(peer) => Some(("peer", peer_name(peer))),
+            _ => None,
         },
         value: i64::try_from(sample.value).unwrap_or(i64::MAX),
     };

@@ -85,7 +85,8 @@ pub(super) fn profile() -> Profile {
 }
 
 fn sample(stack: SharedStack, cause: &'static str, value: i64) -> Sample {
-    Sample { stack, cause, value }
+    let label = (!cause.is_empty()).then(|| ("cause", cause.into()));
+    Sample { stack, label, value }
 }
 
 fn decoded(profile: &Profile) -> proto::Profile {
