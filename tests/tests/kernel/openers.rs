@@ -88,16 +88,16 @@ impl Held {
 
 #[test]
 fn code_that_opens_connections_is_told_by_their_peer() -> Result<()> {
-    const ALL: u64 = 110;
     let held = Held::start()?;
-    // Where a window ended in between, some are counted in the next one, without their samples: another client.
+    // Where a window ended in between, some were counted in another one than their samples came in, and samples are scaled to
+    // what was counted: another client.
     for _ in 0..5 {
         let (mut client, line) = held.client()?;
         let pools = held.pools(&client)?;
         let [here, there] = [opened_by(&pools[0])?, opened_by(&pools[1])?];
-        let all: u64 = here.iter().chain(&there).map(|(_, _, opened, _)| opened).sum();
-        assert!(all <= ALL, "{here:?} {there:?}");
-        if all < ALL {
+        let sum = |code: &[(String, u64, u64, f64)]| code.iter().map(|(_, _, opened, _)| opened).sum::<u64>();
+        if [sum(&here), sum(&there)] != [40, 70] {
+            eprintln!("{here:?}, {there:?}");
             continue;
         }
         let told = |code: &[(String, u64, u64, f64)]| -> Vec<(String, u64, f64)> {
