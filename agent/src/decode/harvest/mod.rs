@@ -108,11 +108,11 @@ impl Harvest {
     /// Harvests; `windows` says how system calls were counted.
     pub fn tick(&mut self, loaded: &mut Loaded, windows: Windows) -> Result<Tick> {
         let ids: Vec<u32> = self.slots.keys().copied().collect();
-        let mut dead = HashMap::new();
+        let mut dead = Vec::with_capacity(ids.len());
         {
             let slots = array::<Slot>(loaded, "SLOTS")?;
             for id in &ids {
-                dead.insert(*id, slots.get(&(id & (MAX_SLOTS - 1)), 0)?.0.dead);
+                dead.push(slots.get(&(id & (MAX_SLOTS - 1)), 0)?.0.dead);
             }
         }
         loaded.set_tuning(|tuning| tuning.round = tuning.round.wrapping_add(1))?;
@@ -158,24 +158,24 @@ impl Harvest {
         Ok(tick)
     }
 
+    /// `dead` is of the same slots as `ids`.
     fn views(
         &self,
         loaded: &mut Loaded,
         ids: &[u32],
-        dead: &HashMap<u32, Sums>,
+        dead: &[Sums],
         round: u32,
     ) -> Result<HashMap<u32, View>> {
-        let mut views = HashMap::new();
+        let mut views = HashMap::with_capacity(ids.len());
         let slots = array::<Slot>(loaded, "SLOTS")?;
-        for id in ids {
+        for (id, dead) in ids.iter().zip(dead) {
             let slot = slots.get(&(id & (MAX_SLOTS - 1)), 0)?.0;
-            let dead = dead.get(id).copied().unwrap_or_default();
             let live = if slot.round == round {
                 slot.live
             } else {
                 Sums::default()
             };
-            views.insert(*id, view(&slot, &dead, &live, round));
+            views.insert(*id, view(&slot, dead, &live, round));
         }
         let hists = array::<WaitHists>(loaded, "WAIT_HISTS")?;
         for (id, view) in &mut views {
