@@ -20,6 +20,8 @@ pub const MARK_CASTS: u32 = 0x7ebb_0002;
 pub const MARK_DIRECT: u32 = 0x7ebb_0003;
 /// Stands for the mask of `in_iowait` in its byte.
 pub const MARK_IOWAIT: u32 = 0x7ebb_0004;
+/// Stands for the mask of `in_memstall` in its byte.
+pub const MARK_MEMSTALL: u32 = 0x7ebb_0005;
 /// Stands for the flags of maps that take memory for an element when it is added, where the kernel can do so; else they take
 /// it for all of them at once. Nothing else in the object's type information is near it.
 pub const MARK_FLAGS: usize = 0x7ebc_0000;
@@ -101,6 +103,8 @@ offsets! {
     rq_clock_task: RqClockTask = ["rq.clock_task"],
     /// The bit field that holds `in_iowait`: byte offset.
     task_iowait: TaskIowait = ["task_struct.in_iowait"],
+    /// The bit field that holds `in_memstall`: byte offset (CONFIG_PSI).
+    task_memstall: TaskMemstall = ["task_struct.in_memstall"],
     /// Open files.
     task_files: TaskFiles = ["task_struct.files"],
     /// Address space.

@@ -10,7 +10,7 @@ use aya_ebpf::helpers::{
     generated::{bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_task_pt_regs},
 };
 
-use crate::offsets::{MARK_CAST, MARK_CASTS, MARK_IOWAIT, MARK_REGS, MISSING};
+use crate::offsets::{MARK_CAST, MARK_CASTS, MARK_IOWAIT, MARK_MEMSTALL, MARK_REGS, MISSING};
 
 /// Where a plain load finds its field.
 pub(crate) struct At<const OFFSET: i32>;
@@ -105,6 +105,13 @@ impl Kernel {
     #[inline(always)]
     pub(crate) fn in_iowait(self) -> bool {
         u64::from(self.load::<u8, _>(field!(task_iowait))) & constant::<MARK_IOWAIT>() != 0
+    }
+
+    /// Whether the kernel holds a thread up for want of memory (`psi_memstall_enter`, kernel/sched/psi.c).
+    #[inline(always)]
+    pub(crate) fn in_memstall(self) -> bool {
+        offset!(task_memstall) != MISSING
+            && u64::from(self.load::<u8, _>(field!(task_memstall))) & constant::<MARK_MEMSTALL>() != 0
     }
 
     /// Follows a pointer field to another typed pointer.

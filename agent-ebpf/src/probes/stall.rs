@@ -1,4 +1,4 @@
-//! How long threads were held up because memory had to be made free for them.
+//! How long threads were held up because memory had to be made free for them, or was taken away from them before.
 
 use crate::{
     offsets::Field,
@@ -8,7 +8,7 @@ use crate::{
 /// What it is.
 pub const PROBE: Probe = Probe {
     name: "stall",
-    help: "Time in which threads had to free memory themselves before they got any: reclaim and compaction.",
+    help: "Time in which threads were held up for want of memory: they freed some, or waited for what had been evicted.",
     hooks: &[
         Hook { program: "stall_reclaim", attach: Attach::TpBtf(&["mm_vmscan_direct_reclaim_begin"]) },
         Hook { program: "stall_reclaimed", attach: Attach::TpBtf(&["mm_vmscan_direct_reclaim_end"]) },
@@ -22,16 +22,16 @@ pub const PROBE: Probe = Probe {
 };
 
 #[cfg(target_arch = "bpf")]
-mod bpf {
+pub(crate) mod bpf {
     use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
     use crate::{
         bpf::{
             count::{add, run},
             state::{slot, thread},
-            task::{current, now, field},
+            task::{Kernel, current, now, field},
         },
-        wire::{Program, SLOT_KERNEL, Stall},
+        wire::{Cause, Program, SLOT_KERNEL, Stall, Thread},
     };
 
     /// Background reclaim (kswapd, kcompactd) runs in threads of the kernel's own, which are left out.
@@ -62,6 +62,24 @@ mod bpf {
             }
         }
         0
+    }
+
+    /// A thread waited. For pages that had been evicted, if the kernel counts that as a stall (`psi_memstall_enter` in mm/filemap.c
+    /// and mm/page_io.c); while it frees memory, that is counted already.
+    #[inline(always)]
+    pub(crate) fn waited(next: Kernel, t: &Thread, cause: usize, ns: u64) {
+        let may = cause == Cause::Fault as usize || cause == Cause::Disk as usize;
+        if !may || t.stall_at != 0 || !next.in_memstall() {
+            return;
+        }
+        if let Some(slot) = slot(t.slot) {
+            let kind = Stall::Refault as usize;
+            // SAFETY: a map value, constant index.
+            unsafe {
+                add((&raw mut (*slot).stall_ns).cast::<u64>().add(kind), ns);
+                add((&raw mut (*slot).stalls).cast::<u64>().add(kind), 1);
+            }
+        }
     }
 
     #[btf_tracepoint(function = "mm_vmscan_direct_reclaim_begin")]

@@ -48,7 +48,6 @@ pub const PROBE: Probe = Probe {
 #[cfg(target_arch = "bpf")]
 mod bpf {
     use core::ffi::c_void;
-
     use aya_ebpf::{
         btf_maps::Array,
         macros::{btf_map, btf_tracepoint},
@@ -322,6 +321,7 @@ mod bpf {
             return;
         }
         t.wait_ns[cause] += blocked;
+        crate::probes::stall::bpf::waited(next, t, cause, blocked);
         if let Some(hists) = hists {
             // SAFETY: map value, the index is below the array's length.
             unsafe {

@@ -213,14 +213,16 @@ index_enum! {
 }
 
 index_enum! {
-    /// Why a thread had to free memory before it got any.
+    /// How want of memory held a thread up.
     Stall {
-        /// The host had too little.
+        /// It had to free some, because the host had too little.
         Reclaim = "reclaim",
-        /// Its cgroup was at its limit.
+        /// It had to free some, because its cgroup was at its limit.
         Limit = "limit",
-        /// There was no piece that was large enough.
+        /// It had to make a piece that was large enough.
         Compaction = "compaction",
+        /// It waited for what was taken away from it and soon needed again: swapped out, or of a file.
+        Refault = "refault",
     }
 }
 

@@ -18,6 +18,8 @@ pub struct Layout {
     pub missing: BTreeMap<String, (Field, String)>,
     /// Mask of `in_iowait` in its byte.
     pub iowait_mask: u32,
+    /// Mask of `in_memstall` in its byte.
+    pub memstall_mask: u32,
     /// Bytes between two resident counters.
     pub rss_stride: u32,
     /// How the kernel side tells the verifier what an address is; `None` where it must ask a helper instead.
@@ -44,6 +46,7 @@ pub fn layout(btf: &Btf<'_>, bogus: Option<Field>) -> Layout {
         offsets: Offsets::UNSET,
         missing: BTreeMap::new(),
         iowait_mask: 1,
+        memstall_mask: 1,
         rss_stride: 8,
         cast: btf
             .function_id("bpf_rdonly_cast")
@@ -76,8 +79,10 @@ pub fn layout(btf: &Btf<'_>, bogus: Option<Field>) -> Layout {
         match found {
             Some((place, path)) => {
                 layout.offsets.set(*field, place.offset);
-                if *field == Field::TaskIowait {
-                    layout.iowait_mask = 1 << place.bit;
+                match *field {
+                    Field::TaskIowait => layout.iowait_mask = 1 << place.bit,
+                    Field::TaskMemstall => layout.memstall_mask = 1 << place.bit,
+                    _ => {}
                 }
                 if *field == Field::MmRss && path.contains("[]") {
                     layout.rss_stride = btf.size("percpu_counter").unwrap_or(8);

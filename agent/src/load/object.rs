@@ -1,7 +1,7 @@
 //! Writes what is known of the running kernel into the instructions of the object.
 
 use agent_ebpf::offsets::{
-    MARK, MARK_CAST, MARK_CASTS, MARK_DIRECT, MARK_FLAGS, MARK_IOWAIT, MARK_LOAD, MARK_REGS,
+    MARK, MARK_CAST, MARK_CASTS, MARK_DIRECT, MARK_FLAGS, MARK_IOWAIT, MARK_LOAD, MARK_MEMSTALL, MARK_REGS,
 };
 use anyhow::{Context as _, Result};
 use object::{Object as _, ObjectSection as _, SectionKind};
@@ -100,6 +100,7 @@ fn patch(code: &mut [u8], layout: &Layout, direct: bool) {
                     MARK_CASTS => Some(u32::from(layout.cast.is_some())),
                     MARK_DIRECT => Some(u32::from(direct)),
                     MARK_IOWAIT => Some(layout.iowait_mask),
+                    MARK_MEMSTALL => Some(layout.memstall_mask),
                     other => other
                         .checked_sub(MARK)
                         .and_then(|at| layout.offsets.at(at as usize)),
@@ -142,6 +143,7 @@ mod tests {
             offsets,
             missing: std::collections::BTreeMap::new(),
             iowait_mask: 0x20,
+            memstall_mask: 0x40,
             rss_stride: 8,
             cast,
             allocates: true,

@@ -75,6 +75,12 @@ enum Command {
         #[arg(long, default_value_t = 65_536)]
         chunk: usize,
     },
+    /// Touches a mapped file at random.
+    Touch {
+        path: PathBuf,
+        #[arg(long, default_value_t = 5.0)]
+        seconds: f64,
+    },
     /// Faults in a mapped file that is not cached.
     Fault {
         path: PathBuf,
@@ -262,6 +268,7 @@ fn main() -> Result<()> {
         Command::Fsync { path, times } => disk::fsync_loop(&path, times),
         Command::ColdRead { path, chunk } => disk::cold_read(&path, chunk),
         Command::Fault { path, stride } => disk::fault_read(&path, stride),
+        Command::Touch { path, seconds } => disk::touch(&path, seconds),
         Command::DirectWrite { path, bytes, chunk } => disk::direct_write(&path, bytes, chunk),
         Command::Grow { bytes, huge } => memory::grow(bytes, huge),
         Command::Zeros { seconds, bytes } => syscalls::zeros(Duration::from_secs(seconds), bytes),

@@ -100,6 +100,28 @@ pub fn fault_read(path: &Path, stride: usize) -> Result<()> {
     }))
 }
 
+/// Touches pages of a mapped file at random for some time, half of the touches in a tenth of it: some pages are worth keeping.
+pub fn touch(path: &Path, seconds: f64) -> Result<()> {
+    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    let len = usize::try_from(file.metadata()?.len())?;
+    drop_cache(&file)?;
+    let mapping = super::memory::Mapping::of_file(&file, len)?;
+    gate::step("ready", &json!({}))?;
+    let (before, start) = (major_faults(), Instant::now());
+    let (mut seed, mut sum) = (1u64, 0u64);
+    while start.elapsed().as_secs_f64() < seconds {
+        for _ in 0..64 {
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let part = if seed >> 63 == 0 { len } else { len / 10 };
+            let at = (seed >> 20) as usize % part;
+            sum += u64::from(std::hint::black_box(mapping.bytes()[at]));
+        }
+    }
+    gate::truth(&json!({ "major_faults": major_faults() - before, "sum": sum }))
+}
+
 /// Writes `bytes` in `chunk`s past the page cache, each on the device when the call returns.
 pub fn direct_write(path: &Path, bytes: u64, chunk: usize) -> Result<()> {
     let file = OpenOptions::new()

@@ -1,9 +1,12 @@
-//! Threads that have to free memory before they get any.
+//! Threads that have to free memory before they get any, or wait for what was taken from them.
 
 use std::collections::HashMap;
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use tieback_tests::agent::Agent;
 use tieback_tests::assert_within;
 use tieback_tests::program::Program;
@@ -102,11 +105,16 @@ impl Drop for Trace {
     }
 }
 
+/// Whether what is cached of a folder's files can be freed.
+fn cached(path: &Path) -> Result<bool> {
+    // TMPFS_MAGIC and RAMFS_MAGIC of linux/magic.h.
+    Ok(![0x0102_1994, 0x8584_58f6].contains(&rustix::fs::statfs(path)?.f_type))
+}
+
 #[test]
 fn reclaim_at_the_limit_of_a_cgroup_is_a_stall() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    // TMPFS_MAGIC and RAMFS_MAGIC of linux/magic.h.
-    if [0x0102_1994, 0x8584_58f6].contains(&rustix::fs::statfs(dir.path())?.f_type) {
+    if !cached(dir.path())? {
         println!("skipped: what is cached of files in memory cannot be freed");
         return Ok(());
     }
@@ -136,5 +144,110 @@ fn reclaim_at_the_limit_of_a_cgroup_is_a_stall() -> Result<()> {
         0.1,
         "seconds of stalls"
     );
+    Ok(())
+}
+
+/// What bpftrace sees of a thread's waits of this kind, outside of freeing memory: the flag is the kernel's own, for its account of
+/// pressure (CONFIG_PSI).
+struct Watch {
+    bpftrace: Child,
+    said: BufReader<ChildStdout>,
+}
+
+impl Watch {
+    /// `None` where there is no bpftrace.
+    fn start(tid: u32) -> Result<Option<Self>> {
+        let script = format!(
+            "tracepoint:vmscan:mm_vmscan_memcg_reclaim_begin /tid == {tid}/ {{ @frees = 1; }}
+             tracepoint:vmscan:mm_vmscan_memcg_reclaim_end /tid == {tid}/ {{ @frees = 0; }}
+             tracepoint:sched:sched_switch
+             /args->prev_pid == {tid} && (args->prev_state & 0xff) && curtask->in_memstall && !@frees/ {{ @off = nsecs; }}
+             tracepoint:sched:sched_waking /args->pid == {tid} && @off/ {{ @ns += nsecs - @off; @n += 1; @off = 0; }}
+             interval:ms:300 {{ if (!@said) {{ printf(\"begun\\n\"); @said = 1; }} }}
+             END {{ printf(\"%llu %llu\\n\", @ns, @n); clear(@ns); clear(@n); clear(@off); clear(@frees); clear(@said); }}"
+        );
+        let started = Command::new("bpftrace")
+            .args(["-e", &script])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn();
+        let mut bpftrace = match started {
+            Ok(bpftrace) => bpftrace,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).context("starting bpftrace"),
+        };
+        let said = BufReader::new(bpftrace.stdout.take().context("no output")?);
+        let mut watch = Self { bpftrace, said };
+        watch.line("begun")?;
+        Ok(Some(watch))
+    }
+
+    /// The next line that is not about bpftrace itself and contains this.
+    fn line(&mut self, with: &str) -> Result<String> {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            ensure!(self.said.read_line(&mut line)? > 0, "bpftrace ended");
+            if line.contains(with) && !line.starts_with("Attaching") && line.trim() != "" {
+                return Ok(line);
+            }
+        }
+    }
+
+    /// Seconds and number of waits.
+    fn end(mut self) -> Result<(f64, f64)> {
+        let pid = Pid::from_raw(self.bpftrace.id().cast_signed()).context("no pid")?;
+        kill_process(pid, Signal::INT)?;
+        let line = self.line(" ")?;
+        self.bpftrace.wait()?;
+        let (ns, count) = line.trim().split_once(' ').context("two numbers")?;
+        Ok((ns.parse::<f64>()? / 1e9, count.parse()?))
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // Fails where it has ended, as it should.
+        let _killed = self.bpftrace.kill();
+        let _ended = self.bpftrace.wait();
+    }
+}
+
+#[test]
+fn waits_for_pages_that_were_evicted_are_stalls() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    if !cached(dir.path())? || !Path::new("/proc/pressure/memory").exists() {
+        println!(
+            "skipped: what is cached of files in memory cannot be freed, or nothing accounts for pressure"
+        );
+        return Ok(());
+    }
+    let agent = Agent::start(&[])?;
+    let group = MemoryGroup::new(32 << 20)?;
+    let path = dir.path().join("file");
+    // A little more than the group may cache, all of it in use.
+    std::fs::write(&path, vec![7; 36 << 20])?;
+    let (mut program, _) = Program::start(&["touch", path.to_str().context("path")?])?;
+    let service = program.service.clone();
+    agent.wait_for_service(&service)?;
+    group.add(program.pid())?;
+    let before = agent.settled()?;
+    let Some(watch) = Watch::start(program.pid())? else {
+        println!("skipped: no bpftrace");
+        return Ok(());
+    };
+    program.finish()?;
+    let (seconds, count) = watch.end()?;
+    let after = agent.settled()?;
+    let more = |name: &str| {
+        let labels = [("service_name", service.as_str()), ("kind", "refault")];
+        after.sum(name, &labels) - before.sum(name, &labels)
+    };
+    let stalls = more("tieback_memory_stalls_total");
+    let stalled = more("tieback_memory_stall_seconds_total");
+    eprintln!("{stalls} stalls of {stalled} s; bpftrace {count} of {seconds} s");
+    assert!(count > 100.0, "{count} waits");
+    assert_within!(stalls, count, 0.02, "waits");
+    assert_within!(stalled, seconds, 0.1, "seconds");
     Ok(())
 }

@@ -35,12 +35,10 @@ pub(super) fn family(metric: Metric) -> Family {
         Metric::MemoryStall => (
             Counter,
             "Seconds in which threads had to free memory before they got any, for want of the host's (reclaim), at the limit of their \
-             cgroup (limit), or of one piece (compaction). They passed on the CPU or waiting and are part of those seconds, too.",
+             cgroup (limit), or of one piece (compaction), or waited for pages that had just been evicted or swapped out (refault). \
+             They passed on the CPU or waiting and are part of those seconds, too.",
         ),
-        Metric::MemoryStalls => (
-            Counter,
-            "Times that threads had to free memory before they got any.",
-        ),
+        Metric::MemoryStalls => (Counter, "Times that threads were held up for want of memory."),
         Metric::PageFaults => (Counter, "Page faults by kind; major ones waited for storage."),
         Metric::OomKills => (Counter, "Processes killed for want of memory."),
         Metric::AllocBytes => (
