@@ -138,11 +138,11 @@ pub struct StackHeader {
     pub stack_kind: u32,
     /// Cause of a wait; of an allocation, the mean distance of samples in bytes.
     pub cause: u32,
-    /// System call number, -1 for none; of an allocation, the thread's count of samples.
+    /// System call number, -1 for none (so of a TCP connection); of an allocation, the thread's count of samples.
     pub nr: i32,
     /// Frames of the user half.
     pub user_len: u16,
-    /// Frames of the kernel half.
+    /// Frames of the kernel half, or the words in their place ([`GROWTH_WORDS`], [`CONN_WORDS`]).
     pub kernel_len: u16,
     /// [`UnwindResult`](super::unwind::UnwindResult): how the walk of the user half ended.
     pub unwind: u32,

@@ -211,7 +211,8 @@ pub(super) fn exact(totals: &Totals, moved: u64, idle_share: f64) -> Vec<(Group,
             .map(|(_, conn)| conn)
     };
     let opened = outgoing().fold(0u64, |sum, conn| sum.saturating_add(conn.opened));
-    // Samples are of attempts. Where some fail, the rest are not known to have opened something; each takes what it weighs.
+    // Samples are of attempts. Where some fail, the rest are not known to have opened something (one that times out, or whose peer was
+    // counted among others, weighs as much as one that did); each takes what it weighs.
     // What is reset was open: an attempt is refused.
     let mut failures = ConnFailure::ALL.iter().filter(|why| **why != ConnFailure::Reset);
     let all_opened = failures.all(|why| outgoing().all(|conn| conn.failures[why.index()] == 0));

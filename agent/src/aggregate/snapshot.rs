@@ -107,9 +107,14 @@ impl Snapshot {
                 stack: Arc::clone(&live.stack),
                 value,
             };
+            // Whole numbers whose sums are right, too.
+            let (mut seen, mut given) = (0.0, 0);
             for live in services.flat_map(|service| &service.live.stacks) {
                 profile.samples.push(value(live, live.bytes));
-                profile.objects.push(value(live, live.ages.objects));
+                seen += live.ages.objects;
+                let objects = (seen.round() as u64).saturating_sub(given);
+                profile.objects.push(value(live, objects));
+                given += objects;
             }
         }
         Some(profile)

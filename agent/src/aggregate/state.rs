@@ -16,7 +16,10 @@ use super::pools::{PoolBound, RecentPools};
 use super::ranking::{CodeKey, Ranking};
 use super::snapshot::{CodeSeries, ServiceCode, ServiceSnapshot};
 use super::window::{StackValue, WindowBuilder};
-use crate::symbolize::{Cause, Service, ServiceInfo, StackDetail, StackKind, SymbolizedSample, Totals};
+use crate::symbolize::{
+    Cause, ConnFailure, Direction, Peer, Service, ServiceInfo, StackDetail, StackKind, SymbolizedSample,
+    Totals,
+};
 
 /// Ticks for which exact amounts wait for their samples, and samples for them, where both come at the same moment: only the order of
 /// reading can differ.
@@ -116,6 +119,7 @@ impl ServiceState {
         counters::add(totals, &tick, &mut self.peers, now.tick);
         for sample in &mut samples {
             if let StackDetail::Opened(peer) = &mut sample.detail {
+                sample.weight *= opened_share(&tick, *peer);
                 *peer = self.peers.name(&mut totals.conns, *peer, now.tick);
             }
         }
@@ -236,6 +240,21 @@ fn series(ranking: &Ranking) -> Vec<CodeSeries> {
             value,
         })
         .collect()
+}
+
+/// Samples are of attempts to connect: of how many of a peer's in this tick something was opened. (An attempt that times out does so
+/// in a later tick than its sample comes.)
+fn opened_share(tick: &Totals, peer: Peer) -> f64 {
+    let Some(conn) = tick.conns.get(&(Direction::Out, peer)) else {
+        return 1.0;
+    };
+    // What is reset was open: an attempt is refused.
+    let reset = conn.failures[ConnFailure::Reset.index()];
+    let failed = conn.failures.iter().sum::<u64>() - reset;
+    if failed == 0 {
+        return 1.0;
+    }
+    conn.opened as f64 / (conn.opened + failed) as f64
 }
 
 /// How weights relate to the total in a tick in which nothing was counted: `last` is how they did in the last one with a rule.

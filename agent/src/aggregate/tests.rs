@@ -60,6 +60,46 @@ fn connections_whose_samples_come_a_tick_later_are_all_credited() {
 }
 
 #[test]
+fn a_peer_that_refuses_has_opened_nothing() {
+    let shop = service("shop");
+    let server = |port| Peer::Server("10.0.0.7".parse().expect("address"), port);
+    let mut opened = Totals {
+        processes: 1,
+        ..Totals::default()
+    };
+    let mut conn = |port, count, refused| {
+        let conn = opened.conns.entry((Direction::Out, server(port))).or_default();
+        conn.opened = count;
+        conn.failures[ConnFailure::Refused.index()] = refused;
+    };
+    conn(5432, 10, 0);
+    conn(6379, 0, 90);
+    conn(80, 4, 12);
+    let attempts = |port, count| {
+        let detail = StackDetail::Opened(server(port));
+        sample(&shop, StackKind::Conn, detail, count, stack("connects", false))
+    };
+    let samples = vec![attempts(5432, 10.0), attempts(6379, 90.0), attempts(80, 16.0)];
+    let mut aggregator = Aggregator::new(limits());
+    aggregator.tick(tick(vec![(Arc::clone(&shop), opened)]), samples, &[]);
+    let profile = aggregator.snapshot().profile(&ProfileQuery {
+        namespace: "",
+        name: "shop",
+        version: None,
+        kind: StackKind::Conn,
+        since: Duration::MAX,
+        idle: false,
+    });
+    let samples = profile.expect("a window").samples;
+    let told: Vec<_> = samples
+        .iter()
+        .map(|sample| (sample.detail, sample.value))
+        .collect();
+    let of = |port, count| (StackDetail::Opened(server(port)), count);
+    assert_eq!(told, [of(5432, 10), of(80, 4)]);
+}
+
+#[test]
 fn futex_time_is_divided_by_the_ticks_samples_and_both_parts_only_grow() {
     let shop = service("shop");
     let mut aggregator = Aggregator::new(limits());

@@ -133,8 +133,8 @@ pub enum StackDetail {
 pub struct Living {
     /// Class `n` is younger than `2^n` seconds and not of a lower class.
     pub class: u8,
-    /// How many, estimated.
-    pub objects: u32,
+    /// How many, estimated; in hundredths, because one sample of what is large stands for one and a bit.
+    pub objects: u64,
     /// Age of the youngest that was sampled.
     pub youngest: u32,
     /// Mean age of the bytes.
@@ -214,6 +214,15 @@ impl StackSample {
     pub fn stand_for_all(&mut self, windows: f64) {
         if self.detail == StackDetail::Opened(Peer::Unix) && windows > 0.0 {
             self.weight /= windows;
+        }
+    }
+
+    /// Of an allocation, objects that it stands for.
+    #[must_use]
+    pub fn objects(&self) -> f64 {
+        match self.detail {
+            StackDetail::Alloc { size, .. } => self.weight / size.max(1) as f64,
+            _ => 0.0,
         }
     }
 

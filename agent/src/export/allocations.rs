@@ -49,7 +49,7 @@ struct Service<'a> {
     /// Not freed: of what was allocated since the processes are watched (`probes`), of all (`runtime profile`); `null` where nobody
     /// knows, which are probes in mode `duty`.
     live_bytes: Option<u64>,
-    /// The same in objects; estimated.
+    /// Objects of the stacks that are kept of it, those with the most bytes; estimated.
     live_objects: Option<u64>,
     /// Where that is from.
     live_from: Vec<&'static str>,
@@ -76,7 +76,7 @@ struct LiveEntry {
     ages: Ages,
 }
 
-/// Objects that live, and how long they have lived at the last tick.
+/// Objects that live, and how long they have lived at the last tick; of Go's own profile, how long at least.
 #[derive(Debug, Serialize)]
 struct Ages {
     objects: u64,
@@ -162,7 +162,7 @@ fn service<'a>(watched: &'a AllocTelemetry, found: &[&ServiceSnapshot]) -> Servi
         live_bytes: known.then(|| sum(|service| service.totals.alloc_live_bytes)),
         live_objects: known.then(|| {
             let stacks = found.iter().flat_map(|service| &service.live.stacks);
-            stacks.map(|live| live.ages.objects).sum()
+            stacks.map(|live| live.ages.objects).sum::<f64>().round() as u64
         }),
         live: live(found),
         leaks_from: if live_from.is_empty() {
@@ -204,7 +204,7 @@ fn ages(of: &LiveAges) -> Ages {
     // As precise as it is known; the mean of them is not more.
     let rounded = |seconds: f64| (seconds * 100.0).round() / 100.0;
     Ages {
-        objects: of.objects,
+        objects: of.objects.round() as u64,
         youngest_seconds: rounded(of.youngest_seconds),
         mean_age_seconds: rounded(of.mean_seconds),
         oldest_seconds: rounded(of.oldest_seconds),
@@ -237,7 +237,7 @@ fn entry(leak: &Leak, limit: Option<u64>, resident: u64) -> LeakEntry {
         bytes(per_hour),
         place(owner, leak.stack.owner_line()),
         bytes(leak.live_bytes as f64),
-        leak.ages.objects
+        leak.ages.objects.round()
     );
     if let (Some(seconds), Some(limit)) = (limit_in, limit) {
         finding += &format!(
@@ -295,7 +295,7 @@ mod tests {
             stack: stack("cache::remember", false),
             live_bytes: 300 << 20,
             ages: LiveAges {
-                objects: 4_700,
+                objects: 4_700.2,
                 youngest_seconds: 0.1,
                 mean_seconds: 150.004,
                 oldest_seconds: 301.0,

@@ -48,6 +48,14 @@ pub(super) struct Openers {
 
 impl Openers {
     pub(super) fn of(snapshot: &Snapshot, service: &ServiceSnapshot) -> Self {
+        // All windows are gone through.
+        let mut directions = service.recent_pools.keys().map(|(direction, _)| *direction);
+        if directions.all(|direction| direction == Direction::In) {
+            return Self {
+                samples: Vec::new(),
+                unix: 0,
+            };
+        }
         let profile = snapshot.profile(&ProfileQuery {
             namespace: &service.service.namespace,
             name: &service.service.name,

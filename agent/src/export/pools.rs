@@ -30,9 +30,10 @@ struct Pool<'a> {
     version: &'a str,
     direction: &'static str,
     peer: String,
-    /// Of a peer with a name, if connections are opened to it.
+    /// Of a peer with a name, if connections are opened to it; 16 at most, and `opened_by` is of these.
     addresses: Vec<String>,
-    /// The code that opened connections to it, as far back as stacks are kept; from samples.
+    /// The code that opened connections to it, as far back as stacks are kept; from samples. A peer that has been known by its address
+    /// and by its name has the same code in both pools.
     opened_by: Vec<OpenedBy>,
     /// Length of the recent past.
     seconds: f64,

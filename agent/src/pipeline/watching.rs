@@ -42,13 +42,13 @@ impl Watching {
 
     /// A stack was sampled: of an allocation, it counts as objects, too, and may live on.
     pub(super) fn sampled(&mut self, sample: &StackSample, samples: &mut Vec<StackSample>) {
-        let StackDetail::Alloc { size, .. } = sample.detail else {
+        if !matches!(sample.detail, StackDetail::Alloc { .. }) {
             return;
-        };
+        }
         samples.push(StackSample {
             kind: StackKind::AllocObjects,
             detail: StackDetail::None,
-            weight: sample.weight / size.max(1) as f64,
+            weight: sample.objects(),
             ..sample.clone()
         });
         self.live.sampled(sample);

@@ -108,7 +108,7 @@ impl GoNews {
             python: PythonStack::default(),
             unwind: UnwindResult::Complete,
         };
-        let (allocated, all) = largest(news.allocated.into_iter());
+        let (allocated, all) = largest(news.allocated);
         let counted = self.counted.entry(slot).or_default();
         counted.bytes += all.bytes;
         counted.objects += all.objects;
@@ -156,10 +156,8 @@ impl GoNews {
 }
 
 /// Sums what belongs together; the largest of it, and the sum of all.
-fn largest<K: Eq + std::hash::Hash>(
-    amounts: impl Iterator<Item = (K, Amount)>,
-) -> (Vec<(K, Amount)>, Amount) {
-    let mut sums: HashMap<K, Amount> = HashMap::new();
+fn largest(amounts: Vec<(Vec<u64>, Amount)>) -> (Vec<(Vec<u64>, Amount)>, Amount) {
+    let mut sums: HashMap<Vec<u64>, Amount> = HashMap::new();
     let mut all = Amount::default();
     for (key, amount) in amounts {
         for sum in [sums.entry(key).or_default(), &mut all] {

@@ -39,7 +39,7 @@ impl Lives {
         let mean = 100.0 * self.byte_seconds / self.bytes.max(1e-9);
         StackDetail::Live(Living {
             class,
-            objects: self.objects.round() as u32,
+            objects: (100.0 * self.objects).round() as u64,
             youngest: hundredths(self.youngest_ns.unwrap_or(0)),
             mean: mean.round() as u32,
             // Not younger than it is.
@@ -66,7 +66,7 @@ mod tests {
         lives.add(100.0, 10.4, 7 * SECOND);
         let expected = Living {
             class: 3,
-            objects: 13,
+            objects: 1_340,
             youngest: 500,
             mean: 550,
             oldest: 700,

@@ -34,7 +34,7 @@ struct Kept {
 impl Live {
     /// An allocation was sampled.
     pub fn sampled(&mut self, sample: &StackSample) {
-        let StackDetail::Alloc { id, size } = sample.detail else {
+        let StackDetail::Alloc { id, .. } = sample.detail else {
             return;
         };
         if self.kept.len() >= MOST {
@@ -44,7 +44,7 @@ impl Live {
         let kept = Kept {
             sample: Arc::new(sample.clone()),
             bytes: sample.weight,
-            objects: sample.weight / size.max(1) as f64,
+            objects: sample.objects(),
             round: self.round,
         };
         self.kept.insert(id, kept);
@@ -148,9 +148,9 @@ mod tests {
         assert_eq!(
             found,
             [
-                (0x10, of(0, 15, [0, 17, 50]), 150.0),
-                (0x10, of(4, 1, [800; 3]), 7.0),
-                (0x20, of(4, 0, [800; 3]), 1.0)
+                (0x10, of(0, 1_500, [0, 17, 50]), 150.0),
+                (0x10, of(4, 70, [800; 3]), 7.0),
+                (0x20, of(4, 10, [800; 3]), 1.0)
             ]
         );
         assert_eq!(slots, HashMap::from([(SlotId(5), 158.0)]));
