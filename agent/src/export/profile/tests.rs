@@ -2,11 +2,12 @@
 
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prost::Message;
 
 use super::*;
-use crate::aggregate::{Owner, Stack};
+use crate::aggregate::{Owner, ProfileQuery, Stack, fixture};
 
 fn frame(function: &str, module: &str, address: u64) -> Frame {
     Frame {
@@ -90,7 +91,11 @@ fn sample(stack: SharedStack, cause: &'static str, value: i64) -> Sample {
 }
 
 fn decoded(profile: &Profile) -> proto::Profile {
-    let bytes = pprof(std::slice::from_ref(profile)).unwrap();
+    decoded_all(std::slice::from_ref(profile))
+}
+
+fn decoded_all(profiles: &[Profile]) -> proto::Profile {
+    let bytes = pprof(profiles).unwrap();
     let mut plain = Vec::new();
     flate2::read::GzDecoder::new(bytes.as_slice())
         .read_to_end(&mut plain)
@@ -186,6 +191,42 @@ fn pprof_tells_the_causes_of_waits_apart() {
             (vec![("cause", "lock")], 4_000_000_000),
         ]
     );
+}
+
+#[test]
+fn pprof_has_peers_of_connections_and_objects_of_what_lives() {
+    let snapshot = fixture::snapshot();
+    let of = |kind| {
+        let query = ProfileQuery {
+            namespace: "prod",
+            name: "shop",
+            version: None,
+            kind,
+            since: Duration::MAX,
+            idle: false,
+        };
+        let windows = snapshot.profile(&query).unwrap();
+        let out = decoded_all(&Profile::all(&profile().service, &windows));
+        let text = |index: i64| out.string_table[usize::try_from(index).unwrap()].clone();
+        let types: Vec<_> = out.sample_type.iter().map(|one| text(one.r#type)).collect();
+        let samples: Vec<_> = out
+            .sample
+            .iter()
+            .map(|sample| {
+                let labels = sample.label.iter();
+                let labels: Vec<_> = labels.map(|label| (text(label.key), text(label.str))).collect();
+                (labels, sample.value.clone())
+            })
+            .collect();
+        (types, samples, windows.sums())
+    };
+    let (types, samples, (opened, _)) = of(StackKind::Conn);
+    assert_eq!(types, ["connections"]);
+    let peer = ("peer".to_owned(), "10.0.0.9:6379".to_owned());
+    assert_eq!(samples, [(vec![peer], vec![i64::try_from(opened).unwrap()])]);
+    let (types, samples, _) = of(StackKind::AllocLive);
+    assert_eq!(types, ["inuse_space", "inuse_objects"]);
+    assert_eq!(samples, [(vec![], vec![2048, 4])]);
 }
 
 #[test]

@@ -324,3 +324,49 @@ fn period(bytes: u64) -> String {
         bytes => format!("{bytes} bytes"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attribute::Living;
+
+    #[test]
+    fn what_is_in_use_has_objects_and_ages() {
+        const SECOND: u64 = 1_000_000_000;
+        let of = |stack, age_ns, objects, bytes| (vec![stack], age_ns, Amount { objects, bytes });
+        let news = News {
+            allocated: Vec::new(),
+            in_use: vec![
+                of(1, 7 * SECOND, 1.0, 100.0),
+                of(2, 0, 50.0, 50.0),
+                of(1, 5 * SECOND, 3.0, 300.0),
+                of(1, 8 * SECOND, 2.0, 20.0),
+            ],
+        };
+        let mut told = GoNews::default();
+        told.read(news, SlotId(5), 7);
+        assert_eq!(told.in_use_bytes, HashMap::from([(SlotId(5), 470.0)]));
+        let found: Vec<_> = told
+            .in_use
+            .iter()
+            .map(|sample| (sample.user[0], sample.detail, sample.weight))
+            .collect();
+        let living = |class, objects, [youngest, mean, oldest]: [u32; 3]| {
+            StackDetail::Live(Living {
+                class,
+                objects,
+                youngest,
+                mean,
+                oldest,
+            })
+        };
+        assert_eq!(
+            found,
+            [
+                (1, living(3, 400, [500, 550, 700]), 400.0),
+                (2, living(0, 5_000, [0; 3]), 50.0),
+                (1, living(4, 200, [800; 3]), 20.0)
+            ]
+        );
+    }
+}
