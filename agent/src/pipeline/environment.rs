@@ -53,6 +53,10 @@ pub(super) fn environment(host: &Host, config: &Config) -> Result<Environment> {
     if disabled.contains("unix") || lacks(&layout, &agent_ebpf::probes::unix::PROBE) {
         layout.offsets.set(Field::UnixPeer, MISSING);
     }
+    // Without that probe nothing tells what a thread waits for while it frees memory, which the kernel's flag covers, too.
+    if disabled.contains("stall") || lacks(&layout, &agent_ebpf::probes::stall::PROBE) {
+        layout.offsets.set(Field::TaskMemstall, MISSING);
+    }
     Ok(Environment {
         host: host.clone(),
         pid_max: host.pid_max().context("read pid_max")?,

@@ -328,7 +328,7 @@ fn period(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attribute::Living;
+    use crate::signals::alloc::living;
 
     #[test]
     fn what_is_in_use_has_objects_and_ages() {
@@ -351,15 +351,6 @@ mod tests {
             .iter()
             .map(|sample| (sample.user[0], sample.detail, sample.weight))
             .collect();
-        let living = |class, objects, [youngest, mean, oldest]: [u32; 3]| {
-            StackDetail::Live(Living {
-                class,
-                objects,
-                youngest,
-                mean,
-                oldest,
-            })
-        };
         assert_eq!(
             found,
             [

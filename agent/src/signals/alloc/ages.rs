@@ -48,6 +48,18 @@ impl Lives {
     }
 }
 
+/// What a sample says of so many hundredths of objects and these ages: youngest, mean, oldest.
+#[cfg(test)]
+pub(crate) fn living(class: u8, objects: u64, [youngest, mean, oldest]: [u32; 3]) -> StackDetail {
+    StackDetail::Live(Living {
+        class,
+        objects,
+        youngest,
+        mean,
+        oldest,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,14 +76,7 @@ mod tests {
         let mut lives = Lives::default();
         lives.add(300.0, 3.0, 5 * SECOND + 1);
         lives.add(100.0, 10.4, 7 * SECOND);
-        let expected = Living {
-            class: 3,
-            objects: 1_340,
-            youngest: 500,
-            mean: 550,
-            oldest: 700,
-        };
-        assert_eq!(lives.detail(3), StackDetail::Live(expected));
+        assert_eq!(lives.detail(3), living(3, 1_340, [500, 550, 700]));
         let mut one = Lives::default();
         one.add(1.0, 1.0, 5 * SECOND + 1);
         let StackDetail::Live(living) = one.detail(3) else {

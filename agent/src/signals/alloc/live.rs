@@ -89,7 +89,8 @@ impl Live {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decode::model::{Living, PythonStack, UnwindResult};
+    use crate::decode::model::{PythonStack, UnwindResult};
+    use crate::signals::alloc::living;
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -135,22 +136,13 @@ mod tests {
         let (mut stacks, slots) = live.read(&table, 9 * SECOND);
         stacks.sort_by(|a, b| b.weight.total_cmp(&a.weight));
         let found: Vec<_> = stacks.iter().map(|s| (s.user[0], s.detail, s.weight)).collect();
-        let of = |class, objects, [youngest, mean, oldest]: [u32; 3]| {
-            StackDetail::Live(Living {
-                class,
-                objects,
-                youngest,
-                mean,
-                oldest,
-            })
-        };
         // Of the first 100 bytes are of no age, and 50 are half a second old: 0.17 s in the mean.
         assert_eq!(
             found,
             [
-                (0x10, of(0, 1_500, [0, 17, 50]), 150.0),
-                (0x10, of(4, 70, [800; 3]), 7.0),
-                (0x20, of(4, 10, [800; 3]), 1.0)
+                (0x10, living(0, 1_500, [0, 17, 50]), 150.0),
+                (0x10, living(4, 70, [800; 3]), 7.0),
+                (0x20, living(4, 10, [800; 3]), 1.0)
             ]
         );
         assert_eq!(slots, HashMap::from([(SlotId(5), 158.0)]));

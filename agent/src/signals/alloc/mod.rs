@@ -12,6 +12,8 @@ mod slowdown;
 #[cfg(test)]
 mod tests;
 
+#[cfg(test)]
+pub(crate) use ages::living;
 pub use ages::{Lives, age_class};
 pub use code::Sites;
 pub use duty::{Duty, windows_cost};
