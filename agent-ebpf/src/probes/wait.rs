@@ -65,7 +65,7 @@ mod bpf {
         },
         classes::{CLASS_DISK, CLASS_FD, CLASS_IDLE, CLASS_IPC, CLASS_LOCK, CLASS_SLEEP},
         wire::{
-            BUCKETS, Cause, EVENT_EXITED, EVENT_WAIT_DONE, Lost, MAX_SLOTS, MAX_SYSCALLS, Program, SAMPLE_AGAIN,
+            BUCKETS, Cause, EVENT_EXITED, EVENT_WAIT_DONE, FOR_MEMORY, Lost, MAX_SLOTS, MAX_SYSCALLS, Program, SAMPLE_AGAIN,
             SAMPLE_FLAGS, SAMPLE_SHORT, SLOT_KERNEL, STATE_NEW, STATE_OFF, STATE_ON, STATE_UNSEEN, SlotEvent, StackKind, Thread, WaitDone, WaitHists,
         },
     };
@@ -216,7 +216,7 @@ mod bpf {
             slot: t.slot,
             pid: t.tgid,
             tid,
-            cause: u32::from(t.cause),
+            cause: u32::from(t.cause) | if prev.in_memstall() { FOR_MEMORY } else { 0 },
             nr: regs.nr(),
             weight: t.sample,
             kernel: true,

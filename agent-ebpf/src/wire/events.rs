@@ -121,6 +121,9 @@ pub struct CapturedModule {
 }
 const _: () = assert!(size_of::<CapturedModule>() == 64);
 
+/// Beside the cause of a sampled wait: the kernel held the thread up for want of memory.
+pub const FOR_MEMORY: u32 = 1 << 8;
+
 /// A sampled stack; `user_len` and then `kernel_len` addresses follow, 8 bytes each, see [`FRAME_INTERRUPTED`]; then
 /// `python_len` frames of [`PYTHON_WORDS`](super::python::PYTHON_WORDS), and behind them `modules` times [`CapturedModule`].
 #[derive(Clone, Copy, Debug)]
@@ -136,7 +139,7 @@ pub struct StackHeader {
     pub tid: u32,
     /// `StackKind`.
     pub stack_kind: u32,
-    /// Cause of a wait; of an allocation, the mean distance of samples in bytes.
+    /// Cause of a wait, with [`FOR_MEMORY`]; of an allocation, the mean distance of samples in bytes.
     pub cause: u32,
     /// System call number, -1 for none (so of a TCP connection); of an allocation, the thread's count of samples.
     pub nr: i32,

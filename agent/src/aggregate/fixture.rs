@@ -96,7 +96,7 @@ pub(crate) fn wait(
     sample(
         service,
         StackKind::Wait,
-        StackDetail::Wait(cause, Some(202)),
+        StackDetail::wait(cause, Some(202)),
         weight as f64,
         stack,
     )

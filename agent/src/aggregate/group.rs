@@ -58,7 +58,7 @@ pub(super) struct FutexShares {
 
 impl FutexShares {
     pub(super) fn add(&mut self, sample: &SymbolizedSample) {
-        if matches!(sample.detail, StackDetail::Wait(Cause::Lock, _)) && sample.weight > 0.0 {
+        if sample.detail.cause() == Some(Cause::Lock) && sample.weight > 0.0 {
             self.all += sample.weight;
             if sample.stack.idle {
                 self.idle += sample.weight;
@@ -80,7 +80,14 @@ impl FutexShares {
 pub(super) fn of_sample(sample: &SymbolizedSample) -> (Group, StackDetail) {
     let kind = sample.kind;
     match (kind, sample.detail) {
-        (StackKind::Wait, StackDetail::Wait(Cause::Lock, call)) if sample.stack.idle => {
+        (
+            StackKind::Wait,
+            StackDetail::Wait {
+                cause: Cause::Lock,
+                call,
+                memory,
+            },
+        ) if sample.stack.idle => {
             let scope = CodeScope::Cause(Cause::Idle);
             (
                 Group {
@@ -88,10 +95,14 @@ pub(super) fn of_sample(sample: &SymbolizedSample) -> (Group, StackDetail) {
                     scope,
                     parked: true,
                 },
-                StackDetail::Wait(Cause::Idle, call),
+                StackDetail::Wait {
+                    cause: Cause::Idle,
+                    call,
+                    memory,
+                },
             )
         }
-        (StackKind::Wait, StackDetail::Wait(cause, _)) => (
+        (StackKind::Wait, StackDetail::Wait { cause, .. }) => (
             Group {
                 kind,
                 scope: CodeScope::Cause(cause),
@@ -107,7 +118,7 @@ pub(super) fn of_sample(sample: &SymbolizedSample) -> (Group, StackDetail) {
                     scope,
                     parked: false,
                 },
-                StackDetail::Wait(Cause::Other, None),
+                StackDetail::wait(Cause::Other, None),
             )
         }
         (StackKind::Syscall, StackDetail::Syscall(number)) => {

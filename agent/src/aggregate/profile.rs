@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::window::{StackKey, StackValue, Window, address};
-use crate::symbolize::{Cause, StackDetail, StackKind};
+use crate::symbolize::{Cause, StackKind};
 
 /// Which profile is wanted.
 #[derive(Clone, Debug)]
@@ -69,7 +69,7 @@ pub(super) fn profile(windows: &[Arc<Window>], query: &ProfileQuery<'_>) -> Opti
                 && query.version.is_none_or(|version| service.version == version)
         });
         for value in wanted.filter_map(|(_, kinds)| kinds.get(&query.kind)).flatten() {
-            if query.idle || !matches!(value.detail, StackDetail::Wait(Cause::Idle, _)) {
+            if query.idle || value.detail.cause() != Some(Cause::Idle) {
                 merged
                     .entry((value.detail, address(&value.stack)))
                     .and_modify(|known| known.value = known.value.saturating_add(value.value))

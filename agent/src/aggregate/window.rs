@@ -211,7 +211,7 @@ mod tests {
         for (function, value) in stacks {
             let stack = windows.intern(&stack(function, false));
             let value = StackValue {
-                detail: StackDetail::Wait(Cause::Disk, None),
+                detail: StackDetail::wait(Cause::Disk, None),
                 stack,
                 value: *value,
             };
@@ -332,7 +332,7 @@ mod tests {
         let mut builder = WindowBuilder::default();
         let stack = windows.intern(&stack("park", true));
         let value = StackValue {
-            detail: StackDetail::Wait(Cause::Idle, None),
+            detail: StackDetail::wait(Cause::Idle, None),
             stack,
             value: 5,
         };

@@ -2,8 +2,8 @@
 
 use agent_ebpf::wire::{
     self, CONN_WORDS, ConnKey, EVENT_CLOSED, EVENT_EXITED, EVENT_OOM, EVENT_OPENED, EVENT_STACK,
-    EVENT_WAIT_DONE, FRAME_INTERRUPTED, FRAME_UPPER, GROWTH_WORDS, SAMPLE_AGAIN, SAMPLE_FLAGS, SLOT_FIRST,
-    SlotEvent, StackHeader, alloc_sample,
+    EVENT_WAIT_DONE, FOR_MEMORY, FRAME_INTERRUPTED, FRAME_UPPER, GROWTH_WORDS, SAMPLE_AGAIN, SAMPLE_FLAGS,
+    SLOT_FIRST, SlotEvent, StackHeader, alloc_sample,
     python::{PYTHON_ENTRY, PYTHON_RETURNED, PYTHON_WHOLE, PYTHON_WORDS},
 };
 
@@ -181,7 +181,11 @@ fn stack(bytes: &[u8]) -> Option<(StackHeader, StackSample, Vec<CapturedModule>)
     let kind = StackKind::from_index(header.stack_kind)?;
     let nr = u16::try_from(header.nr).ok();
     let detail = match kind {
-        StackKind::Wait => StackDetail::Wait(Cause::from_index(header.cause)?, nr),
+        StackKind::Wait => StackDetail::Wait {
+            cause: Cause::from_index(header.cause & !FOR_MEMORY)?,
+            call: nr,
+            memory: header.cause & FOR_MEMORY != 0,
+        },
         StackKind::Syscall => StackDetail::Syscall(nr?),
         StackKind::Conn => {
             let words = std::mem::take(&mut kernel);

@@ -109,8 +109,16 @@ pub struct Totals {
 /// What more is known of a sampled stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StackDetail {
-    /// Of a wait: its cause and the system call (`None` outside of one).
-    Wait(Cause, Option<u16>),
+    /// Of a wait.
+    Wait {
+        /// What for.
+        cause: Cause,
+        /// In which system call; `None` outside of one.
+        call: Option<u16>,
+        /// Whether the kernel held the thread up for want of memory (`psi_memstall_enter`): to make some free, or for pages that
+        /// had been evicted.
+        memory: bool,
+    },
     /// Of a system call sample: its number.
     Syscall(u16),
     /// Of a connection that it opened: to whom.
@@ -126,6 +134,39 @@ pub enum StackDetail {
     Live(Living),
     /// Nothing more.
     None,
+}
+
+impl StackDetail {
+    /// Of a wait that has nothing to do with memory.
+    #[must_use]
+    pub fn wait(cause: Cause, call: Option<u16>) -> Self {
+        Self::Wait {
+            cause,
+            call,
+            memory: false,
+        }
+    }
+
+    /// What a wait was for, in words; nothing of what is no wait.
+    #[must_use]
+    pub fn waited_for(self) -> String {
+        match self {
+            Self::Wait {
+                cause, memory: true, ..
+            } => format!("{} (memory)", cause.as_str()),
+            Self::Wait { cause, .. } => cause.as_str().to_owned(),
+            _ => String::new(),
+        }
+    }
+
+    /// What a wait was for.
+    #[must_use]
+    pub fn cause(self) -> Option<Cause> {
+        match self {
+            Self::Wait { cause, .. } => Some(cause),
+            _ => None,
+        }
+    }
 }
 
 /// Live allocations of one stack and of one class of age, beside their bytes. Ages are in hundredths of a second.

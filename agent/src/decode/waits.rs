@@ -155,7 +155,7 @@ mod tests {
             pid: 7,
             tid: 8,
             kind: StackKind::Wait,
-            detail: StackDetail::Wait(Cause::Lock, Some(202)),
+            detail: StackDetail::wait(Cause::Lock, Some(202)),
             weight: 0.0,
             own: 0.0,
             user: user.to_vec(),

@@ -10,7 +10,7 @@ use anyhow::Result;
 use super::allocations::bytes;
 use super::profile::{self, Profile};
 use crate::aggregate::{
-    Cause, Owner, ProfileQuery, Service, ServiceSnapshot, Snapshot, StackDetail, StackKind, WindowProfile,
+    Cause, Owner, ProfileQuery, Service, ServiceSnapshot, Snapshot, StackKind, WindowProfile,
 };
 use crate::load::status::{ProbeStatus, Verdict, by_probe};
 use crate::telemetry::{AllocSource, AllocTelemetry, Telemetry};
@@ -248,14 +248,11 @@ impl Recorded<'_> {
 
     /// The code with the largest values.
     fn code(&self, out: &mut String, kind: StackKind, show: fn(u64) -> String) {
-        let mut by_code: BTreeMap<(&str, &Owner), u64> = BTreeMap::new();
+        let mut by_code: BTreeMap<(String, &Owner), u64> = BTreeMap::new();
         let windows = self.windows(kind);
         for sample in windows.iter().flat_map(|windows| &windows.samples) {
-            let cause = match sample.detail {
-                StackDetail::Wait(cause, _) => cause.as_str(),
-                _ => "",
-            };
-            *by_code.entry((cause, &sample.stack.owner)).or_default() += sample.value;
+            let key = (sample.detail.waited_for(), &sample.stack.owner);
+            *by_code.entry(key).or_default() += sample.value;
         }
         let least = by_code.values().sum::<u64>() / 1000;
         let mut by_code: Vec<_> = by_code.into_iter().filter(|(_, value)| *value > least).collect();

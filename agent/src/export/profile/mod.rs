@@ -33,7 +33,7 @@ pub struct Profile {
     pub samples: Vec<Sample>,
 }
 
-/// Key and value: the `cause` of a wait, the `peer` of a connection.
+/// Key and value: the `cause` of a wait and its `stall`, the `peer` of a connection.
 pub type Label = (&'static str, Cow<'static, str>);
 
 /// A stack and its value.
@@ -42,7 +42,7 @@ pub struct Sample {
     /// Whose value.
     pub stack: SharedStack,
     /// What tells it from others of this stack.
-    pub label: Option<Label>,
+    pub labels: Vec<Label>,
     /// In the unit of the kind, scaled to the exact total.
     pub value: i64,
 }
@@ -120,10 +120,16 @@ impl Profile {
 fn samples(values: &[StackValue]) -> Vec<Sample> {
     let sample = |sample: &StackValue| Sample {
         stack: sample.stack.clone(),
-        label: match sample.detail {
-            StackDetail::Wait(cause, _) => Some(("cause", cause.as_str().into())),
-            StackDetail::Opened(peer) => Some(("peer", peer_name(peer))),
-            _ => None,
+        labels: match sample.detail {
+            StackDetail::Wait { cause, memory, .. } => {
+                let stall = memory.then_some(("stall", "memory".into()));
+                [("cause", cause.as_str().into())]
+                    .into_iter()
+                    .chain(stall)
+                    .collect()
+            }
+            StackDetail::Opened(peer) => vec![("peer", peer_name(peer))],
+            _ => Vec::new(),
         },
         value: i64::try_from(sample.value).unwrap_or(i64::MAX),
     };

@@ -74,11 +74,11 @@ pub(super) fn message(profiles: &[Profile]) -> proto::Profile {
     if let Some(frame) = profiles.iter().find_map(main_frame) {
         builder.mapping(frame);
     }
-    let mut samples: BTreeMap<(Vec<u64>, Option<&Label>), Vec<i64>> = BTreeMap::new();
+    let mut samples: BTreeMap<(Vec<u64>, &[Label]), Vec<i64>> = BTreeMap::new();
     for (at, profile) in profiles.iter().enumerate() {
         for sample in profile.samples.iter().filter(|sample| sample.value != 0) {
             let values = samples
-                .entry((builder.locations(&sample.stack.frames), sample.label.as_ref()))
+                .entry((builder.locations(&sample.stack.frames), &*sample.labels))
                 .or_insert_with(|| vec![0; profiles.len()]);
             if let Some(sum) = values.get_mut(at) {
                 *sum = sum.saturating_add(sample.value);
@@ -87,10 +87,10 @@ pub(super) fn message(profiles: &[Profile]) -> proto::Profile {
     }
     builder.out.sample = samples
         .into_iter()
-        .map(|((location_id, label), value)| proto::Sample {
+        .map(|((location_id, labels), value)| proto::Sample {
             location_id,
             value,
-            label: builder.labels(label),
+            label: builder.labels(labels),
         })
         .collect();
     builder.out
@@ -125,12 +125,12 @@ impl Builder {
     }
 
     /// What `go tool pprof -tags` and `-tagfocus` know a sample by.
-    fn labels(&mut self, label: Option<&Label>) -> Vec<proto::Label> {
-        let label = label.map(|(key, value)| proto::Label {
+    fn labels(&mut self, labels: &[Label]) -> Vec<proto::Label> {
+        let label = |(key, value): &Label| proto::Label {
             key: self.string(key),
             str: self.string(value),
-        });
-        label.into_iter().collect()
+        };
+        labels.iter().map(label).collect()
     }
 
     /// Ids of the locations of a stack, innermost first. Inlined frames share the location of the next outer frame

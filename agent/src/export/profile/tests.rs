@@ -7,7 +7,7 @@ use std::time::Duration;
 use prost::Message;
 
 use super::*;
-use crate::aggregate::{Owner, ProfileQuery, Stack, fixture};
+use crate::aggregate::{Cause, Owner, ProfileQuery, Stack, fixture};
 
 fn frame(function: &str, module: &str, address: u64) -> Frame {
     Frame {
@@ -87,7 +87,8 @@ pub(super) fn profile() -> Profile {
 
 fn sample(stack: SharedStack, cause: &'static str, value: i64) -> Sample {
     let label = (!cause.is_empty()).then(|| ("cause", cause.into()));
-    Sample { stack, label, value }
+    let labels = label.into_iter().collect();
+    Sample { stack, labels, value }
 }
 
 fn decoded(profile: &Profile) -> proto::Profile {
@@ -169,6 +170,16 @@ fn pprof_tells_the_causes_of_waits_apart() {
     let mut profile = profile();
     let first = Arc::clone(&profile.samples[0].stack);
     profile.samples.push(sample(Arc::clone(&first), "idle", 5));
+    let waits = [false, true].map(|memory| StackValue {
+        stack: Arc::clone(&first),
+        detail: StackDetail::Wait {
+            cause: Cause::Fault,
+            call: None,
+            memory,
+        },
+        value: if memory { 11 } else { 13 },
+    });
+    profile.samples.extend(samples(&waits));
     profile.samples.push(sample(first, "", 7));
     let out = decoded(&profile);
     let text = |index: i64| out.string_table[usize::try_from(index).unwrap()].as_str();
@@ -187,6 +198,8 @@ fn pprof_tells_the_causes_of_waits_apart() {
         [
             (vec![], 7),
             (vec![("cause", "disk")], 2_000_000_000),
+            (vec![("cause", "fault")], 13),
+            (vec![("cause", "fault"), ("stall", "memory")], 11),
             (vec![("cause", "idle")], 5),
             (vec![("cause", "lock")], 4_000_000_000),
         ]

@@ -17,8 +17,8 @@ use super::pool::Pool;
 use super::process::{ProcessKey, Processes};
 use super::python::{Codes, Source};
 use super::{
-    Cause, Frame, Outcome, Owned, PythonStack, Service, SharedStack, Stack, StackDetail, StackSample,
-    SymbolizeStats, SymbolizedSample, SymbolizerConfig,
+    Cause, Frame, Outcome, Owned, PythonStack, Service, SharedStack, Stack, StackSample, SymbolizeStats,
+    SymbolizedSample, SymbolizerConfig,
 };
 
 /// What makes two stacks the same without resolving them.
@@ -205,7 +205,7 @@ impl Symbolizer {
         let known = process.is_some();
         let alive = process.as_ref().is_some_and(|process| process.alive);
         let source = Source::new(&self.config.proc, key, alive && !sample.python.frames.is_empty());
-        let lock_wait = matches!(sample.detail, StackDetail::Wait(Cause::Lock, _));
+        let lock_wait = sample.detail.cause() == Some(Cause::Lock);
         let stack_key = StackKey {
             generation: process.as_ref().map_or(0, |process| process.generation),
             user: sample.user.clone(),

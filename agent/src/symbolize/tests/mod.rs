@@ -37,7 +37,7 @@ fn sample(pid: u32, user: Vec<u64>) -> (StackSample, Arc<Service>) {
         pid,
         tid: pid,
         kind: StackKind::Wait,
-        detail: StackDetail::Wait(Cause::Lock, Some(202)),
+        detail: StackDetail::wait(Cause::Lock, Some(202)),
         weight: 5.0,
         own: 0.0,
         user,
