@@ -26,6 +26,8 @@ pub const PROBE: Probe = Probe {
     metrics: &[
         "tieback_pool_connections",
         "tieback_pool_peak_connections",
+        "tieback_pool_connection_mean_age_seconds",
+        "tieback_pool_connection_oldest_age_seconds",
         "tieback_pool_connection_seconds_total",
         "tieback_pool_exchanges_total",
         "tieback_pool_opened_total",

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::pools;
 use super::snapshot::{CodeSeries, ServiceSnapshot};
 use crate::symbolize::{
     Cause, ConnEnd, ConnFailure, ConnTotals, Direction, DiskOp, FdKind, HISTOGRAM_BUCKETS, Histogram,
@@ -96,6 +97,10 @@ metrics! {
     PoolConnections = "tieback_pool_connections",
     /// Most at once.
     PoolPeak = "tieback_pool_peak_connections",
+    /// Mean age of open ones.
+    PoolMeanAge = "tieback_pool_connection_mean_age_seconds",
+    /// Age of the oldest.
+    PoolOldestAge = "tieback_pool_connection_oldest_age_seconds",
     /// Time of connections by state.
     PoolSeconds = "tieback_pool_connection_seconds_total",
     /// Exchanges.
@@ -257,12 +262,6 @@ impl ServiceSnapshot {
         by_peer(&self.totals, pick)
     }
 
-    /// Pools of which more is known than how many connections they have.
-    fn used_pools(&self) -> usize {
-        let pools = self.totals.pools.keys();
-        pools.filter(|(_, peer)| !peer.counted_only()).count()
-    }
-
     /// Code series of a signal.
     #[must_use]
     pub fn code_series(&self, kind: StackKind) -> &[CodeSeries] {
@@ -303,10 +302,11 @@ impl ServiceSnapshot {
             Metric::ConnectionBytes => totals.conns.len() * 2,
             Metric::ConnectionsEnded => self.ended().count(),
             Metric::PoolConnections | Metric::PoolPeak | Metric::PoolSeconds => {
-                totals.pools.len() + self.used_pools()
+                totals.pools.len() + pools::used(&totals.pools)
             }
             Metric::PoolOpened => totals.pools.len(),
-            Metric::PoolExchanges | Metric::PoolOnce => self.used_pools(),
+            Metric::PoolExchanges | Metric::PoolOnce => pools::used(&totals.pools),
+            Metric::PoolMeanAge | Metric::PoolOldestAge => pools::aged(&totals.pools),
             Metric::ListenQueue
             | Metric::ListenLimit
             | Metric::ListenSeconds

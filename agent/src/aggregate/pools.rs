@@ -24,6 +24,16 @@ pub struct RecentPool {
 /// The recent past of every pool of a service.
 pub type RecentPools = BTreeMap<PoolKey, RecentPool>;
 
+/// How many there are of which more is known than how many connections they have.
+pub(super) fn used(pools: &BTreeMap<PoolKey, PoolTotals>) -> usize {
+    pools.keys().filter(|(_, peer)| !peer.counted_only()).count()
+}
+
+/// How many there are whose connections' ages are known: some are open.
+pub(super) fn aged(pools: &BTreeMap<PoolKey, PoolTotals>) -> usize {
+    pools.values().filter(|pool| pool.mean_age_ns().is_some()).count()
+}
+
 /// Keeps the pools of one service under a bound.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PoolBound {

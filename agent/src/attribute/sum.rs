@@ -136,6 +136,8 @@ impl PoolTotals {
             open_peak,
             busy_peak,
             ages,
+            ages_ns,
+            oldest_ns,
             open_ns,
             busy_ns,
             samples,
@@ -152,6 +154,8 @@ impl PoolTotals {
         self.open_peak += open_peak;
         self.busy_peak += busy_peak;
         add_array(&mut self.ages, ages);
+        self.ages_ns = self.ages_ns.saturating_add(*ages_ns);
+        self.oldest_ns = self.oldest_ns.max(*oldest_ns);
         self.open_ns += open_ns;
         self.busy_ns += busy_ns;
         self.samples = self.samples.max(*samples);
@@ -163,6 +167,13 @@ impl PoolTotals {
         for address in addresses {
             self.known_as(*address);
         }
+    }
+
+    /// Mean age of the open ones, in nanoseconds; `None` where none is, or no sample told.
+    #[must_use]
+    pub fn mean_age_ns(&self) -> Option<u64> {
+        let known: u64 = self.ages.iter().sum();
+        self.ages_ns.checked_div(known)
     }
 
     /// The peer has this address, too.
@@ -181,6 +192,8 @@ impl PoolTotals {
             open_peak: 0,
             busy_peak: 0,
             ages: Default::default(),
+            ages_ns: 0,
+            oldest_ns: 0,
             ..std::mem::take(self)
         };
     }

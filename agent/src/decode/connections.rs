@@ -97,6 +97,10 @@ pub struct PoolTotals {
     /// Ages of those open at the last sample, in powers of two of milliseconds (gauge); connections that are older than
     /// the agent count from its start.
     pub ages: [u64; AGES],
+    /// The same ages in nanoseconds, summed (gauge).
+    pub ages_ns: u64,
+    /// The greatest of them (gauge).
+    pub oldest_ns: u64,
     /// Nanoseconds that connections were open, summed over them.
     pub open_ns: u64,
     /// The part of `open_ns` during which they were busy.

@@ -61,6 +61,10 @@ struct Pool<'a> {
     median_life_seconds: Option<f64>,
     /// Of the open ones, likewise; connections older than the agent count from its start.
     median_age_seconds: Option<f64>,
+    /// As of the last sample, exactly; connections older than the agent count from its start.
+    mean_age_seconds: Option<f64>,
+    oldest_age_seconds: Option<f64>,
+    /// Of the histogram: the next bound above the oldest.
     oldest_age_seconds_at_most: Option<f64>,
     findings: Vec<String>,
 }
@@ -124,6 +128,7 @@ fn one<'a>(
     let peer = pool_peer_name(peer).into_owned();
     let seconds = recent.length_ns as f64 / 1e9;
     let existed = pool.opened.max(pool.open_peak);
+    let mean_age = pool.mean_age_ns();
     Pool {
         service: &service.service.name,
         namespace: &service.service.namespace,
@@ -144,6 +149,8 @@ fn one<'a>(
         exchanges_per_connection: share(pool.exchanges, existed),
         median_life_seconds: median_life(pool),
         median_age_seconds: age(pool, 0.5),
+        mean_age_seconds: mean_age.map(|ns| ns as f64 / 1e9),
+        oldest_age_seconds: mean_age.map(|_| pool.oldest_ns as f64 / 1e9),
         oldest_age_seconds_at_most: age(pool, 1.0),
         findings: findings(direction, &peer, pool, seconds, &opened_by),
         addresses: pool

@@ -1,6 +1,7 @@
 //! Pools with a known use: gauges at each step against `ss`, busy time against the workload's own timing.
 
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -64,6 +65,8 @@ impl Pair {
 
 const OPEN: &str = "tieback_pool_connections";
 const PEAK: &str = "tieback_pool_peak_connections";
+const MEAN_AGE: &str = "tieback_pool_connection_mean_age_seconds";
+const OLDEST_AGE: &str = "tieback_pool_connection_oldest_age_seconds";
 const SECONDS: &str = "tieback_pool_connection_seconds_total";
 
 #[test]
@@ -127,12 +130,24 @@ fn steps(apart: bool) -> Result<()> {
 /// Connection-seconds that were busy, as read at both ends, and as the client measured; and the length of it all.
 fn busy(agent: &Agent, plan: &[&str]) -> Result<([f64; 2], f64, f64)> {
     let mut pair = Pair::start(agent, false, false, plan)?;
+    let opening = Instant::now();
     pair.client.go()?;
     pair.client.expect("connected")?;
+    let opened = Instant::now();
     let before = agent.settled()?;
     pair.client.go()?;
     let facts = pair.client.expect("used")?;
+    let least = opened.elapsed().as_secs_f64();
     let after = agent.settled()?;
+    let most = opening.elapsed().as_secs_f64();
+    for metric in [MEAN_AGE, OLDEST_AGE] {
+        for age in pair.both(&after, metric, &[]) {
+            assert!(
+                (least..=most).contains(&age),
+                "{metric}: {age}, {least} to {most}"
+            );
+        }
+    }
     let state = [("state", "busy")];
     let (before, after) = (
         pair.both(&before, SECONDS, &state),

@@ -88,6 +88,14 @@ pub(super) fn pools(out: &mut Series<'_>, metric: Metric, service: &ServiceSnaps
                 ("busy", Value::Nanos(pool.busy_ns)),
                 ("idle", Value::Nanos(pool.open_ns.saturating_sub(pool.busy_ns))),
             ),
+            Metric::PoolMeanAge | Metric::PoolOldestAge => {
+                if let Some(mean) = pool.mean_age_ns() {
+                    let oldest = metric == Metric::PoolOldestAge;
+                    let age = if oldest { pool.oldest_ns } else { mean };
+                    out.add(&[direction, peer], Value::Nanos(age));
+                }
+                continue;
+            }
             _ => {
                 if whom.counted_only() && metric != Metric::PoolOpened {
                     continue;

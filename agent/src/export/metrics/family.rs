@@ -99,6 +99,14 @@ pub(super) fn family(metric: Metric) -> Family {
             Gauge,
             "Most TCP connections at once within the retention of profiles (15 min), by direction, peer and state; of busy ones the most that a sample found.",
         ),
+        Metric::PoolMeanAge => (
+            Gauge,
+            "Mean age of the TCP connections that were open at the last sample, by direction and peer; those older than the agent count from its start.",
+        ),
+        Metric::PoolOldestAge => (
+            Gauge,
+            "Age of the oldest TCP connection that was open at the last sample, by direction and peer; one older than the agent counts from its start.",
+        ),
         Metric::PoolSeconds => (
             Counter,
             "Seconds that TCP connections were open, summed over connections, by direction, peer and state; sampled.",

@@ -242,6 +242,8 @@ fn samples(out: &mut Series<'_>, metric: Metric, service: &ServiceSnapshot) {
         | Metric::ConnectionAge => connections(out, metric, service),
         Metric::PoolConnections
         | Metric::PoolPeak
+        | Metric::PoolMeanAge
+        | Metric::PoolOldestAge
         | Metric::PoolSeconds
         | Metric::PoolExchanges
         | Metric::PoolOpened

@@ -105,6 +105,8 @@ fn begin(pool: &PoolTotals) -> PoolTotals {
         open_peak: pool.open,
         busy_peak: pool.busy,
         ages: pool.ages,
+        ages_ns: pool.ages_ns,
+        oldest_ns: pool.oldest_ns,
         ..PoolTotals::default()
     }
 }
@@ -223,6 +225,7 @@ mod tests {
             assert_eq!((pool.open_ns / SECOND, pool.busy_ns / SECOND), (40, 15));
             assert_eq!((pool.exchanges, pool.samples), (30, 11));
             assert_eq!(pool.ages[age_class(11 * SECOND)], 4);
+            assert_eq!((pool.ages_ns, pool.oldest_ns), (44 * SECOND, 11 * SECOND));
         }
         // The next tick begins with what is open, and counts nothing twice.
         let mut next = tick(&[(CLIENT, Direction::Out, server_peer(), 0)]);
@@ -232,6 +235,36 @@ mod tests {
             (pool.open, pool.open_peak, pool.open_ns, pool.samples),
             (4, 4, 0, 0)
         );
+        assert_eq!((pool.ages_ns, pool.oldest_ns), (44 * SECOND, 11 * SECOND));
+    }
+
+    #[test]
+    fn ages_are_those_of_the_last_sample() {
+        let mut pools = Pools::default();
+        let [young, _] = ends(1, CLIENT, false);
+        let [mut old, _] = ends(2, CLIENT, false);
+        old.since_ns = 0;
+        sample(&mut pools, 3 * SECOND, &[young, old]);
+        sample(&mut pools, 8 * SECOND, &[young, old]);
+        let mut one = tick(&[(CLIENT, Direction::Out, server_peer(), 0)]);
+        pools.finish(&mut one);
+        let key = (Direction::Out, PoolPeer::Address(server_peer()));
+        let pool = &one.slots[0].1.pools[&key];
+        assert_eq!(
+            (pool.mean_age_ns(), pool.oldest_ns),
+            (Some(15 * SECOND / 2), 8 * SECOND)
+        );
+        let mut sum = pool.clone();
+        sum.merge(pool);
+        assert_eq!(
+            (sum.mean_age_ns(), sum.oldest_ns),
+            (Some(15 * SECOND / 2), 8 * SECOND)
+        );
+        sample(&mut pools, 9 * SECOND, &[]);
+        let mut none = tick(&[(CLIENT, Direction::Out, server_peer(), 7)]);
+        pools.finish(&mut none);
+        let pool = &none.slots[0].1.pools[&key];
+        assert_eq!((pool.mean_age_ns(), pool.oldest_ns), (None, 0));
     }
 
     #[test]

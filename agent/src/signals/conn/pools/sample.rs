@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::{Key, Pools, key};
-use crate::decode::model::{AGES, SlotId};
+use crate::decode::model::{AGES, PoolTotals, SlotId};
 use crate::decode::sockets::Socket;
 
 /// A connection that has moved no data for this long is quiet.
@@ -38,12 +38,21 @@ pub(super) fn age_class(age_ns: u64) -> usize {
 }
 
 /// What one sample says of a pool.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Now {
     open: u64,
     busy: u64,
     quiet: u64,
     ages: [u64; AGES],
+    ages_ns: u64,
+    oldest_ns: u64,
+}
+
+impl Now {
+    fn tell(self, pool: &mut PoolTotals) {
+        (pool.open, pool.busy, pool.quiet) = (self.open, self.busy, self.quiet);
+        (pool.ages, pool.ages_ns, pool.oldest_ns) = (self.ages, self.ages_ns, self.oldest_ns);
+    }
 }
 
 /// A sample that is being taken. It counts once it has ended: one that breaks off says nothing.
@@ -82,7 +91,10 @@ impl<'a> Sample<'a> {
         now.open += 1;
         now.busy += u64::from(socket.busy);
         now.quiet += u64::from(self.pools.clock.quiet(socket.quiet));
-        now.ages[age_class(self.now_ns.saturating_sub(socket.since_ns))] += 1;
+        let age_ns = self.now_ns.saturating_sub(socket.since_ns);
+        now.ages[age_class(age_ns)] += 1;
+        now.ages_ns = now.ages_ns.saturating_add(age_ns);
+        now.oldest_ns = now.oldest_ns.max(age_ns);
     }
 
     /// All were taken.
@@ -96,11 +108,10 @@ impl<'a> Sample<'a> {
         let last_ns = self.pools.last_ns.replace(self.now_ns).unwrap_or(self.now_ns);
         let length_ns = self.now_ns.saturating_sub(last_ns);
         for pool in self.pools.pools.values_mut() {
-            (pool.open, pool.busy, pool.quiet, pool.ages) = (0, 0, 0, [0; AGES]);
+            Now::default().tell(pool);
         }
         for (key, now) in self.now {
-            let pool = self.pools.pools.entry(key).or_default();
-            (pool.open, pool.busy, pool.quiet, pool.ages) = (now.open, now.busy, now.quiet, now.ages);
+            now.tell(self.pools.pools.entry(key).or_default());
         }
         for pool in self.pools.pools.values_mut() {
             pool.samples += 1;
