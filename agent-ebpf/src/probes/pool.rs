@@ -9,7 +9,7 @@ use crate::{
 /// What it is.
 pub const PROBE: Probe = Probe {
     name: "pool",
-    help: "Use of connections by service and peer, sampled: busy and idle, most at once, exchanges, churn.",
+    help: "Use of connections by service and peer, sampled: busy and idle, most at once, ages, exchanges, churn.",
     hooks: &[Hook { program: "pool_sample", attach: Attach::Run("POOL_SAMPLES") }],
     fields: &[
         Field::TcpDataSegsOut,

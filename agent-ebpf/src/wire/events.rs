@@ -123,6 +123,7 @@ const _: () = assert!(size_of::<CapturedModule>() == 64);
 
 /// Beside the cause of a sampled wait: the kernel held the thread up for want of memory.
 pub const FOR_MEMORY: u32 = 1 << 8;
+const _: () = assert!(Cause::COUNT < FOR_MEMORY as usize);
 
 /// A sampled stack; `user_len` and then `kernel_len` addresses follow, 8 bytes each, see [`FRAME_INTERRUPTED`]; then
 /// `python_len` frames of [`PYTHON_WORDS`](super::python::PYTHON_WORDS), and behind them `modules` times [`CapturedModule`].

@@ -102,6 +102,14 @@ pub(crate) fn wait(
     )
 }
 
+/// The same wait, for want of memory.
+pub(crate) fn for_memory(mut sample: SymbolizedSample) -> SymbolizedSample {
+    if let StackDetail::Wait { memory, .. } = &mut sample.detail {
+        *memory = true;
+    }
+    sample
+}
+
 /// Adds `count` waits of `ns` each.
 pub(crate) fn add_waits(totals: &mut Totals, cause: Cause, count: u64, ns: u64) {
     totals.wait_ns[cause.index()] += count * ns;
@@ -140,7 +148,7 @@ pub(crate) fn snapshot() -> Arc<Snapshot> {
     let mut aggregator = Aggregator::new(limits());
     for at in 1..=2 {
         let samples = vec![
-            wait(&shop, Cause::Disk, 2 * SECOND, stack("shop::save", false)),
+            for_memory(wait(&shop, Cause::Disk, 2 * SECOND, stack("shop::save", false))),
             wait(&shop, Cause::Lock, SECOND, stack("shop::cart", false)),
             wait(&shop, Cause::Lock, 3 * SECOND, stack("worker::park", true)),
             sample(
@@ -321,10 +329,10 @@ fn everything() -> Totals {
             open_peak: 100,
             busy_peak: 7,
             ages: std::array::from_fn(|class| if class == 20 { 100 } else { 0 }),
-            ages_ns: 60_000 * SECOND,
+            ages_ns: u128::from(60_000 * SECOND),
             oldest_ns: 900 * SECOND,
-            open_ns: 1000 * SECOND,
-            busy_ns: 30 * SECOND,
+            open_ns: u128::from(1000 * SECOND),
+            busy_ns: u128::from(30 * SECOND),
             samples: 90,
             exchanges: 5000,
             ..PoolTotals::default()
@@ -346,7 +354,7 @@ fn everything() -> Totals {
         PoolTotals {
             open: 12,
             open_peak: 12,
-            open_ns: 120 * SECOND,
+            open_ns: u128::from(120 * SECOND),
             samples: 90,
             ..PoolTotals::default()
         },
@@ -354,8 +362,8 @@ fn everything() -> Totals {
     let mut churn = PoolTotals {
         open_peak: 3,
         busy_peak: 2,
-        open_ns: 12 * SECOND,
-        busy_ns: 9 * SECOND,
+        open_ns: u128::from(12 * SECOND),
+        busy_ns: u128::from(9 * SECOND),
         samples: 90,
         opened: 4120,
         closed: 4120,

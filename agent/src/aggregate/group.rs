@@ -49,6 +49,11 @@ pub(super) fn move_parked(totals: &mut Totals, idle_share: f64) -> u64 {
     moved
 }
 
+/// Whether a futex wait is idleness: not where the kernel held the thread up in the call, to read what had been evicted.
+fn parked(sample: &SymbolizedSample) -> bool {
+    sample.stack.idle && !matches!(sample.detail, StackDetail::Wait { memory: true, .. })
+}
+
 /// Weights of one service's futex samples in a tick.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct FutexShares {
@@ -60,7 +65,7 @@ impl FutexShares {
     pub(super) fn add(&mut self, sample: &SymbolizedSample) {
         if sample.detail.cause() == Some(Cause::Lock) && sample.weight > 0.0 {
             self.all += sample.weight;
-            if sample.stack.idle {
+            if parked(sample) {
                 self.idle += sample.weight;
             }
         }
@@ -85,9 +90,9 @@ pub(super) fn of_sample(sample: &SymbolizedSample) -> (Group, StackDetail) {
             StackDetail::Wait {
                 cause: Cause::Lock,
                 call,
-                memory,
+                ..
             },
-        ) if sample.stack.idle => {
+        ) if parked(sample) => {
             let scope = CodeScope::Cause(Cause::Idle);
             (
                 Group {
@@ -95,11 +100,7 @@ pub(super) fn of_sample(sample: &SymbolizedSample) -> (Group, StackDetail) {
                     scope,
                     parked: true,
                 },
-                StackDetail::Wait {
-                    cause: Cause::Idle,
-                    call,
-                    memory,
-                },
+                StackDetail::wait(Cause::Idle, call),
             )
         }
         (StackKind::Wait, StackDetail::Wait { cause, .. }) => (
@@ -240,6 +241,27 @@ fn sum(histogram: &Histogram) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::aggregate::fixture;
+
+    #[test]
+    fn a_parked_thread_that_waits_for_evicted_memory_is_not_idle() {
+        let snapshot = fixture::snapshot();
+        let sample = fixture::wait(
+            &snapshot.services[0].service,
+            Cause::Lock,
+            9,
+            fixture::stack("worker::park", true),
+        );
+        let told = |sample: &SymbolizedSample| {
+            let mut shares = FutexShares::default();
+            shares.add(sample);
+            (of_sample(sample).0.parked, shares.idle_share())
+        };
+        assert_eq!(told(&sample), (true, 1.0));
+        let sample = fixture::for_memory(sample);
+        assert_eq!(told(&sample), (false, 0.0));
+        assert_eq!(of_sample(&sample).1, sample.detail);
+    }
 
     #[test]
     fn who_opens_connections_over_unix_sockets_is_seen_where_system_calls_are() {

@@ -97,10 +97,6 @@ metrics! {
     PoolConnections = "tieback_pool_connections",
     /// Most at once.
     PoolPeak = "tieback_pool_peak_connections",
-    /// Mean age of open ones.
-    PoolMeanAge = "tieback_pool_connection_mean_age_seconds",
-    /// Age of the oldest.
-    PoolOldestAge = "tieback_pool_connection_oldest_age_seconds",
     /// Time of connections by state.
     PoolSeconds = "tieback_pool_connection_seconds_total",
     /// Exchanges.
@@ -109,6 +105,10 @@ metrics! {
     PoolOpened = "tieback_pool_opened_total",
     /// Connections for at most one exchange.
     PoolOnce = "tieback_pool_closed_after_one_exchange_total",
+    /// Mean age of open ones.
+    PoolMeanAge = "tieback_pool_connection_mean_age_seconds",
+    /// Age of the oldest.
+    PoolOldestAge = "tieback_pool_connection_oldest_age_seconds",
     /// Connections that wait to be accepted.
     ListenQueue = "tieback_listen_queue_connections",
     /// How many may wait.

@@ -154,7 +154,7 @@ impl PoolTotals {
         self.open_peak += open_peak;
         self.busy_peak += busy_peak;
         add_array(&mut self.ages, ages);
-        self.ages_ns = self.ages_ns.saturating_add(*ages_ns);
+        self.ages_ns += ages_ns;
         self.oldest_ns = self.oldest_ns.max(*oldest_ns);
         self.open_ns += open_ns;
         self.busy_ns += busy_ns;
@@ -173,7 +173,8 @@ impl PoolTotals {
     #[must_use]
     pub fn mean_age_ns(&self) -> Option<u64> {
         let known: u64 = self.ages.iter().sum();
-        self.ages_ns.checked_div(known)
+        let mean = self.ages_ns.checked_div(known.into())?;
+        u64::try_from(mean).ok()
     }
 
     /// The peer has this address, too.

@@ -98,13 +98,13 @@ pub struct PoolTotals {
     /// the agent count from its start.
     pub ages: [u64; AGES],
     /// The same ages in nanoseconds, summed (gauge).
-    pub ages_ns: u64,
+    pub ages_ns: u128,
     /// The greatest of them (gauge).
     pub oldest_ns: u64,
-    /// Nanoseconds that connections were open, summed over them.
-    pub open_ns: u64,
+    /// Nanoseconds that connections were open, summed over them: 50,000 of them fill 64 bits in four days.
+    pub open_ns: u128,
     /// The part of `open_ns` during which they were busy.
-    pub busy_ns: u64,
+    pub busy_ns: u128,
     /// Samples.
     pub samples: u64,
     /// Established.

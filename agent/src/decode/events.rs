@@ -302,6 +302,31 @@ mod tests {
     }
 
     #[test]
+    fn a_wait_has_its_cause_and_whether_it_was_for_want_of_memory() {
+        let detail = |cause: u32| {
+            // SAFETY: a plain record.
+            let mut header: StackHeader = unsafe { std::mem::zeroed() };
+            (header.stack_kind, header.cause, header.nr) = (StackKind::Wait as u32, cause, -1);
+            // SAFETY: as above.
+            let bytes = unsafe {
+                std::slice::from_raw_parts((&raw const header).cast::<u8>(), size_of::<StackHeader>())
+            };
+            Some(stack(bytes)?.1.detail)
+        };
+        for cause in Cause::ALL {
+            let plain = StackDetail::wait(*cause, None);
+            assert_eq!(detail(*cause as u32), Some(plain));
+            let for_memory = StackDetail::Wait {
+                cause: *cause,
+                call: None,
+                memory: true,
+            };
+            assert_eq!(detail(*cause as u32 | FOR_MEMORY), Some(for_memory));
+        }
+        assert_eq!(detail(FOR_MEMORY << 1), None);
+    }
+
+    #[test]
     fn a_connection_has_a_peer_and_one_that_a_window_saw_stands_for_those_outside() {
         #[repr(C)]
         struct Record {

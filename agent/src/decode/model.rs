@@ -115,8 +115,8 @@ pub enum StackDetail {
         cause: Cause,
         /// In which system call; `None` outside of one.
         call: Option<u16>,
-        /// Whether the kernel held the thread up for want of memory (`psi_memstall_enter`): to make some free, or for pages that
-        /// had been evicted.
+        /// Whether the kernel held the thread up for want of memory, as its account of pressure has it (`psi_memstall_enter`): to
+        /// make some free, or for pages that had been in use when they were evicted.
         memory: bool,
     },
     /// Of a system call sample: its number.
@@ -144,18 +144,6 @@ impl StackDetail {
             cause,
             call,
             memory: false,
-        }
-    }
-
-    /// What a wait was for, in words; nothing of what is no wait.
-    #[must_use]
-    pub fn waited_for(self) -> String {
-        match self {
-            Self::Wait {
-                cause, memory: true, ..
-            } => format!("{} (memory)", cause.as_str()),
-            Self::Wait { cause, .. } => cause.as_str().to_owned(),
-            _ => String::new(),
         }
     }
 

@@ -64,7 +64,7 @@ struct Pool<'a> {
     /// As of the last sample, exactly; connections older than the agent count from its start.
     mean_age_seconds: Option<f64>,
     oldest_age_seconds: Option<f64>,
-    /// Of the histogram: the next bound above the oldest.
+    /// The next bound of the histogram.
     oldest_age_seconds_at_most: Option<f64>,
     findings: Vec<String>,
 }
@@ -151,7 +151,7 @@ fn one<'a>(
         median_age_seconds: age(pool, 0.5),
         mean_age_seconds: mean_age.map(|ns| ns as f64 / 1e9),
         oldest_age_seconds: mean_age.map(|_| pool.oldest_ns as f64 / 1e9),
-        oldest_age_seconds_at_most: age(pool, 1.0),
+        oldest_age_seconds_at_most: age(pool, 1.0).map(|bound| bound.max(pool.oldest_ns as f64 / 1e9)),
         findings: findings(direction, &peer, pool, seconds, &opened_by),
         addresses: pool
             .addresses
@@ -163,7 +163,8 @@ fn one<'a>(
     }
 }
 
-fn share(part: u64, whole: u64) -> Option<f64> {
+fn share(part: impl Into<u128>, whole: impl Into<u128>) -> Option<f64> {
+    let (part, whole) = (part.into(), whole.into());
     (whole > 0).then(|| part as f64 / whole as f64)
 }
 
@@ -279,6 +280,12 @@ mod tests {
     fn findings_are_what_a_person_would_say() {
         let snapshot = fixture::snapshot();
         let document = pools(&snapshot);
+        let postgres = &document.pools[0];
+        assert_eq!(postgres.peer, "prod/postgres");
+        assert_eq!(
+            (postgres.mean_age_seconds, postgres.oldest_age_seconds),
+            (Some(600.0), Some(900.0))
+        );
         let said: Vec<&str> = document
             .pools
             .iter()

@@ -53,7 +53,8 @@ pub(super) fn environment(host: &Host, config: &Config) -> Result<Environment> {
     if disabled.contains("unix") || lacks(&layout, &agent_ebpf::probes::unix::PROBE) {
         layout.offsets.set(Field::UnixPeer, MISSING);
     }
-    // Without that probe nothing tells what a thread waits for while it frees memory, which the kernel's flag covers, too.
+    // Without that probe nothing tells what a thread waits for while it frees memory, which the kernel's flag covers, too; samples
+    // are not labelled then, either: whoever switches it off does not want to hear of stalls.
     if disabled.contains("stall") || lacks(&layout, &agent_ebpf::probes::stall::PROBE) {
         layout.offsets.set(Field::TaskMemstall, MISSING);
     }

@@ -112,6 +112,12 @@ fn cached(path: &Path) -> Result<bool> {
     Ok(![0x0102_1994, 0x8584_58f6].contains(&rustix::fs::statfs(path)?.f_type))
 }
 
+/// A file of so many bytes, on its device: no program of a test is to wait for that.
+fn written(path: &Path, bytes: usize) -> Result<()> {
+    std::fs::write(path, vec![7; bytes])?;
+    Ok(std::fs::File::open(path)?.sync_all()?)
+}
+
 #[test]
 fn reclaim_at_the_limit_of_a_cgroup_is_a_stall() -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -123,7 +129,7 @@ fn reclaim_at_the_limit_of_a_cgroup_is_a_stall() -> Result<()> {
     let group = MemoryGroup::new(32 << 20)?;
     let path = dir.path().join("file");
     // More than the group may cache: reading it frees what was read before.
-    std::fs::write(&path, vec![7; 256 << 20])?;
+    written(&path, 256 << 20)?;
     let (mut program, _) = Program::start(&["cold-read", path.to_str().context("path")?])?;
     let service = program.service.clone();
     agent.wait_for_service(&service)?;
@@ -145,7 +151,7 @@ fn reclaim_at_the_limit_of_a_cgroup_is_a_stall() -> Result<()> {
         0.1,
         "seconds of stalls"
     );
-    let (all, labelled) = labelled(&agent, &service)?;
+    let (all, labelled) = waits_for_memory(&agent, &service)?;
     // What was read for the first time had not been evicted.
     assert!(all > 0.1, "{all} s of waits");
     assert!(labelled < 0.1 * all, "{labelled} s of {all} s are labelled");
@@ -153,7 +159,7 @@ fn reclaim_at_the_limit_of_a_cgroup_is_a_stall() -> Result<()> {
 }
 
 /// Seconds of a service's waits for disks and pages, and of those that are labelled as for want of memory.
-fn labelled(agent: &Agent, service: &str) -> Result<(f64, f64)> {
+fn waits_for_memory(agent: &Agent, service: &str) -> Result<(f64, f64)> {
     let path = format!("/services/-/{service}/profile/wait?format=pprof");
     let profile = Profile::of(&agent.get_bytes(&path)?)?;
     let seconds = |profile: &Profile| anyhow::Ok(profile.sum("wait", "")? / 1e9);
@@ -245,7 +251,7 @@ fn waits_for_pages_that_were_evicted_are_stalls() -> Result<()> {
     let group = MemoryGroup::new(32 << 20)?;
     let path = dir.path().join("file");
     // A little more than the group may cache, all of it in use.
-    std::fs::write(&path, vec![7; 36 << 20])?;
+    written(&path, 36 << 20)?;
     let (mut program, _) = Program::start(&["touch", path.to_str().context("path")?])?;
     let service = program.service.clone();
     agent.wait_for_service(&service)?;
@@ -268,11 +274,10 @@ fn waits_for_pages_that_were_evicted_are_stalls() -> Result<()> {
     assert!(count > 100.0, "{count} waits");
     assert_within!(stalls, count, 0.02, "waits");
     assert_within!(stalled, seconds, 0.1, "seconds");
-    let (all, labelled) = labelled(&agent, &service)?;
+    let (all, labelled) = waits_for_memory(&agent, &service)?;
     eprintln!("{labelled} s of {all} s are labelled");
-    // An estimate from samples: nine runs were off by 6 % (one standard deviation). More than half of the waits were for pages that
-    // this program had not seen before.
+    // An estimate from samples: nine runs were off by 6 % (one standard deviation). Others of its waits were for pages that nobody
+    // had read, or that were not in use when they were evicted.
     assert_within!(labelled, seconds, 0.35, "seconds that are labelled");
-    assert!(labelled < 0.8 * all, "{labelled} s of {all} s are labelled");
     Ok(())
 }

@@ -85,8 +85,8 @@ pub(super) fn pools(out: &mut Series<'_>, metric: Metric, service: &ServiceSnaps
                 ("busy", Value::Int(pool.busy_peak)),
             ),
             Metric::PoolSeconds => (
-                ("busy", Value::Nanos(pool.busy_ns)),
-                ("idle", Value::Nanos(pool.open_ns.saturating_sub(pool.busy_ns))),
+                ("busy", Value::Sum(pool.busy_ns)),
+                ("idle", Value::Sum(pool.open_ns.saturating_sub(pool.busy_ns))),
             ),
             Metric::PoolMeanAge | Metric::PoolOldestAge => {
                 if let Some(mean) = pool.mean_age_ns() {
@@ -113,7 +113,7 @@ pub(super) fn pools(out: &mut Series<'_>, metric: Metric, service: &ServiceSnaps
             let value = match metric {
                 Metric::PoolConnections => Value::Int(pool.open),
                 Metric::PoolPeak => Value::Int(pool.open_peak),
-                _ => Value::Nanos(pool.open_ns),
+                _ => Value::Sum(pool.open_ns),
             };
             out.add(&[direction, peer, ("state", "open")], value);
             continue;

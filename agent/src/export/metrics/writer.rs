@@ -19,6 +19,8 @@ pub(super) enum Value {
     Int(u64),
     /// Nanoseconds, written as seconds with every digit.
     Nanos(u64),
+    /// The same where sums of very many may be.
+    Sum(u128),
     Float(f64),
 }
 
@@ -136,18 +138,26 @@ fn number(out: &mut String, value: Value) {
         Value::Float(value) => {
             let _ = write!(out, "{value}");
         }
-        Value::Nanos(ns) => {
-            integer(out, ns / 1_000_000_000);
-            let mut rest = ns % 1_000_000_000;
-            if rest > 0 {
-                let mut digits = *b".000000000";
-                for digit in digits[1..].iter_mut().rev() {
-                    *digit += (rest % 10) as u8;
-                    rest /= 10;
-                }
-                out.push_str(str::from_utf8(&digits).unwrap_or(".0").trim_end_matches('0'));
-            }
+        Value::Nanos(ns) => seconds(out, ns / NANOS, ns % NANOS),
+        Value::Sum(ns) => {
+            let (whole, rest) = (ns / u128::from(NANOS), ns % u128::from(NANOS));
+            seconds(out, u64::try_from(whole).unwrap_or(u64::MAX), rest as u64);
         }
+    }
+}
+
+const NANOS: u64 = 1_000_000_000;
+
+/// Seconds and the nanoseconds behind them.
+fn seconds(out: &mut String, whole: u64, mut rest: u64) {
+    integer(out, whole);
+    if rest > 0 {
+        let mut digits = *b".000000000";
+        for digit in digits[1..].iter_mut().rev() {
+            *digit += (rest % 10) as u8;
+            rest /= 10;
+        }
+        out.push_str(str::from_utf8(&digits).unwrap_or(".0").trim_end_matches('0'));
     }
 }
 
@@ -171,7 +181,10 @@ mod tests {
             (u64::MAX, "18446744073.709551615"),
         ] {
             assert_eq!(text(Value::Nanos(ns)), seconds);
+            assert_eq!(text(Value::Sum(ns.into())), seconds);
         }
+        let years = u128::from(u64::MAX) * 10;
+        assert_eq!(text(Value::Sum(years)), "184467440737.09551615");
         assert_eq!(
             (text(Value::Float(0.25)), text(Value::Int(7))),
             ("0.25".into(), "7".into())

@@ -160,7 +160,7 @@ fn add(tick: &mut Tick, pools: BTreeMap<Whose, PoolTotals>) {
     let mut slots: HashMap<SlotId, Vec<(Direction, PoolPeer, PoolTotals)>> = HashMap::new();
     for ((slot, direction, peer), mut pool) in pools {
         pool.open_peak = pool.open.max(pool.open_peak);
-        pool.open_ns = pool.open * tick.length_ns;
+        pool.open_ns = u128::from(pool.open) * u128::from(tick.length_ns);
         pool.samples = 1;
         slots.entry(slot).or_default().push((direction, peer, pool));
     }

@@ -222,10 +222,14 @@ mod tests {
                 (pool.open, pool.open_peak, pool.busy, pool.busy_peak),
                 (4, 4, 1, 2)
             );
-            assert_eq!((pool.open_ns / SECOND, pool.busy_ns / SECOND), (40, 15));
+            let seconds = |ns: u128| ns / u128::from(SECOND);
+            assert_eq!((seconds(pool.open_ns), seconds(pool.busy_ns)), (40, 15));
             assert_eq!((pool.exchanges, pool.samples), (30, 11));
             assert_eq!(pool.ages[age_class(11 * SECOND)], 4);
-            assert_eq!((pool.ages_ns, pool.oldest_ns), (44 * SECOND, 11 * SECOND));
+            assert_eq!(
+                (pool.mean_age_ns(), pool.oldest_ns),
+                (Some(11 * SECOND), 11 * SECOND)
+            );
         }
         // The next tick begins with what is open, and counts nothing twice.
         let mut next = tick(&[(CLIENT, Direction::Out, server_peer(), 0)]);
@@ -235,7 +239,10 @@ mod tests {
             (pool.open, pool.open_peak, pool.open_ns, pool.samples),
             (4, 4, 0, 0)
         );
-        assert_eq!((pool.ages_ns, pool.oldest_ns), (44 * SECOND, 11 * SECOND));
+        assert_eq!(
+            (pool.mean_age_ns(), pool.oldest_ns),
+            (Some(11 * SECOND), 11 * SECOND)
+        );
     }
 
     #[test]
@@ -254,11 +261,19 @@ mod tests {
             (pool.mean_age_ns(), pool.oldest_ns),
             (Some(15 * SECOND / 2), 8 * SECOND)
         );
-        let mut sum = pool.clone();
+        // Together with 50,000 of another program, 20 days old.
+        let days = 20 * 86_400 * SECOND;
+        let mut sum = PoolTotals {
+            ages_ns: 50_000 * u128::from(days),
+            oldest_ns: days,
+            ..PoolTotals::default()
+        };
+        sum.ages[age_class(days)] = 50_000;
         sum.merge(pool);
+        assert_eq!(sum.oldest_ns, days);
         assert_eq!(
-            (sum.mean_age_ns(), sum.oldest_ns),
-            (Some(15 * SECOND / 2), 8 * SECOND)
+            sum.mean_age_ns().map(|ns| (ns as f64 / SECOND as f64).round()),
+            Some(((50_000.0 * 20.0 * 86_400.0 + 15.0_f64) / 50_002.0).round())
         );
         sample(&mut pools, 9 * SECOND, &[]);
         let mut none = tick(&[(CLIENT, Direction::Out, server_peer(), 7)]);
@@ -279,7 +294,8 @@ mod tests {
         let mut now = tick(&[(CLIENT, Direction::Out, server_peer(), 0)]);
         pools.finish(&mut now);
         let pool = &now.slots[0].1.pools[&(Direction::Out, PoolPeer::Slot(SERVER, server_peer()))];
-        assert_eq!((pool.open, pool.samples, pool.open_ns), (2, 2, 2 * 2 * SECOND));
+        assert_eq!((pool.open, pool.samples), (2, 2));
+        assert_eq!(pool.open_ns, u128::from(2 * 2 * SECOND));
     }
 
     /// A server's end may come into being later than its client's.

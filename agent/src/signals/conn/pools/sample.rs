@@ -44,7 +44,7 @@ pub(super) struct Now {
     busy: u64,
     quiet: u64,
     ages: [u64; AGES],
-    ages_ns: u64,
+    ages_ns: u128,
     oldest_ns: u64,
 }
 
@@ -93,7 +93,7 @@ impl<'a> Sample<'a> {
         now.quiet += u64::from(self.pools.clock.quiet(socket.quiet));
         let age_ns = self.now_ns.saturating_sub(socket.since_ns);
         now.ages[age_class(age_ns)] += 1;
-        now.ages_ns = now.ages_ns.saturating_add(age_ns);
+        now.ages_ns += u128::from(age_ns);
         now.oldest_ns = now.oldest_ns.max(age_ns);
     }
 
@@ -106,7 +106,7 @@ impl<'a> Sample<'a> {
             self.count(socket, other);
         }
         let last_ns = self.pools.last_ns.replace(self.now_ns).unwrap_or(self.now_ns);
-        let length_ns = self.now_ns.saturating_sub(last_ns);
+        let length_ns = u128::from(self.now_ns.saturating_sub(last_ns));
         for pool in self.pools.pools.values_mut() {
             Now::default().tell(pool);
         }
@@ -115,8 +115,8 @@ impl<'a> Sample<'a> {
         }
         for pool in self.pools.pools.values_mut() {
             pool.samples += 1;
-            pool.open_ns += pool.open * length_ns;
-            pool.busy_ns += pool.busy * length_ns;
+            pool.open_ns += u128::from(pool.open) * length_ns;
+            pool.busy_ns += u128::from(pool.busy) * length_ns;
             pool.open_peak = pool.open_peak.max(pool.open);
             pool.busy_peak = pool.busy_peak.max(pool.busy);
         }
