@@ -266,11 +266,13 @@ mod tests {
         let mut sum = PoolTotals {
             ages_ns: 50_000 * u128::from(days),
             oldest_ns: days,
+            open_ns: u64::MAX.into(),
             ..PoolTotals::default()
         };
         sum.ages[age_class(days)] = 50_000;
         sum.merge(pool);
         assert_eq!(sum.oldest_ns, days);
+        assert_eq!(sum.open_ns, u128::from(u64::MAX) + u128::from(10 * SECOND));
         assert_eq!(
             sum.mean_age_ns().map(|ns| (ns as f64 / SECOND as f64).round()),
             Some(((50_000.0 * 20.0 * 86_400.0 + 15.0_f64) / 50_002.0).round())
